@@ -1,0 +1,16 @@
+"""Adapters: small trainable modules inserted between the stages of a frozen backbone.
+
+An adapter is an `nn.Module` built as `Adapter(channels, **options)` that maps (B, C, H, W) to a
+residual of the same shape; the network adds it: x <- x + A(x). To add one, write a file here and a
+line below.
+"""
+
+from dynammo.registry import Registry
+
+ADAPTERS = Registry(
+    "adapter",
+    {
+        "conv": "dynammo.adapters.conv:ConvAdapter",
+        "linear": "dynammo.adapters.linear:LinearAdapter",
+    },
+)

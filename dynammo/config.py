@@ -1,0 +1,380 @@
+"""The one configuration object: what an experiment is, typed, validated, and documented.
+
+Read from `params.yaml`, changed by overrides (`train.epochs=3` on the command line,
+`{"train.epochs": 3}` in a deployment's parameters). Unknown keys, wrong values and contradictions
+are refused together, in one `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dynammo.adapters import ADAPTERS
+from dynammo.data import DATA_SOURCES
+from dynammo.errors import ConfigError
+from dynammo.merging import MERGE_RULES
+from dynammo.registry import Registry
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and no key goes unnoticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _known(registry: Registry) -> AfterValidator:
+    """A check that a name is in a registry."""
+
+    def check(name: str) -> str:
+        if name not in registry:
+            raise ValueError(
+                f"unknown {registry.kind} {name!r}; known: {', '.join(sorted(registry))}"
+            )
+        return name
+
+    return AfterValidator(check)
+
+
+class DataConfig(Section):
+    """Which images."""
+
+    name: str = Field(
+        "digits",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="name of the data set; names the experiment and the registered model",
+    )
+    source: Annotated[str, _known(DATA_SOURCES)] = Field(
+        "digits", description="how the images are laid out: digits, folder or csv"
+    )
+    path: str = Field(
+        "data/digits", min_length=1, description="folder of the images, or the CSV manifest"
+    )
+
+
+class ScenarioConfig(Section):
+    """In which order the classes arrive."""
+
+    classes_per_task: int | None = Field(
+        None, ge=1, description="k new classes a task; exclusive with tasks"
+    )
+    tasks: list[list[str]] | None = Field(
+        None,
+        min_length=1,
+        description="the tasks as explicit lists of class names; exclusive with classes_per_task",
+    )
+    class_order: Literal["seed", "sorted"] | list[str] = Field(
+        "seed",
+        description="seed: shuffled by the seed; sorted: by name; or a list of all classes",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_of_naming_tasks(self) -> ScenarioConfig:
+        problems = []
+        if self.tasks is not None and self.classes_per_task is not None:
+            problems.append("give either scenario.tasks or scenario.classes_per_task, not both")
+        if self.tasks is None and self.classes_per_task is None:
+            problems.append("give scenario.tasks or scenario.classes_per_task")
+        if self.tasks is not None and isinstance(self.class_order, list):
+            problems.append(
+                "scenario.class_order cannot be a list when scenario.tasks lists the classes"
+            )
+        seen: dict[str, int] = {}
+        for number, classes in enumerate(self.tasks or [], start=1):
+            if not classes:
+                problems.append(f"scenario.tasks: task {number} is empty")
+            for name in classes:
+                if name in seen:
+                    problems.append(
+                        f"class {name!r} appears in task {seen[name]} and in task {number}"
+                    )
+                seen.setdefault(name, number)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ImageConfig(Section):
+    """What the network sees."""
+
+    size: int = Field(96, ge=16, le=1024, description="images are resized to size x size pixels")
+
+
+class BackboneConfig(Section):
+    """The frozen network."""
+
+    name: str = Field("tf_efficientnet_lite0", min_length=1, description="any timm CNN")
+    pretrained: bool = Field(
+        True, description="ImageNet weights; false means random and is for tests"
+    )
+    weights: str | None = Field(
+        None, description="local .safetensors or .pth file; default: bundled or timm's hub"
+    )
+    positions: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="modules to put an adapter before; default: the last four stages",
+    )
+
+
+class AdapterConfig(Section):
+    """The trainable part of a task."""
+
+    name: Annotated[str, _known(ADAPTERS)] = Field(
+        "conv", description="conv is the paper's adapter"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the adapter"
+    )
+    init: Literal["previous", "fresh"] = Field(
+        "previous", description="start adapter t from adapter t-1, or anew"
+    )
+
+
+class TrainConfig(Section):
+    """Adapter training (stage 1 of the paper: SGD, step schedule, flip)."""
+
+    epochs: int = Field(8, ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(32, ge=2)
+    milestones: list[float] = Field(
+        [0.35, 0.65, 0.85],
+        description="fractions of the epochs at which the learning rate drops tenfold",
+    )
+    flip: bool = Field(
+        True, description="random horizontal flips; turn off where left and right differ"
+    )
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> TrainConfig:
+        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        if not rising or any(not 0 < m < 1 for m in self.milestones):
+            raise ValueError(f"train.milestones must rise within (0, 1), got {self.milestones}")
+        return self
+
+
+class MemoryConfig(Section):
+    """The exemplar memory. Exactly one of the two is given."""
+
+    size: int | None = Field(
+        None, ge=1, description="images in all, shared equally by the classes seen"
+    )
+    per_class: int | None = Field(None, ge=1, description="images kept of each class")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> MemoryConfig:
+        if (self.size is None) == (self.per_class is None):
+            raise ValueError("give exactly one of memory.size and memory.per_class")
+        return self
+
+
+class MergeConfig(Section):
+    """How n adapters become one."""
+
+    rule: Annotated[str, _known(MERGE_RULES)] = Field(
+        "average", description="average is the paper's rule"
+    )
+
+
+class HeadConfig(Section):
+    """Balanced fine-tuning of the head (stage 2 of the paper: Adam on frozen features)."""
+
+    epochs: int = Field(100, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(32, ge=1)
+    flip: bool = Field(True, description="train on the mirrored view of each exemplar as well")
+
+
+class GateConfig(Section):
+    """When a new model may carry the alias `champion`. All conditions must hold."""
+
+    min_last_recall: float = Field(
+        0.5, ge=0, le=1, description="mean class recall after the last task, at least"
+    )
+    max_gap_to_unmerged: float = Field(
+        0.05, ge=-1, le=1, description="last mean class recall of unmerged minus merged, at most"
+    )
+    beat_champion: bool = Field(
+        True, description="not below the present champion, where that was measured on the same data"
+    )
+
+
+class TrackingConfig(Section):
+    """What goes to MLflow beside metrics and artifacts."""
+
+    experiment: str | None = Field(
+        None, description="MLflow experiment; default: dynammo-<data.name>"
+    )
+    register_model: bool = Field(
+        True, description="register the merged model as dynammo-<data.name>"
+    )
+
+
+class Config(Section):
+    """One experiment. `seed` sets class order, initial weights, sampling and augmentation."""
+
+    seed: int = Field(1, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: cuda, else mps, else cpu"
+    )
+    output: str | None = Field(
+        None, description="folder for the results; default: results/<data.name>"
+    )
+    compare: list[Literal["unmerged", "frozen"]] = Field(
+        ["unmerged", "frozen"], description="evaluated beside merged"
+    )
+    data: DataConfig = DataConfig()
+    scenario: ScenarioConfig = ScenarioConfig(classes_per_task=2)
+    image: ImageConfig = ImageConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+    memory: MemoryConfig = MemoryConfig(size=40)
+    merge: MergeConfig = MergeConfig()
+    head: HeadConfig = HeadConfig()
+    gate: GateConfig = GateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> Config:
+        if self.backbone.weights is not None and not self.backbone.pretrained:
+            raise ValueError("backbone.weights names a file but backbone.pretrained is false")
+        return self
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the results of this experiment are published."""
+        return Path(self.output or f"results/{self.data.name}")
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.tracking.experiment or f"dynammo-{self.data.name}"
+
+    @property
+    def model_name(self) -> str:
+        """The name the merged model is registered under."""
+        return f"dynammo-{self.data.name}"
+
+
+def load_config(
+    params: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a YAML file (none: the defaults) and apply overrides.
+
+    Args:
+        params: YAML file with the sections of `Config`.
+        overrides: dotted keys (`{"train.epochs": 3}`) or nested sections; they win over the file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or any key or value is wrong; all problems at
+            once.
+    """
+    values: dict[str, Any] = {}
+    if params is not None:
+        try:
+            text = Path(params).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError([f"cannot read {params}: {error.strerror}"]) from None
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                [f"{params} is not valid YAML: {' '.join(str(error).split())}"]
+            ) from None
+        if not isinstance(values, dict):
+            raise ConfigError(
+                [f"{params} must hold sections like 'train:', got {type(values).__name__}"]
+            )
+    flat = dict(_flatten(overrides or {}))
+    for key, other in _EXCLUSIVE:
+        # Choosing one of two exclusive keys drops the file's choice of the other.
+        if flat.get(key) is not None and other not in flat:
+            _section_of(values, other).pop(other.rpartition(".")[2], None)
+    for key, value in flat.items():
+        _section_of(values, key)[key.rpartition(".")[2]] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_problems(error)) from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["train.epochs=3", "data.name=skin8"]` -> dotted keys and YAML values.
+
+    Raises:
+        ConfigError: an assignment without "=", or a value that is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    problems = []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"override {assignment!r} is not key=value")
+            continue
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"override {assignment!r}: {value!r} is not a YAML value")
+    if problems:
+        raise ConfigError(problems)
+    return overrides
+
+
+_PAIRS = [("memory.size", "memory.per_class"), ("scenario.tasks", "scenario.classes_per_task")]
+_EXCLUSIVE = _PAIRS + [(second, first) for first, second in _PAIRS]
+
+
+def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested sections as dotted keys. `adapter.options` is a value, not a section."""
+    for key, value in overrides.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted != "adapter.options":
+            yield from _flatten(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _section_of(values: dict[str, Any], dotted: str) -> dict[str, Any]:
+    """The innermost section that a dotted key lives in, made where it is missing."""
+    for part in dotted.split(".")[:-1]:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    return values
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """Pydantic's findings as one readable line each."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(
+            str(part)
+            for part in item["loc"]
+            if part not in ("literal['seed','sorted']", "list[str]")
+        )
+        if item["type"] == "extra_forbidden":
+            section = _section(item["loc"][:-1])
+            lines.append(f"{where}: unknown key; known: {', '.join(section.model_fields)}")
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"])
+            lines.extend([f"{where}: {text}"] if where and "." in where else text.split("\n"))
+        else:
+            lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
+    return lines
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        section = annotation
+    return section

@@ -1,0 +1,70 @@
+"""Checks that need no decoding: what would make results on an image set mean nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from dynammo.data.samples import SPLITS, ImageSet, Sample
+from dynammo.errors import DataError
+
+
+def check_image_set(image_set: ImageSet) -> None:
+    """Refuse an image set whose results would mean nothing.
+
+    Raises:
+        DataError: no images; a class in only one split; a group in both splits; the same file in
+            both splits or under two classes. All problems at once.
+    """
+    if not image_set.samples:
+        raise DataError(f"{image_set.root}: no images")
+    count = Counter((sample.split, sample.label) for sample in image_set.samples)
+    problems = [
+        f"class {name!r} has {count['train', name]} train and {count['test', name]} test images; "
+        "expected some of each"
+        for name in image_set.classes
+        if not all(count[split, name] for split in SPLITS)
+    ]
+    for group, samples in _grouped(image_set.samples, lambda sample: sample.group).items():
+        first = {sample.split: sample for sample in reversed(samples)}
+        if len(first) > 1:
+            files = " and ".join(first[split].file for split in SPLITS)
+            problems.append(f"group {group!r} is in train and in test: {files}")
+    problems += repeats(image_set.samples, lambda sample: sample.sha256)
+    if problems:
+        raise DataError(problems)
+
+
+def repeats(samples: Iterable[Sample], picture: Callable[[Sample], str]) -> list[str]:
+    """Find pictures that are in both splits, or under two classes of one split.
+
+    Args:
+        samples: to look among.
+        picture: what identifies the picture: a hash of the file, or of its pixels.
+
+    Returns:
+        One line each, naming both files. Copies within a class and split are fine.
+    """
+    problems = []
+    for same in _grouped(samples, picture).values():
+        splits = _grouped(same, lambda sample: sample.split)
+        if len(splits) > 1:
+            files = " and ".join(splits[split][0].file for split in SPLITS)
+            problems.append(f"the same picture is in train and in test: {files}")
+        for copies in splits.values():
+            first, *others = copies
+            other = next((sample for sample in others if sample.label != first.label), None)
+            if other:
+                files = f"{first.file} ({first.label!r}) and {other.file} ({other.label!r})"
+                problems.append(f"the same picture is under two classes: {files}")
+    return problems
+
+
+def _grouped(
+    samples: Iterable[Sample], key: Callable[[Sample], str | None]
+) -> dict[str, list[Sample]]:
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if (value := key(sample)) is not None:
+            groups.setdefault(value, []).append(sample)
+    return groups

@@ -1,0 +1,164 @@
+"""Every image decoded and resized once: a memory-mapped array beside a readable index.
+
+`<key>.npy` holds (N, size, size, 3) uint8, one row for each distinct file; `<key>.json` the files'
+SHA-256 in the order of the rows, and the array's own SHA-256. Copies of a file share a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynammo.checkpoint import to_json, write_atomically
+from dynammo.data.checks import repeats
+from dynammo.data.images import DECODER_VERSION, Pixels, decode, resize
+from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
+from dynammo.errors import DataError
+
+
+def build_store(
+    image_set: ImageSet, size: int, directory: Path, progress: Progress | None = None
+) -> Path:
+    """Decode and resize all images, or find that it was done before.
+
+    The file's name is a hash of the images, the size and the decoder's version. What is there
+    already is used if it is intact, and made anew if not.
+
+    Args:
+        image_set: the images.
+        size: side of the square they are resized to, in pixels.
+        directory: where the store goes; made if missing.
+        progress: called with (images done, images).
+
+    Returns:
+        Path of the `.npy`, for `ImageStore.open`.
+
+    Raises:
+        DataError: images that cannot be read, or whose file is not the one that was listed; the
+            same picture (equal pixels before resizing) in train and test, or under two classes of
+            one split. All of them at once.
+    """
+    unique = {sample.sha256: sample for sample in reversed(image_set.samples)}
+    files = sorted(unique)
+    if not files:
+        raise DataError(f"{image_set.root}: no images")
+    identity = f"{image_set.content_hash} {size} {DECODER_VERSION}"
+    path = directory.absolute() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    if _has(path, files):
+        return path
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as temporary:
+        draft = Path(temporary) / path.name
+        rows = np.lib.format.open_memmap(
+            draft, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3)
+        )
+
+        def fill(row: int) -> str | DataError:
+            """Decode one image into its row; gives a hash of the picture."""
+            try:
+                picture = _read(image_set.root, unique[files[row]])
+            except DataError as error:
+                return error
+            rows[row] = resize(picture, size)
+            digest = hashlib.sha256(repr(picture.shape).encode())
+            digest.update(picture.data)
+            return digest.hexdigest()
+
+        pictures: dict[str, str] = {}
+        problems: list[str] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for row, result in enumerate(pool.map(fill, range(len(files)))):
+                if isinstance(result, DataError):
+                    problems += result.problems
+                else:
+                    pictures[files[row]] = result
+                if progress:
+                    progress(row + 1, len(files))
+        readable = [sample for sample in image_set.samples if sample.sha256 in pictures]
+        problems += repeats(readable, lambda sample: pictures[sample.sha256])
+        if problems:
+            raise DataError(problems)
+
+        rows.flush()
+        index = {"sha256": hash_file(draft), "decoder": DECODER_VERSION, "size": size}
+        os.replace(draft, path)
+        write_atomically(path.with_suffix(".json"), to_json({**index, "files": files}))
+    return path
+
+
+class ImageStore:
+    """Resized images by file, read from disk as they are asked for.
+
+    Attributes:
+        size: side of the images, in pixels.
+        files: SHA-256 of the file behind each row.
+    """
+
+    def __init__(self, pixels: Pixels, files: Sequence[str]) -> None:
+        self.size: int = pixels.shape[1]
+        self.files = list(files)
+        self._pixels = pixels
+        self._rows = {digest: row for row, digest in enumerate(files)}
+
+    @staticmethod
+    def open(path: Path, verify: bool = True) -> ImageStore:
+        """Open what `build_store` returned.
+
+        Args:
+            path: the `.npy`.
+            verify: whether to hash the array, which reads all of it.
+
+        Raises:
+            DataError: a file is missing or damaged, or the two do not fit together.
+        """
+        try:
+            index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            files, size, digest = index["files"], index["size"], index["sha256"]
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            fits = pixels.shape == (len(files), size, size, 3) and pixels.dtype == np.uint8
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise DataError(f"{path} is no usable image store: {error}") from None
+        if not fits:
+            raise DataError(f"{path} holds {pixels.dtype} {pixels.shape}; its index says otherwise")
+        if verify and (found := hash_file(path)) != digest:
+            raise DataError(f"{path} is damaged: its SHA-256 is {found}, expected {digest}")
+        return ImageStore(pixels, files)
+
+    def load(self, samples: Sequence[Sample]) -> Tensor:
+        """The images of some samples, (N, 3, size, size) uint8, contiguous, in the order given.
+
+        Raises:
+            DataError: samples whose file is not in the store.
+        """
+        if missing := [sample.file for sample in samples if sample.sha256 not in self._rows]:
+            raise DataError([f"{file} is not in the image store" for file in missing])
+        rows = np.array([self._rows[sample.sha256] for sample in samples], dtype=np.intp)
+        return torch.from_numpy(self._pixels[rows]).permute(0, 3, 1, 2).contiguous()
+
+
+def _has(path: Path, files: list[str]) -> bool:
+    try:
+        return ImageStore.open(path).files == files
+    except DataError:
+        return False
+
+
+def _read(root: Path, sample: Sample) -> Pixels:
+    """Decode a file, made sure to be the one that was listed."""
+    try:
+        content = (root / sample.file).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {sample.file}: {error.strerror}") from None
+    if (found := hashlib.sha256(content).hexdigest()) != sample.sha256:
+        raise DataError(f"{sample.file} has changed: SHA-256 {found}, listed as {sample.sha256}")
+    return decode(content, sample.file)

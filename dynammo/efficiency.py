@@ -1,0 +1,29 @@
+"""What a model costs: multiply-accumulates and parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.inference_mode()
+def count_macs(network: nn.Module, size: int) -> int:
+    """Multiply-accumulates of one forward pass on one image, counting what really runs.
+
+    Half the FLOPs that torch's `FlopCounterMode` counts: convolutions and matrix products;
+    element-wise work and BatchNorm are not counted. ResNet-18 at 224 pixels: 1.814 * 10^9.
+
+    Args:
+        network: (1, 3, size, size) -> anything.
+        size: side of the image in pixels.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        network(torch.zeros(1, 3, size, size))
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Parameters, trainable or not; buffers are not counted."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,42 @@
+"""Every error this package raises on purpose, so that callers can tell them from bugs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DynammoError(Exception):
+    """Base class. The message is one readable line (or a list of lines) meant for the user."""
+
+
+class ConfigError(DynammoError):
+    """A configuration that cannot be run. Carries every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        head = "1 configuration error" if count == 1 else f"{count} configuration errors"
+        super().__init__("\n".join([f"{head}:", *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DataError(DynammoError):
+    """Images or manifests that cannot be used. Carries every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[str] | str, shown: int = 20) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        lines = self.problems[:shown]
+        if len(self.problems) > shown:
+            lines.append(f"... and {len(self.problems) - shown} more")
+        if len(lines) == 1:
+            super().__init__(lines[0])
+        else:
+            head = f"{len(self.problems)} problems in the data:"
+            super().__init__("\n".join([head, *(f"  - {line}" for line in lines)]))
+
+
+class CheckpointError(DynammoError):
+    """A checkpoint that is missing, damaged, or does not fit what it is loaded into."""
+
+
+class WeightsError(DynammoError):
+    """Pretrained weights were asked for and none can be had."""

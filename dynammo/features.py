@@ -1,0 +1,46 @@
+"""Features of images under a frozen network, computed in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Progress = Callable[[int, int], None]
+
+
+@torch.inference_mode()
+def extract_features(
+    network: nn.Module, images: Tensor, batch_size: int = 64, progress: Progress | None = None
+) -> Tensor:
+    """Run images through a network in eval mode.
+
+    Args:
+        network: (B, 3, H, W) -> (B, D).
+        images: (N, 3, H, W) uint8 RGB.
+        batch_size: images at a time.
+        progress: called with (images done, N) after each batch.
+
+    Returns:
+        (N, D) float32 on the CPU.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size].to(device)
+        parts.append(network(batch).float().cpu())
+        if progress is not None:
+            progress(min(start + batch_size, len(images)), len(images))
+    return torch.cat(parts).clone()
+
+
+def mirrored_views(network: nn.Module, images: Tensor, flip: bool) -> Tensor:
+    """Features of each augmentation view, computed once: as it is and, with `flip`, mirrored.
+
+    Returns:
+        (V, N, D) with V = 2 with `flip`, else 1.
+    """
+    views = [images, images.flip(-1)] if flip else [images]
+    return torch.stack([extract_features(network, view) for view in views])

@@ -1,0 +1,259 @@
+"""A frozen backbone with adapters between its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynammo.adapters import ADAPTERS
+from dynammo.backbones import create_backbone, default_positions, normalisation
+from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.errors import CheckpointError, ConfigError
+from dynammo.merging.state import State, check_same_layout
+
+
+class AdaptedStage(nn.Module):
+    """A stage with an adapter in front of it: stage(x + A(x))."""
+
+    def __init__(self, adapter: nn.Module, stage: nn.Module) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.stage = stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the stage's output."""
+        output: Tensor = self.stage(x + self.adapter(x))
+        return output
+
+
+class ParallelAdapters(nn.Module):
+    """n adapters side by side, for the unmerged model.
+
+    The batch carries n copies of every image, one an adapter, laid out as (n * B, C, H, W). The
+    first position receives (B, C, H, W) and makes the copies, so that what lies before it runs
+    once. Returns the residual; with `first`, x is repeated and the residual is added here.
+    """
+
+    def __init__(self, adapters: Sequence[nn.Module], first: bool) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList(adapters)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B or n * B, C, H, W) -> x + A_k(x) for every k, (n * B, C, H, W)."""
+        count = len(self.adapters)
+        parts = [x] * count if self.first else list(x.chunk(count))
+        return torch.cat(
+            [part + adapter(part) for part, adapter in zip(parts, self.adapters, strict=True)]
+        )
+
+
+class Network(nn.Module):
+    """Images in, features out: normalisation, frozen backbone, adapters.
+
+    Args:
+        backbone: a frozen network without classifier; adapters are put into it in place.
+        mean, std: per RGB channel, for pixel values in 0..1.
+        wrap: builds the module that replaces a stage, from (channels, index, stage); none leaves
+            the backbone bare.
+        positions: names of the stages to wrap, in any order.
+        size: side of the images in pixels.
+        min_size: the smallest feature map an adapter takes, in pixels.
+
+    Raises:
+        ConfigError: a position does not exist, is not on the path of the image, carries no (B, C,
+            H, W) tensor, or has a feature map smaller than `min_size`. All problems at once.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        wrap: Callable[[int, int, nn.Module], nn.Module] | None = None,
+        positions: Sequence[str] = (),
+        size: int = 224,
+        min_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        shapes, self.feature_size = _probe(backbone, positions, size, min_size)
+        self.positions = list(shapes)
+        if wrap is not None:
+            for index, (name, shape) in enumerate(shapes.items()):
+                stage = backbone.get_submodule(name)
+                backbone.set_submodule(name, wrap(shape[1], index, stage))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
+        features: Tensor = self.backbone((images.float() - self.mean) / self.std)
+        return features
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Position -> the module standing there."""
+        return {name: self.backbone.get_submodule(name) for name in self.positions}
+
+    def adapters(self) -> dict[str, nn.Module]:
+        """Position -> adapter, in the order in which the image meets them."""
+        stages = self.stages().items()
+        return {name: s.adapter for name, s in stages if isinstance(s, AdaptedStage)}
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What training changes."""
+        return [p for adapter in self.adapters().values() for p in adapter.parameters()]
+
+    def adapter_state(self) -> State:
+        """A copy of all adapters' weights and buffers, named `position.name`, on the CPU."""
+        return {
+            f"{position}.{name}": value.detach().cpu().clone()
+            for position, adapter in self.adapters().items()
+            for name, value in adapter.state_dict().items()
+        }
+
+    def load_adapter_state(self, state: State) -> None:
+        """Load what `adapter_state` gave; validates before anything is changed.
+
+        Raises:
+            CheckpointError: a name or a shape does not fit this network.
+        """
+        try:
+            check_same_layout(self.adapter_state(), state)
+        except ValueError as error:
+            raise CheckpointError(f"the adapter does not fit this network: {error}") from None
+        for position, adapter in self.adapters().items():
+            prefix = f"{position}."
+            adapter.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+
+    def train(self, mode: bool = True) -> Network:
+        """Only adapters ever leave eval mode: the backbone's BatchNorm statistics stay frozen."""
+        super().train(False)
+        for adapter in self.adapters().values():
+            adapter.train(mode)
+        return self
+
+
+def build_network(
+    config: BackboneConfig,
+    weights: State | None,
+    size: int,
+    adapter: AdapterConfig | None = None,
+    seed: int = 0,
+) -> Network:
+    """The backbone alone (`adapter` none) or with one freshly initialised adapter a position.
+
+    Args:
+        config: names the backbone and the positions.
+        weights: the backbone's state dict; none leaves it random, which is enough to count its
+        work.
+        size: side of the images in pixels.
+        adapter: the kind of adapter.
+        seed: of the adapters' initial weights.
+
+    Raises:
+        ConfigError: see `Network`; or the adapter does not take the given options.
+    """
+    backbone = create_backbone(config.name, weights)
+    mean, std = normalisation(config.name)
+    if adapter is None:
+        return Network(backbone, mean, std, size=size).eval()
+    make = ADAPTERS[adapter.name]
+
+    def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
+        return AdaptedStage(_make(make, channels, adapter), stage)
+
+    positions = config.positions or default_positions(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(backbone, mean, std, wrap, positions, size, make.min_size).eval()
+
+
+def build_unmerged_network(
+    config: BackboneConfig,
+    weights: State,
+    size: int,
+    adapter: AdapterConfig,
+    states: Sequence[State],
+) -> Network:
+    """The backbone with n adapters side by side: (B, 3, H, W) -> features (n * B, D), adapter by
+    adapter. What lies before the first adapter runs once.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_network` and `Network.load_adapter_state`.
+    """
+    singles = []
+    for state in states:
+        single = build_network(config, weights, size, adapter)
+        single.load_adapter_state(state)
+        singles.append(single.adapters())
+    backbone = create_backbone(config.name, weights)
+    mean, std = normalisation(config.name)
+    names = list(singles[0])
+
+    def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
+        adapters = [single[names[index]] for single in singles]
+        return nn.Sequential(ParallelAdapters(adapters, first=index == 0), stage)
+
+    return Network(backbone, mean, std, wrap, names, size).eval()
+
+
+def _make(make: Callable[..., nn.Module], channels: int, adapter: AdapterConfig) -> nn.Module:
+    try:
+        return make(channels, **adapter.options)
+    except TypeError as error:
+        raise ConfigError([f"adapter.options for {adapter.name!r}: {error}"]) from None
+
+
+def _probe(
+    backbone: nn.Module, positions: Sequence[str], size: int, min_size: int
+) -> tuple[dict[str, torch.Size], int]:
+    """Input shape at each position, in order of execution, and the number of features."""
+    known = {name for name, _ in backbone.named_modules() if name}
+    problems = [
+        f"backbone.positions: there is no module {name!r}"
+        for name in positions
+        if name not in known
+    ]
+    if len(set(positions)) != len(positions):
+        problems.append(f"backbone.positions names a module twice: {list(positions)}")
+    if problems:
+        raise ConfigError(problems)
+    shapes: dict[str, torch.Size] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, inputs: shapes.__setitem__(name, inputs[0].shape)
+
+    handles = [
+        backbone.get_submodule(name).register_forward_pre_hook(note(name)) for name in positions
+    ]
+    try:
+        with torch.no_grad():
+            features = backbone(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError([f"image.size {size} does not suit this backbone: {reason}"]) from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in positions:
+        shape = shapes.get(name)
+        if shape is None:
+            problems.append(f"backbone.positions: {name!r} is not on the image's path")
+        elif len(shape) != 4:
+            problems.append(f"backbone.positions: {name!r} takes {tuple(shape)}, not (B, C, H, W)")
+        elif min(shape[2:]) < min_size:
+            problems.append(
+                f"image.size {size} leaves {shape[2]}x{shape[3]} pixels before {name!r}, the "
+                f"adapter needs {min_size}x{min_size}: enlarge the images or give fewer positions"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return shapes, features.shape[1]

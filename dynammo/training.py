@@ -1,0 +1,120 @@
+"""Adapter training: stage 1 of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynammo.config import TrainConfig
+from dynammo.errors import DynammoError
+from dynammo.heads import State, new_head
+from dynammo.network import Network
+
+
+class Epoch(NamedTuple):
+    """Means over one epoch's training images: cross-entropy in nats, share right."""
+
+    loss: float
+    accuracy: float
+
+
+class TrainedAdapter(NamedTuple):
+    """The adapter, the temporary head it was trained with, and how the training went."""
+
+    adapter: State
+    head: State
+    history: list[Epoch]
+
+
+def train_adapter(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    config: TrainConfig,
+    seed: int,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainedAdapter:
+    """Train the network's adapters and a temporary head on one task.
+
+    Minimises the cross-entropy over |C_t| + 1 outputs: the task's classes and "others". The
+    backbone is frozen and its BatchNorm stays in eval mode. SGD with momentum; the learning rate
+    drops tenfold at each milestone.
+
+    Args:
+        network: its adapters are the starting point and are changed in place.
+        images: (N, 3, H, W) uint8: the task's images and the exemplars of old classes.
+        labels: (N,) 0..|C_t| - 1 for the task's classes, |C_t| for others.
+        classes: |C_t|.
+        config: epochs, learning rate, and so on.
+        seed: of the head's initial weights, the order of the images and the flips.
+        on_epoch: called after each epoch with its number (from 1) and means.
+        progress: called after each batch with (batches done, batches in all epochs).
+
+    Raises:
+        DynammoError: fewer than two images, or the loss became infinite or NaN.
+
+    Source: arXiv 2304.09042 and 2404.14099.
+    """
+    if len(images) < 2:
+        raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
+    device = next(network.parameters()).device
+    head = nn.Linear(network.feature_size, classes + 1)
+    head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
+    head.to(device)
+    optimiser = torch.optim.SGD(
+        [*network.adapter_parameters(), *head.parameters()],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    drops = [round(fraction * config.epochs) for fraction in config.milestones]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
+    generator = torch.Generator().manual_seed(seed)
+    history: list[Epoch] = []
+    network.train()
+    for number in range(1, config.epochs + 1):
+        loss_sum, right = 0.0, 0
+        batches = _batches(len(images), config.batch_size, generator)
+        for index, batch in enumerate(batches, start=1):
+            inputs = images[batch]
+            if config.flip:
+                mirrored = torch.rand(len(batch), generator=generator) < 0.5
+                inputs = torch.where(mirrored[:, None, None, None], inputs.flip(-1), inputs)
+            targets = labels[batch].to(device)
+            logits = head(network(inputs.to(device)))
+            loss = functional.cross_entropy(logits, targets)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss_sum += loss.item() * len(batch)
+            right += int((logits.argmax(1) == targets).sum())
+            if progress is not None:
+                progress((number - 1) * len(batches) + index, config.epochs * len(batches))
+        schedule.step()
+        history.append(Epoch(loss_sum / len(images), right / len(images)))
+        if not torch.isfinite(torch.tensor(loss_sum)):
+            raise DynammoError(
+                f"the loss is {loss_sum} in epoch {number}: train.learning_rate "
+                f"{config.learning_rate} is too high for these images"
+            )
+        if on_epoch is not None:
+            on_epoch(number, history[-1])
+    network.eval()
+    trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
+    return TrainedAdapter(network.adapter_state(), trained_head, history)
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """A random order cut into batches; a lone last image joins the batch before it, because
+    BatchNorm cannot normalise one sample.
+    """
+    batches = list(torch.randperm(count, generator=generator).split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

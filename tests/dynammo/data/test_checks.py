@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dynammo.data.checks import check_image_set
+from dynammo.data.samples import ImageSet, Sample
+from dynammo.errors import DataError
+
+
+def image_set(*rows: tuple[str, str, str | None, str]) -> ImageSet:
+    """From (split, label, group, content): files are named after their position."""
+    samples = (
+        Sample(f"{split}/{label}/{number}.png", split, label, group, content)
+        for number, (split, label, group, content) in enumerate(rows)
+    )
+    return ImageSet(Path("/data"), tuple(samples))
+
+
+SOUND = (("train", "a", "p1", "1"), ("train", "b", "p1", "2"), ("test", "a", None, "3"))
+
+
+def test_a_sound_image_set_passes() -> None:
+    check_image_set(image_set(*SOUND, ("test", "b", "p2", "4"), ("train", "a", None, "1")))
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(DataError) as caught:
+        check_image_set(
+            image_set(
+                *SOUND,
+                ("test", "c", "p1", "5"),
+                ("test", "c", "p1", "2"),
+                ("train", "a", None, "2"),
+                ("train", "a", None, "6"),
+                ("train", "b", None, "6"),
+            )
+        )
+    assert caught.value.problems == [
+        "class 'b' has 2 train and 0 test images; expected some of each",
+        "class 'c' has 0 train and 2 test images; expected some of each",
+        "group 'p1' is in train and in test: train/a/0.png and test/c/3.png",
+        "the same picture is in train and in test: train/a/5.png and test/c/4.png",
+        "the same picture is under two classes: train/a/5.png ('a') and train/b/1.png ('b')",
+        "the same picture is under two classes: train/a/6.png ('a') and train/b/7.png ('b')",
+    ]
+
+
+def test_no_images() -> None:
+    with pytest.raises(DataError, match="/data: no images"):
+        check_image_set(image_set())
