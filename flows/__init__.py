@@ -1,0 +1,10 @@
+"""Prefect flows, and the command line that starts them."""
+
+import os
+
+# Read by Prefect when it is first imported. The first start of its built-in server takes longer
+# than the default of 20 seconds on a small machine; nothing is reported to anyone.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

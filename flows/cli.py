@@ -1,0 +1,240 @@
+"""The command line `dynammo`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from dynammo.config import load_config, parse_overrides
+from dynammo.data import DATA_SOURCES
+from dynammo.errors import ConfigError, DataError, DynammoError
+
+app = typer.Typer(
+    name="dynammo",
+    help="Teach a deployed image classifier new classes: one adapter a task, all merged into one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Params = Annotated[
+    Path | None,
+    typer.Option(
+        "--params", "-p", help="YAML configuration; default: params.yaml if there is one."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a setting, such as train.epochs=3. May be repeated.",
+    ),
+]
+Model = Annotated[
+    Path, typer.Option("--model", "-m", help="Folder of a model: results/<name>/model.")
+]
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def run(params: Params = None, set_: Set = None) -> None:
+    """Run the whole pipeline: train, merge, fine-tune, evaluate, register. Needs no server.
+
+    Killed or failed, the same command takes up where it stopped.
+    """
+    with readable_errors():
+        overrides = parse_overrides(set_ or [])
+        config = load_config(_params(params), overrides)  # a bad one is refused at once
+        from flows.local import run_locally
+
+        run_locally(config, _params(params), overrides)
+
+
+@app.command()
+def config(params: Params = None, set_: Set = None) -> None:
+    """Print the configuration that `run` would use, every setting with its meaning."""
+    with readable_errors():
+        chosen = load_config(_params(params), parse_overrides(set_ or []))
+        out.print(
+            yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), end="", markup=False
+        )
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Model,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="Of the output.")] = Format.csv,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; default: the terminal.")
+    ] = None,
+) -> None:
+    """Classify images: the most probable class, and every class's probability."""
+    with readable_errors():
+        from dynammo.checkpoint import write_atomically
+        from dynammo.inference import Predictor
+
+        files = list(_image_files(images))
+        predictor = Predictor(model)
+        with _progress("classify", "image") as progress:
+            answers = predictor.predict(files, progress=progress)
+        rows = [
+            {
+                "file": str(file),
+                "label": a.label,
+                "probability": a.probability,
+                "probabilities": a.probabilities,
+            }
+            for file, a in zip(files, answers, strict=True)
+        ]
+        text = (
+            json.dumps(rows, indent=2) + "\n"
+            if format_ is Format.json
+            else _csv(rows, predictor.classes)
+        )
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            write_atomically(output, text.encode())
+            err.print(f"{len(rows)} predictions written to {output}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder with test/<class>/* or <class>/*, or a CSV manifest."),
+    ],
+    model: Model,
+) -> None:
+    """Measure a model on labelled images: accuracy, and recall and precision of every class."""
+    with readable_errors():
+        from flows.local import evaluate_model
+
+        with _progress("classify", "image") as progress:
+            measured = evaluate_model(model, data, progress)
+        table = Table("class", "images", "recall", "precision", title=str(data))
+        for name, row in measured["per_class"].items():
+            table.add_row(
+                name, str(row["support"]), _percent(row["recall"]), _percent(row["precision"])
+            )
+        out.print(table)
+        out.print(
+            f"accuracy {_percent(measured['accuracy'])}, "
+            f"mean class recall {_percent(measured['mean_class_recall'])}"
+        )
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="Results folders, such as results/digits.")],
+) -> None:
+    """Put runs side by side: merged, unmerged and frozen, accuracy, forgetting and cost."""
+    with readable_errors():
+        from flows.local import comparison
+
+        out.print(comparison(results))
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="Embedded data set; digits is the only one.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Where to write train/<class>/* and test/<class>/*.")
+    ],
+) -> None:
+    """Write the embedded data set as image files: the layout your own images should have."""
+    with readable_errors():
+        if source != "digits":
+            raise ConfigError([f"unknown embedded data set {source!r}; known: digits"])
+        from dynammo.data.digits import materialise
+
+        materialise(folder)
+        count = len(DATA_SOURCES["digits"](folder).samples)
+        out.print(f"{count} images in {folder}")
+
+
+@app.command()
+def doctor(params: Params = None) -> None:
+    """Check environment, weights, data and servers, and say what is wrong."""
+    from flows.doctor import checks
+
+    failed = False
+    for name, problem, detail in checks(_params(params)):
+        mark = "[red]problem[/red]" if problem else "[green]ok[/green]"
+        out.print(f"{mark:>8}  {name}: {detail}", highlight=False)
+        failed = failed or problem
+    raise typer.Exit(1 if failed else 0)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """An expected error becomes its message on standard error and exit status 1."""
+    try:
+        yield
+    except DynammoError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _progress(what: str, unit: str) -> Iterator[Any]:
+    from tasks.progress import progress_bar
+
+    with progress_bar(what, unit) as progress:
+        yield progress
+
+
+def _params(given: Path | None) -> str | None:
+    default = Path("params.yaml")
+    if given is None:
+        return str(default) if default.is_file() else None
+    return str(given)
+
+
+def _image_files(paths: list[Path]) -> Iterator[Path]:
+    from dynammo.data.folder import image_files
+
+    for path in paths:
+        if path.is_dir():
+            yield from image_files(path)
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"{path}: no such file or folder")
+
+
+def _csv(rows: list[dict[str, Any]], classes: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", "probability", *classes])
+    for row in rows:
+        shares = [f"{row['probabilities'][name]:.6f}" for name in classes]
+        writer.writerow([row["file"], row["label"], f"{row['probability']:.6f}", *shares])
+    return text.getvalue()
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"

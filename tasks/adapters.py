@@ -1,0 +1,149 @@
+"""Prepare the backbone; train one adapter a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from prefect import get_run_logger
+
+from dynammo.backbones import pretrained_weights
+from dynammo.checkpoint import Ref
+from dynammo.config import BackboneConfig, Config
+from dynammo.data.samples import hash_file
+from dynammo.errors import WeightsError
+from dynammo.network import build_network
+from dynammo.seeds import derive_seed
+from dynammo.training import Epoch
+from dynammo.training import train_adapter as train
+from tasks.caching import step
+from tasks.images import Images
+from tasks.progress import progress_bar
+from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+
+
+class Trained(TypedDict):
+    """What `train_adapter` leaves: two checkpoints, and (loss, accuracy) of each epoch."""
+
+    adapter: Ref
+    head: Ref
+    history: list[list[float]]
+
+
+def weights_hash(config: BackboneConfig) -> str | None:
+    """SHA-256 of the local weights file, where one is configured.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    if config.weights is None:
+        return None
+    try:
+        return hash_file(Path(config.weights))
+    except OSError as error:
+        raise WeightsError(f"cannot read {config.weights}: {error.strerror}") from None
+
+
+@step(
+    "prepare backbone",
+    "dynammo.backbones",
+    retries=2,  # the weights may come over a network
+    retry_delay_seconds=5,
+    task_run_name="prepare backbone {settings[backbone][name]}",
+)
+def prepare_backbone(settings: dict[str, Any], weights_hash: str | None, context: Context) -> Ref:
+    """Fetch the pretrained weights once and keep them as a checkpoint of this workspace.
+
+    Args:
+        settings: sections backbone and seed.
+        weights_hash: SHA-256 of the local weights file, where one is configured.
+        context: places.
+    """
+    config = Config.model_validate(settings)
+    weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
+    meta = provenance(settings, weights_file=weights_hash)
+    return CHECKPOINTS.save("backbone", weights, meta)
+
+
+@step("train adapter", "dynammo.training", task_run_name="train adapter {context[label]}")
+def train_adapter(
+    settings: dict[str, Any],
+    number: int,
+    classes: Classes,
+    backbone: Ref,
+    previous: Ref | None,
+    exemplars: Ref | None,
+    context: Context,
+) -> Trained:
+    """Stage 1 for one task: its images, and exemplars of all earlier classes as "others".
+
+    Args:
+        settings: sections seed, backbone, image, adapter and train.
+        number: of the task, from 1.
+        classes: the task's.
+        backbone: checkpoint of the frozen network.
+        previous: adapter to start from; none starts anew.
+        exemplars: the memory after the task before.
+        context: places.
+    """
+    logger = get_run_logger()
+    config = Config.model_validate(settings)
+    images = Images.of(context)
+    pixels, _ = images.load("train", classes)
+    labels = images.labels("train", classes["names"])
+    if exemplars is not None:
+        others, _ = images.exemplars(exemplars)
+        pixels = torch.cat([pixels, others])
+        labels = torch.cat([labels, torch.full((len(others),), len(classes["names"]))])
+    network = build_network(
+        config.backbone,
+        CHECKPOINTS.load(backbone),
+        config.image.size,
+        config.adapter,
+        derive_seed(config.seed, "adapter", number),
+    )
+    if previous is not None:
+        network.load_adapter_state(CHECKPOINTS.load(previous))
+    network.to(context["device"])
+    logger.info(
+        "%d images of %s, %d outputs",
+        len(pixels),
+        ", ".join(classes["names"]),
+        len(classes["names"]) + 1,
+    )
+
+    def report(epoch: int, means: Epoch) -> None:
+        logger.info(
+            "epoch %d/%d: loss %.4f, %.1f%% right",
+            epoch,
+            config.train.epochs,
+            means.loss,
+            100 * means.accuracy,
+        )
+
+    with progress_bar(f"train adapter {context['label']}", "batch") as progress:
+        trained = train(
+            network,
+            pixels,
+            labels,
+            len(classes["names"]),
+            config.train,
+            derive_seed(config.seed, "train", number),
+            on_epoch=report,
+            progress=progress,
+        )
+    meta = provenance(
+        settings,
+        task=number,
+        classes=classes["names"],
+        images=classes["hash"],
+        backbone=backbone["sha256"],
+        previous=previous and previous["sha256"],
+        exemplars=exemplars and exemplars["sha256"],
+    )
+    return {
+        "adapter": CHECKPOINTS.save("adapter", trained.adapter, meta),
+        "head": CHECKPOINTS.save("task-head", trained.head, meta),
+        "history": [list(epoch) for epoch in trained.history],
+    }

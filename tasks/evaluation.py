@@ -1,0 +1,143 @@
+"""Measure each variant on the test images after each task."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+import torch
+from prefect import get_run_logger
+from torch import nn
+
+from dynammo.checkpoint import Ref
+from dynammo.config import Config
+from dynammo.efficiency import count_macs, count_parameters
+from dynammo.evaluation import Predictions, evaluate_stage
+from dynammo.features import extract_features
+from dynammo.heads import least_others_scores, unified_scores
+from dynammo.network import build_network, build_unmerged_network
+from tasks.caching import step
+from tasks.images import Images
+from tasks.networks import load_network
+from tasks.progress import progress_bar
+from tasks.workspace import CHECKPOINTS, Classes, Context
+
+Variant = Literal["merged", "unmerged", "frozen"]
+
+
+class Evaluated(TypedDict):
+    """The metrics document of one variant after one task, and the predictions behind it."""
+
+    metrics: Ref
+    predictions: Ref
+
+
+@step("extract test features", task_run_name="extract test features: {context[label]}")
+def extract_test_features(
+    settings: dict[str, Any],
+    backbone: Ref,
+    adapter: Ref | None,
+    tests: Classes,
+    context: Context,
+) -> Ref:
+    """Features of all test images under one network: computed once, used after every task.
+
+    Args:
+        settings: sections backbone, image and adapter.
+        backbone: checkpoint of the frozen network.
+        adapter: a task's, or a merged one; none for the bare backbone.
+        tests: the classes of all tasks, in order of arrival.
+        context: places.
+    """
+    config = Config.model_validate(settings)
+    network = load_network(config, backbone, adapter, context["device"])
+    pixels, _ = Images.of(context).load("test", tests)
+    with progress_bar(f"test features: {context['label']}", "image") as progress:
+        features = extract_features(network, pixels, progress=progress)
+    meta = {"backbone": backbone["sha256"], "adapter": adapter and adapter["sha256"]}
+    return CHECKPOINTS.save("features", {"features": features}, {**meta, "images": tests["hash"]})
+
+
+@step("evaluate", task_run_name="evaluate {variant} {context[label]}")
+def evaluate(
+    settings: dict[str, Any],
+    variant: Variant,
+    tasks: list[list[str]],
+    stage: int,
+    tests: Classes,
+    features: list[Ref],
+    heads: list[Ref],
+    previous: Ref | None,
+    context: Context,
+) -> Evaluated:
+    """Predict every test image as the variant would, and compute all metrics.
+
+    Args:
+        settings: sections backbone, image and adapter; for the cost of a prediction.
+        variant: merged, unmerged or frozen.
+        tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
+        stage: number of tasks learnt, from 1.
+        tests: all classes, with the hash of their test images.
+        features: of all test images; one entry, or for unmerged one a task.
+        heads: likewise.
+        previous: the variant's predictions after the task before, for negative flips.
+        context: places.
+    """
+    config = Config.model_validate(settings)
+    targets = Images.of(context).labels("test", tests["names"])
+    inputs = [CHECKPOINTS.load(ref)["features"] for ref in features]
+    states = [CHECKPOINTS.load(ref) for ref in heads]
+    if variant == "unmerged":
+        scores = least_others_scores(inputs, states)
+    else:
+        scores = unified_scores(inputs[0], states[0])
+    saved = {"targets": targets, **scores._asdict()}
+    metrics = evaluate_stage(
+        _predictions(saved),
+        tasks,
+        stage,
+        _predictions(CHECKPOINTS.load(previous)) if previous else None,
+    )
+    metrics |= _cost(config, variant, stage, sum(state["weight"].numel() for state in states))
+    get_run_logger().info(
+        "%s after %s: accuracy %.1f%%, mean class recall %.1f%%",
+        variant,
+        context["label"],
+        100 * metrics["accuracy"],
+        100 * metrics["mean_class_recall"],
+    )
+    meta = {"variant": variant, "stage": stage, "heads": [ref["sha256"] for ref in heads]}
+    return {
+        "metrics": CHECKPOINTS.save_json(f"metrics-{variant}", metrics),
+        "predictions": CHECKPOINTS.save(f"predictions-{variant}", saved, meta),
+    }
+
+
+def _predictions(saved: dict[str, torch.Tensor]) -> Predictions:
+    return Predictions(
+        targets=saved["targets"].numpy(),
+        predicted=saved["predicted"].numpy(),
+        scores=saved["probabilities"].numpy(),
+        confidence=saved["confidence"].numpy(),
+        knownness=saved["knownness"].numpy(),
+    )
+
+
+def _cost(config: Config, variant: Variant, stage: int, head_macs: int) -> dict[str, float]:
+    """Giga multiply-accumulates of predicting one image, counted on the network that would do it,
+    and the parameters that it needs. A head's product takes one multiply-accumulate a weight.
+    """
+    weights = build_network(config.backbone, None, config.image.size).backbone.state_dict()
+    network: nn.Module
+    if variant == "unmerged":
+        adapter = build_network(config.backbone, weights, config.image.size, config.adapter)
+        states = [adapter.adapter_state()] * stage
+        network = build_unmerged_network(
+            config.backbone, weights, config.image.size, config.adapter, states
+        )
+    else:
+        kind = config.adapter if variant == "merged" else None
+        network = build_network(config.backbone, weights, config.image.size, kind)
+    return {
+        "gmacs": (count_macs(network, config.image.size) + head_macs) / 1e9,
+        "parameters": count_parameters(network) + head_macs,
+    }

@@ -1,0 +1,58 @@
+"""Choose which images of each class are remembered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import get_run_logger
+
+from dynammo.checkpoint import Ref
+from dynammo.config import Config
+from dynammo.features import extract_features
+from dynammo.memory import cut, herd, quota
+from tasks.caching import step
+from tasks.images import Images
+from tasks.networks import load_network
+from tasks.workspace import CHECKPOINTS, Classes, Context
+
+
+@step("select exemplars", task_run_name="select exemplars {context[label]}")
+def select_exemplars(
+    settings: dict[str, Any],
+    classes: Classes,
+    backbone: Ref,
+    merged: Ref,
+    previous: Ref | None,
+    context: Context,
+) -> Ref:
+    """Herd the new classes' images on the merged network's features; cut the old classes' to size.
+
+    Args:
+        settings: sections backbone, image, adapter and memory.
+        classes: the newest task's.
+        backbone: checkpoint of the frozen network.
+        merged: checkpoint of the adapter that features are taken with.
+        previous: the memory before this task.
+        context: places.
+
+    Returns:
+        A document: `classes` in order of arrival, and for each the SHA-256 of its `images`, best
+        first.
+    """
+    config = Config.model_validate(settings)
+    images = Images.of(context)
+    old = CHECKPOINTS.load_json(previous) if previous else {"classes": [], "images": []}
+    names = [*old["classes"], *classes["names"]]
+    count = quota(config.memory, len(names))
+    network = load_network(config, backbone, merged, context["device"])
+    pixels, hashes = images.load("train", classes)
+    labels = images.labels("train", classes["names"])
+    features = extract_features(network, pixels)
+    chosen = []
+    for label in range(len(classes["names"])):
+        members = (labels == label).nonzero().flatten()
+        best = members[herd(features[members], count)]
+        chosen.append([hashes[index] for index in best.tolist()])
+    kept = [*cut(old["images"], count), *chosen]
+    get_run_logger().info("%d exemplars of %d classes", sum(map(len, kept)), len(names))
+    return CHECKPOINTS.save_json("exemplars", {"classes": names, "images": kept})

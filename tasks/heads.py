@@ -1,0 +1,107 @@
+"""Balanced fine-tuning: one head for merged and frozen, a head a task for unmerged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynammo.checkpoint import Ref
+from dynammo.config import Config
+from dynammo.features import mirrored_views
+from dynammo.heads import fine_tune_head as fine_tune
+from dynammo.heads import new_head, task_labels
+from dynammo.seeds import derive_seed
+from tasks.caching import step
+from tasks.images import Images
+from tasks.networks import load_network
+from tasks.workspace import CHECKPOINTS, Context, provenance
+
+
+@step("fine-tune head", task_run_name="fine-tune head: {variant} {context[label]}")
+def fine_tune_head(
+    settings: dict[str, Any],
+    variant: str,
+    backbone: Ref,
+    adapter: Ref | None,
+    exemplars: Ref,
+    context: Context,
+) -> Ref:
+    """Stage 2: one head over all seen classes, from scratch, on the class-balanced memory.
+
+    Args:
+        settings: sections seed, backbone, image, adapter and head.
+        variant: "merged" or "frozen"; for the name alone.
+        backbone: checkpoint of the frozen network.
+        adapter: the merged adapter; none for the bare backbone.
+        exemplars: the memory, the new classes' share included.
+        context: places.
+    """
+    config = Config.model_validate(settings)
+    pixels, labels = Images.of(context).exemplars(exemplars)
+    network = load_network(config, backbone, adapter, context["device"])
+    features = mirrored_views(network, pixels, config.head.flip)
+    classes = int(labels.max()) + 1
+    initial = new_head(network.feature_size, classes, derive_seed(config.seed, "head", classes))
+    order = derive_seed(config.seed, "fine-tune", classes)
+    head = fine_tune(features, labels, initial, config.head, order)
+    meta = provenance(
+        settings,
+        backbone=backbone["sha256"],
+        adapter=adapter and adapter["sha256"],
+        exemplars=exemplars["sha256"],
+    )
+    return CHECKPOINTS.save(f"head-{variant}", head, meta)
+
+
+@step("fine-tune task heads", task_run_name="fine-tune task heads: unmerged {context[label]}")
+def fine_tune_task_heads(
+    settings: dict[str, Any],
+    task_sizes: list[int],
+    backbone: Ref,
+    adapters: list[Ref],
+    heads: list[Ref],
+    exemplars: Ref,
+    context: Context,
+) -> list[Ref]:
+    """The unmerged model's stage 2: every task's head again, on the same memory.
+
+    Each head continues from where it was (the newest from its adapter's training) and learns its
+    own task's classes against "others": the exemplars of all other tasks. With one task there are
+    no others, and its head stays as trained.
+
+    Args:
+        settings: sections seed, backbone, image, adapter and head.
+        task_sizes: classes of each task so far.
+        backbone: checkpoint of the frozen network.
+        adapters: one a task.
+        heads: one a task, as they were before this stage.
+        exemplars: the memory, the new classes' share included.
+        context: places.
+    """
+    if len(heads) == 1:
+        return heads
+    config = Config.model_validate(settings)
+    pixels, labels = Images.of(context).exemplars(exemplars)
+    tuned = []
+    first = 0
+    for number, (size, adapter, head) in enumerate(
+        zip(task_sizes, adapters, heads, strict=True), start=1
+    ):
+        network = load_network(config, backbone, adapter, context["device"])
+        features = mirrored_views(network, pixels, config.head.flip)
+        state = fine_tune(
+            features,
+            task_labels(labels, first, size),
+            CHECKPOINTS.load(head),
+            config.head,
+            derive_seed(config.seed, "fine-tune task", number, len(task_sizes)),
+        )
+        meta = provenance(
+            settings,
+            backbone=backbone["sha256"],
+            adapter=adapter["sha256"],
+            head=head["sha256"],
+            exemplars=exemplars["sha256"],
+        )
+        tuned.append(CHECKPOINTS.save("task-head", state, meta))
+        first += size
+    return tuned

@@ -1,0 +1,195 @@
+"""Turn checkpoints into what people look at: a results folder, and Prefect artifacts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+import dynammo
+from dynammo.checkpoint import Ref, to_json, write_atomically
+from dynammo.config import Config
+from dynammo.data.samples import read_manifest
+from dynammo.evaluation import summarise
+from dynammo.inference import save_model
+from dynammo.reporting.report import comparison_table, markdown_table, write_report
+from tasks.champion import current_champion, gate
+from tasks.data import DataVersion
+from tasks.stage import Stage
+from tasks.workspace import CHECKPOINTS, versions
+
+CURVES = (
+    "task",
+    "accuracy",
+    "mean_class_recall",
+    "negative_flips",
+    "ece",
+    "open_set_auroc",
+    "gmacs",
+)
+
+
+@task(name="publish results", task_run_name="publish results to {config.output_dir}")
+def publish(
+    config: Config, data: DataVersion, backbone: Ref, stages: list[Stage], runs: dict[str, Any]
+) -> dict[str, Any]:
+    """Write report, metrics, figures, tables and the deployable model into the results folder.
+
+    The folder is replaced as a whole and only when everything in it has been written.
+
+    Returns:
+        The results document, as in results.json.
+    """
+    results = collect(config, data, stages)
+    champion = current_champion(config.model_name) if config.tracking.register_model else None
+    summary = results["summary"]
+    results["gate"] = gate(
+        config.gate,
+        summary["merged"],
+        summary.get("unmerged"),
+        champion,
+        data_hash=data["hash"],
+        classes=data["tests"]["names"],
+    )
+    with replaced_folder(config.output_dir) as folder:
+        write_atomically(folder / "metrics.json", to_json(summary))
+        write_atomically(folder / "results.json", to_json(results))
+        write_report(results, folder)
+        _write_tables(config, data, stages, results, folder)
+        save_model(
+            folder / "model",
+            backbone=config.backbone,
+            size=config.image.size,
+            adapter=config.adapter,
+            backbone_weights=CHECKPOINTS.load(backbone),
+            adapter_weights=CHECKPOINTS.load(stages[-1]["merged"]),
+            head=CHECKPOINTS.load(stages[-1]["variants"]["merged"]["heads"][0]),
+            classes=data["tests"]["names"],
+            provenance={
+                "data": data["hash"],
+                "parents": {
+                    "backbone": backbone["sha256"],
+                    "merged": stages[-1]["merged"]["sha256"],
+                    "head": stages[-1]["variants"]["merged"]["heads"][0]["sha256"],
+                },
+                "versions": {"dynammo": dynammo.__version__, **versions()},
+            },
+        )
+    show(results, runs.get("url"))
+    get_run_logger().info("results are in %s", config.output_dir)
+    return results
+
+
+def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str, Any]:
+    """The results document: configuration, data version, and every variant's metrics."""
+    variants = {}
+    for name in stages[-1]["variants"]:
+        measured = [
+            CHECKPOINTS.load_json(s["variants"][name]["evaluated"]["metrics"]) for s in stages
+        ]
+        cost = {key: measured[-1][key] for key in ("gmacs", "parameters")}
+        variants[name] = {"summary": {**summarise(measured), **cost}, "stages": measured}
+    return {
+        "name": f"{config.data.name} seed {config.seed}",
+        "created_by": {"dynammo": dynammo.__version__, **versions()},
+        "data": {
+            "name": config.data.name,
+            "source": config.data.source,
+            "path": config.data.path,
+            "hash": data["hash"],
+            "train_images": data["train_images"],
+            "test_images": data["test_images"],
+        },
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "tasks": [
+            {
+                "number": part["number"],
+                "classes": part["train"]["names"],
+                "train_images": part["train_images"],
+                "test_images": part["test_images"],
+            }
+            for part in data["tasks"]
+        ],
+        "variants": variants,
+        "summary": {name: variant["summary"] for name, variant in variants.items()},
+    }
+
+
+def _write_tables(
+    config: Config, data: DataVersion, stages: list[Stage], results: dict[str, Any], folder: Path
+) -> None:
+    """`curves/<variant>.csv`, a row a task, and `predictions/<variant>.csv`, a row a test image."""
+    names = data["tests"]["names"]
+    tests = read_manifest(Path(data["manifest"])).select("test", names)
+    for variant, measured in results["variants"].items():
+        curves = [{key: stage[key] for key in CURVES} for stage in measured["stages"]]
+        _write_csv(folder / "curves" / f"{variant}.csv", curves)
+        last = CHECKPOINTS.load(stages[-1]["variants"][variant]["evaluated"]["predictions"])
+        rows = [
+            {
+                "file": sample.file,
+                "actual": sample.label,
+                "predicted": names[predicted],
+                "confidence": f"{confidence:.4f}",
+            }
+            for sample, predicted, confidence in zip(
+                tests, last["predicted"].tolist(), last["confidence"].tolist(), strict=True
+            )
+        ]
+        _write_csv(folder / "predictions" / f"{variant}.csv", rows)
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def show(results: dict[str, Any], mlflow_url: str | None) -> None:
+    """Prefect artifacts: the comparison as a table, the outcome as text, a link to MLflow."""
+    slug = re.sub(r"[^a-z0-9]+", "-", results["data"]["name"].lower()).strip("-")
+    rows = comparison_table(results)
+    verdict = "\n".join(
+        f"- {'passed' if check['passed'] else 'FAILED'}: {check['name']} ({check['detail']})"
+        for check in results["gate"]["checks"]
+    )
+    create_table_artifact(rows, key=f"{slug}-comparison", description="merged, unmerged, frozen")
+    create_markdown_artifact(
+        f"# {results['name']}\n\n{markdown_table(rows)}\n\n## Gate\n\n{verdict}\n",
+        key=f"{slug}-summary",
+    )
+    if mlflow_url:
+        create_link_artifact(mlflow_url, "the run in MLflow", key=f"{slug}-mlflow")
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the target's place when the block ends without an error."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    fresh.chmod(0o755)
+    try:
+        yield fresh
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+            target.replace(old / target.name)
+            fresh.replace(target)
+            shutil.rmtree(old)
+        else:
+            fresh.replace(target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise

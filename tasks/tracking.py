@@ -1,0 +1,113 @@
+"""Keep MLflow up to date: an experiment's runs, its checkpoints as artifacts, and the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import get_run_logger, task
+
+import dynammo
+from dynammo.checkpoint import Ref
+from dynammo.config import Config
+from tasks import champion, mlflow_runs, served_model
+from tasks.caching import step_key
+from tasks.data import DataVersion
+from tasks.stage import Stage
+from tasks.workspace import CHECKPOINTS
+
+# What the metrics depend on; a run is the same run while these and the settings stay the same.
+_CODE = ("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation")
+_BESIDE_THE_POINT = {"device", "output", "tracking", "gate"}
+
+
+@task(name="open MLflow runs", retries=2, retry_delay_seconds=3)
+def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any]:
+    """Start one parent run and one child run a variant, or find those that a killed flow left.
+
+    Returns:
+        `parent` and `children` (variant -> run id), `experiment_id`, and `url` of the parent, none
+        without a tracking server.
+    """
+    values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
+    key = step_key("run", {"settings": values, "data": data["hash"], "backbone": backbone}, _CODE)
+    tags = {"dynammo.version": dynammo.__version__}
+    if data["dvc"].get("md5"):
+        tags["dvc.md5"] = data["dvc"]["md5"]
+    runs = mlflow_runs.open_runs(config, key, dict(data), ["merged", *config.compare], tags)
+    return {**runs, "url": mlflow_runs.run_url(runs["parent"])}
+
+
+@task(name="track", retries=2, retry_delay_seconds=3, task_run_name="track {label} in MLflow")
+def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
+    """Log one task's metrics and checkpoints; what is logged already is left as it is."""
+    number = stage["number"]
+    folder = f"task-{number:02d}"
+    trained = stage["trained"]
+    mlflow_runs.log_training_curve(runs["parent"], number, trained["history"])
+    mlflow_runs.log_files(
+        runs["parent"],
+        _files(trained["adapter"], trained["head"], stage["exemplars"]),
+        f"adapters/{folder}",
+    )
+    mlflow_runs.log_files(runs["parent"], _files(stage["merged"]), f"merged/{folder}")
+    for name, variant in stage["variants"].items():
+        run = runs["children"][name]
+        metrics = CHECKPOINTS.load_json(variant["evaluated"]["metrics"])
+        mlflow_runs.log_stage(run, number, metrics)
+        mlflow_runs.log_files(run, _files(*variant["heads"]), f"heads/{folder}")
+        mlflow_runs.log_files(run, _files(variant["evaluated"]["metrics"]), f"metrics/{folder}")
+
+
+@task(name="register model", retries=2, retry_delay_seconds=3)
+def register(
+    config: Config, data: DataVersion, runs: dict[str, Any], results: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Log summaries, report and figures; register the merged model; move `champion` if the gate
+    passed.
+
+    Returns:
+        Name, version and whether it is champion; none where `tracking.register_model` is off.
+    """
+    folder = config.output_dir
+    figures = sorted((folder / "figures").glob("*.png"))
+    for variant, run in runs["children"].items():
+        mlflow_runs.log_summary(run, results["summary"][variant])
+        own = [figure for figure in figures if figure.stem.endswith(f"_{variant}")]
+        mlflow_runs.log_files(run, own, "figures")
+    mlflow_runs.log_files(runs["parent"], figures, "figures")
+    report = [folder / name for name in ("report.html", "results.json", "metrics.json")]
+    mlflow_runs.log_files(runs["parent"], report, "report")
+    if not config.tracking.register_model:
+        return None
+    run = runs["children"]["merged"]
+    # A plain grey picture: an example is seen by everybody who sees the model, so not a patient's.
+    example = np.full((config.image.size, config.image.size, 3), 128, dtype=np.uint8)
+    model = served_model.log_model(run, folder / "model", config.model_name, example)
+    version = served_model.register(
+        config.model_name,
+        run,
+        model,
+        data_hash=data["hash"],
+        classes=data["tests"]["names"],
+        summary=results["summary"]["merged"],
+    )
+    promoted = champion.promote(config.model_name, version, results["gate"])
+    get_run_logger().info(
+        "registered %s version %s%s", config.model_name, version, ", champion" if promoted else ""
+    )
+    return {"name": config.model_name, "version": version, "champion": promoted}
+
+
+@task(name="close MLflow runs")
+def close_runs(runs: dict[str, Any], status: str) -> None:
+    """Mark the runs FINISHED or FAILED."""
+    mlflow_runs.finish_runs(runs, status)
+
+
+def _files(*refs: Ref) -> list[Path]:
+    """Checkpoints and the metadata beside them."""
+    paths = [CHECKPOINTS.path(ref) for ref in refs]
+    beside = [path.with_suffix(".json") for path in paths if path.suffix == ".safetensors"]
+    return paths + beside
