@@ -69,7 +69,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match="cannot read nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read nowhere\.yaml"):
         load_config("nowhere.yaml")
 
 

@@ -127,5 +127,5 @@ def test_too_small_images_are_refused_with_the_way_out(backbone: BackboneConfig)
 
 
 def test_wrong_adapter_options_are_refused(backbone: BackboneConfig) -> None:
-    with pytest.raises(ConfigError, match="adapter.options for 'conv'.*'width'"):
+    with pytest.raises(ConfigError, match=r"adapter\.options for 'conv'.*'width'"):
         build_network(backbone, None, SIZE, AdapterConfig(options={"width": 3}))

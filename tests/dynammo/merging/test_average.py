@@ -132,7 +132,9 @@ def test_linear_adapters_merge_to_the_mean_of_their_outputs() -> None:
 
 def test_all_differences_of_layout_are_listed() -> None:
     with pytest.raises(ValueError, match=r"bias is in one adapter only; .*weight: shape \(2,\) ag"):
-        running_average({"weight": torch.ones(2), "bias": torch.ones(1)}, {"weight": torch.ones(3)}, 2)
+        running_average(
+            {"weight": torch.ones(2), "bias": torch.ones(1)}, {"weight": torch.ones(3)}, 2
+        )
 
 
 def test_nothing_to_merge() -> None:

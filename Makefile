@@ -1,0 +1,50 @@
+# `make` lists what there is. Everything installs into .venv, once.
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format data repro up down ui lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make the environment .venv from the lock (TORCH=cpu or TORCH=cuda chooses the build)
+	@bash scripts/install.sh
+
+demo: setup ## learn handwritten digits, two classes at a time, on images and weights that come along
+	$(BIN)/dynammo run $(ARGS)
+
+test: setup ## run the tests (ARGS="-k merge" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+data: setup ## write the embedded data set to data/digits
+	$(BIN)/dynammo export digits data/digits
+
+repro: data ## bring every DVC stage up to date
+	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+
+up: setup ## start Prefect server, MLflow server and a worker in the background, on this machine only
+	@$(BIN)/python scripts/servers.py up
+
+down: ## stop what `make up` started
+	@if [ -x $(BIN)/python ]; then $(BIN)/python scripts/servers.py down; fi
+
+ui: setup ## show the MLflow runs of this folder in a browser, until Ctrl-C
+	@$(BIN)/python scripts/servers.py ui
+
+lock: setup ## resolve pyproject.toml into requirements.lock again (ARGS=--upgrade for newer versions)
+	bash scripts/lock.sh $(ARGS)
+
+clean: ## delete caches and build products; keeps .venv, data and results
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find dynammo tasks flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,294 @@
+"""Prefect server, MLflow server and a worker on this machine: `make up`, `make down`, `make ui`.
+
+Every process started here carries the environment variable DYNAMMO_SERVER, and its children inherit
+it. That is how they are found again: there is no pid file to go stale, and nothing else is stopped.
+Logs are in .dynammo/servers/. Ports: PREFECT_PORT (4200) and MLFLOW_PORT (5000).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import NoReturn, TextIO
+from urllib.request import ProxyHandler, build_opener
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+STATE = ROOT / ".dynammo"
+LOGS = STATE / "servers"
+HOST = "127.0.0.1"
+POOL = "dynammo"
+
+COMMANDS = {  # how the first process of each is told from its children
+    "prefect": "prefect server start",
+    "mlflow": "mlflow server",
+    "worker": "prefect worker start",
+}
+MARK = "DYNAMMO_SERVER"  # "prefect in /path/of/the/project"
+ADDRESS = "DYNAMMO_SERVER_ADDRESS"
+START_SECONDS = 240  # a first start migrates databases
+STOP_SECONDS = 20
+
+
+def up() -> None:
+    """Start what is not running yet, deploy the flow, and say how to use it."""
+    with _lock():
+        prefect = _start_server("prefect", "PREFECT_PORT", 4200, _prefect_command)
+        mlflow = _own_mlflow() or _start_server("mlflow", "MLFLOW_PORT", 5000, _mlflow_command)
+        _wait("prefect", lambda: _get(f"{prefect}/api/health"))
+        if not _own_mlflow():
+            _wait("mlflow", lambda: _get(f"{mlflow}/health"))
+        env = _environment(prefect) | {"MLFLOW_TRACKING_URI": mlflow}
+        if not _main_process("worker"):
+            _deploy(env)
+            _start("worker", ["prefect", "worker", "start", "--pool", POOL, "--name", "local"], env)
+        _wait("worker", lambda: "started!" in _log("worker").read_text(encoding="utf-8"))
+    print(
+        f"""
+Prefect  {prefect}
+MLflow   {mlflow}
+Logs     {LOGS.relative_to(ROOT)}/      Stop: make down
+
+Run the deployment:
+  export PREFECT_API_URL={prefect}/api
+  {BIN.relative_to(ROOT)}/prefect deployment run dynammo/incremental --watch"""
+    )
+
+
+def down() -> None:
+    """Stop what `up` started: the worker and its flow runs first, then the servers."""
+    with _lock():
+        found = False
+        for name in ("worker", "mlflow", "prefect"):
+            if _processes(name):
+                found = True
+                print(f"stopping {name}")
+                _stop(name)
+        if not found:
+            print("nothing to stop")
+
+
+def ui() -> None:
+    """Show the runs recorded in mlflow.db, in the foreground."""
+    port = int(os.environ.get("MLFLOW_PORT", 5000))
+    if _listens(port):
+        _fail(f"http://{HOST}:{port} answers already; another port: make ui MLFLOW_PORT={port + 1}")
+    print(
+        f"MLflow: http://{HOST}:{port} (its first start takes a minute; stop: Ctrl-C)", flush=True
+    )
+    os.chdir(ROOT)
+    program, *arguments = _mlflow_command(port)
+    os.execve(BIN / program, [program, *arguments], _environment())
+
+
+def _prefect_command(port: int) -> list[str]:
+    return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+
+
+def _mlflow_command(port: int) -> list[str]:
+    """Artifacts are plain files that clients write themselves, as they do without a server.
+
+    So runs recorded with and without the server can follow each other in one experiment.
+    """
+    options = {
+        "--host": HOST,
+        "--port": str(port),
+        "--workers": "1",
+        "--backend-store-uri": f"sqlite:///{ROOT / 'mlflow.db'}",
+        "--default-artifact-root": (ROOT / "mlartifacts").as_uri(),
+    }
+    return ["mlflow", "server", "--no-serve-artifacts", *chain.from_iterable(options.items())]
+
+
+def _own_mlflow() -> str | None:
+    """The tracking server that MLFLOW_TRACKING_URI names, unless it is the one started here."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    ours = {f"http://{host}:{os.environ.get('MLFLOW_PORT', 5000)}" for host in (HOST, "localhost")}
+    return uri if uri and uri not in ours else None
+
+
+def _environment(prefect: str | None = None) -> dict[str, str]:
+    """The user's environment, without their Prefect account, and without telemetry.
+
+    Prefect's database, settings and profiles are those in .dynammo/prefect, so that neither an
+    account in ~/.prefect is used nor the history there is touched.
+    """
+    env = {k: v for k, v in os.environ.items() if k not in ("PREFECT_PROFILE", "PREFECT_API_KEY")}
+    env |= {
+        "PREFECT_HOME": str(STATE / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves its job processes
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if prefect:
+        env["PREFECT_API_URL"] = f"{prefect}/api"
+    return env
+
+
+def _start_server(
+    name: str, variable: str, default: int, command: Callable[[int], Sequence[str]]
+) -> str:
+    """Start a server unless it is there. Returns its address."""
+    if running := _main_process(name):
+        address: str = running.environ()[ADDRESS]
+        return address
+    _stop(name)  # what a crashed one left
+    port = int(os.environ.get(variable, default))
+    if _listens(port):
+        _fail(
+            f"port {port} is taken by something else, so {name} cannot start; stop that, "
+            f"or choose another port: make up {variable}={port + 1}"
+        )
+    address = f"http://{HOST}:{port}"
+    print(f"starting {name}", flush=True)
+    _start(name, command(port), _environment(address if name == "prefect" else None), address)
+    return address
+
+
+def _start(name: str, command: Sequence[str], env: dict[str, str], address: str = "") -> None:
+    """Start a process that outlives this one and its terminal."""
+    with _log(name).open("wb") as log:
+        subprocess.Popen(
+            [BIN / command[0], *command[1:]],
+            cwd=ROOT,
+            env=env | {MARK: _mark(name), ADDRESS: address},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _deploy(env: dict[str, str]) -> None:
+    """Register the flow of prefect.yaml, and the work pool if there is none."""
+    print("deploying dynammo/incremental", flush=True)
+    with _log("deploy").open("wb") as log:
+
+        def prefect(*arguments: str) -> bool:
+            command = [str(BIN / "prefect"), "--no-prompt", *arguments]
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+            return done.returncode == 0
+
+        pool = prefect("work-pool", "inspect", POOL) or prefect(
+            "work-pool", "create", POOL, "--type", "process"
+        )
+        if not pool or not prefect("deploy", "--all"):
+            _fail_with_log("deploy", "the deployment failed")
+
+
+def _wait(name: str, ready: Callable[[], bool]) -> None:
+    """Wait until a process is ready, or say why it is not."""
+    if ready():
+        return
+    print(f"waiting for {name} ", end="", flush=True)
+    end = time.monotonic() + START_SECONDS
+    while not ready():
+        if not _main_process(name):
+            _fail_with_log(name, f"{name} stopped while it started")
+        if time.monotonic() > end:
+            _fail_with_log(name, f"{name} is not ready after {START_SECONDS} seconds")
+        print(".", end="", flush=True)
+        time.sleep(1)
+    print(" ready")
+
+
+def _stop(name: str) -> None:
+    """Ask the first process to stop, then all that are left, then insist."""
+    main = _main_process(name)
+    _signal([main] if main else [], signal.SIGTERM, name)
+    _signal(_processes(name), signal.SIGTERM, name)
+    _signal(_processes(name), signal.SIGKILL, name)
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals, name: str) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    end = time.monotonic() + STOP_SECONDS
+    while processes and _processes(name) and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def _main_process(name: str) -> psutil.Process | None:
+    for process in _processes(name):
+        with suppress(psutil.Error):
+            if COMMANDS[name] in " ".join(process.cmdline()):
+                return process
+    return None
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    """The processes of a server, with all their children."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == _mark(name):
+                found.append(process)
+        except (psutil.Error, OSError):  # another user's, or gone
+            continue
+    return found
+
+
+def _mark(name: str) -> str:
+    return f"{name} in {ROOT}"
+
+
+def _log(name: str) -> Path:
+    return LOGS / f"{name}.log"
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _get(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _lock() -> TextIO:
+    """One `up` or `down` at a time."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    file = (LOGS / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _fail("another make up or make down is at work")
+    return file
+
+
+def _fail_with_log(name: str, message: str) -> NoReturn:
+    lines = _log(name).read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+    _fail("\n".join([message + "; the end of its log:", *lines, f"(all of it: {_log(name)})"]))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"\nerror: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    commands = {"up": up, "down": down, "ui": ui}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        _fail(f"usage: servers.py {'|'.join(commands)}")
+    commands[sys.argv[1]]()
