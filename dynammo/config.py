@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from dynammo.adapters import ADAPTERS
 from dynammo.data import DATA_SOURCES
@@ -27,17 +36,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _known(registry: Registry) -> AfterValidator:
-    """A check that a name is in a registry."""
+class _Known:
+    """Marks a name that must be in a registry."""
 
-    def check(name: str) -> str:
-        if name not in registry:
-            raise ValueError(
-                f"unknown {registry.kind} {name!r}; known: {', '.join(sorted(registry))}"
-            )
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": sorted(self._registry)}
+
+    def _check(self, name: str) -> str:
+        known = self._registry
+        if name not in known:
+            raise ValueError(f"unknown {known.kind} {name!r}; known: {', '.join(sorted(known))}")
         return name
-
-    return AfterValidator(check)
 
 
 class DataConfig(Section):
@@ -48,8 +67,8 @@ class DataConfig(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
         description="name of the data set; names the experiment and the registered model",
     )
-    source: Annotated[str, _known(DATA_SOURCES)] = Field(
-        "digits", description="how the images are laid out: digits, folder or csv"
+    source: Annotated[str, _Known(DATA_SOURCES)] = Field(
+        "digits", description="how the images are laid out"
     )
     path: str = Field(
         "data/digits", min_length=1, description="folder of the images, or the CSV manifest"
@@ -124,7 +143,7 @@ class BackboneConfig(Section):
 class AdapterConfig(Section):
     """The trainable part of a task."""
 
-    name: Annotated[str, _known(ADAPTERS)] = Field(
+    name: Annotated[str, _Known(ADAPTERS)] = Field(
         "conv", description="conv is the paper's adapter"
     )
     options: dict[str, Any] = Field(
@@ -138,14 +157,15 @@ class AdapterConfig(Section):
 class TrainConfig(Section):
     """Adapter training (stage 1 of the paper: SGD, step schedule, flip)."""
 
-    epochs: int = Field(8, ge=1)
-    learning_rate: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    batch_size: int = Field(32, ge=2)
+    epochs: int = Field(8, ge=1, description="passes over a task's images; the paper takes 200")
+    learning_rate: float = Field(0.01, gt=0, description="of SGD, at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
+    batch_size: int = Field(32, ge=2, description="images a step; BatchNorm needs at least 2")
     milestones: list[float] = Field(
         [0.35, 0.65, 0.85],
-        description="fractions of the epochs at which the learning rate drops tenfold",
+        description="rising fractions of the epochs, within 0 and 1, at which the learning rate "
+        "drops tenfold",
     )
     flip: bool = Field(
         True, description="random horizontal flips; turn off where left and right differ"
@@ -177,7 +197,7 @@ class MemoryConfig(Section):
 class MergeConfig(Section):
     """How n adapters become one."""
 
-    rule: Annotated[str, _known(MERGE_RULES)] = Field(
+    rule: Annotated[str, _Known(MERGE_RULES)] = Field(
         "average", description="average is the paper's rule"
     )
 
@@ -185,9 +205,9 @@ class MergeConfig(Section):
 class HeadConfig(Section):
     """Balanced fine-tuning of the head (stage 2 of the paper: Adam on frozen features)."""
 
-    epochs: int = Field(100, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(100, ge=1, description="passes over the exemplars")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    batch_size: int = Field(32, ge=1, description="exemplars a step")
     flip: bool = Field(True, description="train on the mirrored view of each exemplar as well")
 
 
@@ -217,9 +237,14 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """One experiment. `seed` sets class order, initial weights, sampling and augmentation."""
+    """One experiment."""
 
-    seed: int = Field(1, ge=0, lt=2**32)
+    seed: int = Field(
+        1,
+        ge=0,
+        lt=2**32,
+        description="sets class order, initial weights, sampling and augmentation",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: cuda, else mps, else cpu"
     )

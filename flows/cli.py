@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from dynammo.config import load_config, parse_overrides
+from dynammo.config_text import to_markdown, to_yaml
 from dynammo.data import DATA_SOURCES
 from dynammo.errors import ConfigError, DataError, DynammoError
 
@@ -73,13 +73,19 @@ def run(params: Params = None, set_: Set = None) -> None:
 
 
 @app.command()
-def config(params: Params = None, set_: Set = None) -> None:
+def config(
+    params: Params = None,
+    set_: Set = None,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="The reference of all settings, docs/configuration.md."),
+    ] = False,
+) -> None:
     """Print the configuration that `run` would use, every setting with its meaning."""
     with readable_errors():
         chosen = load_config(_params(params), parse_overrides(set_ or []))
-        out.print(
-            yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), end="", markup=False
-        )
+        # Not by rich: it would wrap long lines.
+        typer.echo(to_markdown() if markdown else to_yaml(chosen), nl=False)
 
 
 @app.command()
