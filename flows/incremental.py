@@ -21,7 +21,7 @@ from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
 from tasks.heads import fine_tune_head, fine_tune_task_heads
 from tasks.merging import merge_adapters
-from tasks.publishing import publish
+from tasks.publishing import check_output, publish
 from tasks.stage import Stage, Variant
 from tasks.tracking import close_runs, open_runs, register, track_stage
 from tasks.workspace import Context, choose_device, settings
@@ -51,6 +51,7 @@ def incremental(
         `output`, the folder of the results, and `summary`, each variant's summary metrics.
     """
     config = load_config(params, overrides)
+    check_output(config.output_dir)
     data = version_data(config)
     context: Context = {
         "manifest": data["manifest"],

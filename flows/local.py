@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -25,7 +26,9 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
     """Run the flow in this process, then say where to look."""
     from flows.incremental import incremental
     from tasks.mlflow_runs import tracking_uri
+    from tasks.publishing import check_output
 
+    check_output(config.output_dir)  # before anything is started
     incremental(params, overrides)
     folder = config.output_dir
     uri = tracking_uri()
@@ -33,9 +36,10 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
     lines = [
         f"report       {folder / 'report.html'}",
         f"metrics      {folder / 'metrics.json'}",
-        f"model        {folder / 'model'} (dynammo predict --model {folder / 'model'} IMAGE...)",
+        f"model        {folder / 'model'}",
+        f"             try: dynammo predict --model {folder / 'model'} IMAGE...",
         f"MLflow       {where}",
-        f"             experiment {config.experiment}: select merged and unmerged, press Compare",
+        f"             in {config.experiment} select merged and unmerged, press Compare",
     ]
     console = Console()
     console.print(comparison([folder]))
@@ -113,11 +117,28 @@ def _labelled(data: Path) -> Iterator[tuple[Path, str]]:
             yield file, entry.name
 
 
+# Short, so that the table fits a terminal of 80 columns; the report has the long ones.
+_HEADINGS = {
+    "average_accuracy": "accuracy\naverage",
+    "last_accuracy": "\nlast",
+    "average_mean_class_recall": "recall\naverage",
+    "last_mean_class_recall": "\nlast",
+    "forgetting_accuracy": "\nforgetting",
+    "gmacs": "\nGMACs",
+    "parameters": "million\nweights",
+}
+
+
 def _table(results: dict[str, Any]) -> Table:
-    table = Table(title=results["name"])
-    table.add_column("variant")
-    for heading, _ in COLUMNS.values():
-        table.add_column(heading, justify="right")
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        title=results["name"],
+        caption="accuracy, mean class recall, forgetting: in %",
+    )
+    table.add_column("\nvariant", no_wrap=True)
+    for key in COLUMNS:
+        table.add_column(_HEADINGS[key], justify="right", no_wrap=True)
     for row in comparison_table(results):
         table.add_row(row["variant"], *(write(row[key]) for key, (_, write) in COLUMNS.items()))
     return table

@@ -19,6 +19,7 @@ import dynammo
 from dynammo.checkpoint import Ref, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
+from dynammo.errors import ConfigError
 from dynammo.evaluation import summarise
 from dynammo.inference import save_model
 from dynammo.reporting.report import comparison_table, markdown_table, write_report
@@ -36,6 +37,12 @@ CURVES = (
     "open_set_auroc",
     "gmacs",
 )
+
+_PUBLISHED = {
+    *("metrics.json", "results.json", "report.html", "table.md", "figures", "model"),
+    *("curves", "predictions", "curves.csv", "per_class.csv", "confusion.csv"),
+    ".gitignore",  # DVC's
+}
 
 
 @task(name="publish results", task_run_name="publish results to {config.output_dir}")
@@ -172,6 +179,22 @@ def show(results: dict[str, Any], mlflow_url: str | None) -> None:
     )
     if mlflow_url:
         create_link_artifact(mlflow_url, "the run in MLflow", key=f"{slug}-mlflow")
+
+
+def check_output(target: Path) -> None:
+    """Refuse a results folder that holds anything but results: publishing replaces it as a whole.
+
+    Raises:
+        ConfigError: it does, or is no folder.
+    """
+    if target.is_dir():
+        foreign = sorted({entry.name for entry in target.iterdir()} - _PUBLISHED)
+        if foreign:
+            raise ConfigError(
+                [f"output: {target} would be replaced, but holds {', '.join(foreign[:3])}"]
+            )
+    elif target.exists():
+        raise ConfigError([f"output: {target} is a file; expected a folder for the results"])
 
 
 @contextmanager
