@@ -30,7 +30,7 @@ To change a setting without editing the file:
 | you run | you write |
 |---|---|
 | `dynammo run` | `--set train.epochs=3` (may be repeated) |
-| `dvc exp run` | `-S train.epochs=3` (DVC writes it into `params.yaml`) |
+| `dvc exp run` | `-S train.epochs=3`; `-S +train.momentum=0.8` if the file lacks it |
 | the Prefect deployment | `--param 'overrides={"train.epochs": 3}'` |
 
 A value is read as YAML: `--set 'compare=[unmerged]'`, `--set 'scenario.tasks=[[a, b], [c]]'`,

@@ -1,0 +1,92 @@
+"""The examples of docs/extending.md, run as they stand there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynammo.adapters import ADAPTERS
+from dynammo.data import DATA_SOURCES
+from dynammo.data.checks import check_image_set
+from dynammo.errors import DataError
+from dynammo.merging import MERGE_RULES
+from dynammo.network import AdaptedStage
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def example(file: str, folder: Path) -> ModuleType:
+    """Write the example's file and import it."""
+    (code,) = re.findall(rf"^`{re.escape(file)}`:\n\n```python\n(.*?)^```", TEXT, re.M | re.S)
+    path = folder / Path(file).name
+    path.write_text(code, encoding="utf-8")
+    spec = spec_from_file_location(f"example_{path.stem}", path)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_adapter(tmp_path: Path) -> None:
+    make = example("dynammo/adapters/scale.py", tmp_path).ScaleAdapter
+    x = torch.randn(2, 5, 4, 3)
+    assert torch.equal(AdaptedStage(make(5), torch.nn.Identity())(x), x)
+    assert torch.allclose(make(5, initial=0.5)(x), 0.5 * x)
+    assert sum(p.numel() for p in make(5).parameters()) == 10
+    assert make.min_size == 1
+
+
+def test_the_merge_rule(tmp_path: Path) -> None:
+    median = example("dynammo/merging/median.py", tmp_path).median
+    states = [{"w": torch.tensor([v, -v]), "n": torch.tensor(int(v))} for v in (1.0, 9.0, 2.0)]
+    assert [v.tolist() for v in median(iter(states)).values()] == [[2.0, -2.0], 2]
+    assert median(states[:2])["w"].tolist() == [1.0, -9.0]
+    assert median(states)["n"].dtype == torch.int64
+    with pytest.raises(ValueError, match="no adapter"):
+        median([])
+    with pytest.raises(ValueError, match="w: shape"):
+        median([{"w": torch.zeros(1)}, {"w": torch.zeros(2)}])
+
+
+def test_the_data_source(tmp_path: Path) -> None:
+    load = example("dynammo/data/prefixed.py", tmp_path).load
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, name in enumerate(
+        f"{split}_{label}_{n}" for split in ("train", "test") for label in "ab" for n in (1, 2)
+    ):
+        Image.fromarray(np.full((4, 4), number, dtype=np.uint8)).save(images / f"{name}.png")
+    found = load(images)
+    check_image_set(found)
+    assert found.classes == ("a", "b")
+    assert [s.file for s in found.select("test", ["b"])] == ["test_b_1.png", "test_b_2.png"]
+    for bad in ("photo.png", "val_a_1.png", "train__1.png"):
+        (images / bad).touch()
+    with pytest.raises(DataError) as caught:
+        load(images)
+    assert len(caught.value.problems) == 3
+
+
+def test_the_lines_in_the_tables() -> None:
+    tables = {"adapters": ADAPTERS, "merging": MERGE_RULES, "data": DATA_SOURCES}
+    form = r"^The line in `dynammo/(\w+)/__init__.py`:\n\n```python\n(.*?)\n```"
+    lines = dict(re.findall(form, TEXT, re.M))
+    assert lines.keys() == tables.keys()
+    for package, line in lines.items():
+        ((name, target),) = ast.literal_eval(f"{{{line.strip()}}}").items()
+        module, _, attribute = target.partition(":")
+        file = f"{module.replace('.', '/')}.py"
+        assert module.startswith(f"dynammo.{package}.") and f"`{file}`:" in TEXT
+        assert re.search(rf"^(class|def) {attribute}\(", TEXT, re.M)
+        assert name not in tables[package], "an example must not take a name that is in use"

@@ -1,0 +1,174 @@
+"""What must hold of the repository as a whole: files that belong together agree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+from prefect import Flow
+
+import dynammo
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / "mlflow" / "README.md", ROOT / "CHANGELOG.md"]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads(read("pyproject.toml"))["project"]
+
+
+def pins() -> dict[str, Version]:
+    lines = [line for line in read("requirements.lock").splitlines() if line[:1] != "#"]
+    return {name: Version(version) for name, version in (line.split("==") for line in lines)}
+
+
+def test_mlflow_holds_no_python_file() -> None:
+    # It would hide the package of that name, or break every test.
+    assert not list((ROOT / "mlflow").rglob("*.py"))
+
+
+def test_the_lock_holds_no_cuda_packages() -> None:
+    # They come with the GPU build of torch; the lock serves the CPU build, too.
+    assert not [name for name in pins() if re.match(r"nvidia|cuda|triton", name)]
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    pinned = pins()
+    wanted = [*project()["dependencies"], *project()["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        assert name in pinned, f"{name} is not in requirements.lock: make lock"
+        assert requirement.specifier.contains(pinned[name]), f"{name} {pinned[name]}: make lock"
+
+
+def test_the_server_image_has_the_version_of_the_lock() -> None:
+    image = compose()["services"]["server"]["image"]
+    assert image == f"ghcr.io/mlflow/mlflow:v{pins()['mlflow']}-full"
+
+
+def test_the_readme_names_the_test_command_of_ci() -> None:
+    (command,) = [line for line in read(".ci/run").splitlines() if "test" in line.split("#")[0]]
+    assert command == "make test"
+    assert re.search(rf"^\s*(\$ )?{command}\b|`{command}`", read("README.md"), re.M)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^(```|~~~).*?^\1", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    targets = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for target in targets:
+        path, _, heading = target.partition("#")
+        if re.match(r"\w+:", path):  # https:, mailto:
+            continue
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), f"{document.name}: {target}"
+        assert file.is_relative_to(ROOT), f"{document.name}: {target} leaves the repository"
+        if heading and file.suffix == ".md":
+            assert heading in headings(file), f"{document.name}: {target}"
+
+
+def headings(document: Path) -> set[str]:
+    """Anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load(read("mlflow/compose.yaml"))
+
+
+def test_the_compose_file_opens_ports_on_this_machine_only() -> None:
+    ports = [
+        port for service in compose()["services"].values() for port in service.get("ports", [])
+    ]
+    assert ports and all(str(port).startswith("127.0.0.1:") for port in ports)
+    assert not [s for s in compose()["services"].values() if "network_mode" in s]
+
+
+def test_the_compose_file_holds_no_secret() -> None:
+    text = read("mlflow/compose.yaml")
+    secrets = re.findall(r"^ *\w*(?:PASSWORD|SECRET|KEY|URI)\w*: *(.*)$", text, re.M)
+    assert secrets
+    assert not [value for value in secrets if value and "${MLFLOW_DB_PASSWORD:?" not in value]
+    example = read("mlflow/.env.example")
+    assert not re.search(r"^[^#\n]+=.+$", example, re.M)
+    for name in set(re.findall(r"\$\{(\w+)", text)):
+        assert re.search(rf"^#?{name}=", example, re.M), f"{name} is not in .env.example"
+    assert ".env" in read("mlflow/.gitignore").split()
+
+
+def test_the_compose_file_pins_images_and_checks_health() -> None:
+    for name, service in compose()["services"].items():
+        assert re.search(r":v?\d+\.\d+", service["image"]), f"{name}: {service['image']}"
+        assert service["healthcheck"]["test"][0] == "CMD"
+
+
+def test_the_deployment_runs_the_flow() -> None:
+    (deployment,) = yaml.safe_load(read("prefect.yaml"))["deployments"]
+    assert deployment["name"] == "incremental"
+    file, _, function = deployment["entrypoint"].partition(":")
+    assert (ROOT / file).is_file()
+    flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), function)
+    assert isinstance(flow, Flow)
+    assert flow.name == "dynammo"
+
+
+def test_make_lists_every_command() -> None:
+    makefile = read("Makefile")
+    (public,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    targets = re.findall(r"^([a-zA-Z][\w-]*):(?!=)", makefile, re.M)
+    assert sorted(public.split()) == sorted(targets)
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    assert [(words[0], words[1]) for words in lines] == [("make", target) for target in targets]
+    assert all(len(words) == 3 for words in lines)
+
+
+def test_hooks_are_the_tools_of_the_environment() -> None:
+    """Local ones only: nothing is downloaded, and versions are those of the lock."""
+    (repository,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    assert repository["repo"] == "local"
+    commands = [shlex.split(hook["entry"]) for hook in repository["hooks"]]
+    assert [command[0] for command in commands] == [
+        ".venv/bin/ruff",
+        ".venv/bin/ruff",
+        ".venv/bin/mypy",
+        ".venv/bin/lint-imports",
+    ]
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+
+
+def test_the_citation_has_the_version_and_the_paper() -> None:
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == dynammo.__version__
+    assert citation["license"] == project()["license"]
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == [
+        "Qazi",
+        "Almakky",
+        "Hashmi",
+        "Sanjeev",
+        "Yaqub",
+    ]
+    assert "2404.14099" in str(paper["identifiers"])
+
+
+def test_the_license_is_the_one_that_is_declared() -> None:
+    assert project()["license"] == "Apache-2.0"
+    assert re.search(r"Apache License\s+Version 2\.0, January 2004", read("LICENSE"))
