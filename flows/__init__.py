@@ -8,3 +8,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# Read by OpenMP when torch is first imported. Its threads spin while they wait, which slows
+# training several times where another process wants the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -132,6 +132,8 @@ def _environment(prefect: str | None = None) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves its job processes
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
+        # Else torch's threads spin while they wait, and slow each other where runs share the cores.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     if prefect:
         env["PREFECT_API_URL"] = f"{prefect}/api"
