@@ -205,6 +205,11 @@ class MergeConfig(Section):
 class HeadConfig(Section):
     """Balanced fine-tuning of the head (stage 2 of the paper: Adam on frozen features)."""
 
+    init: Literal["new", "task_heads"] = Field(
+        "new",
+        description="where fine-tuning starts: from a new head, as the paper's, or from the heads "
+        "that the adapters were trained with, merged into one",
+    )
     epochs: int = Field(100, ge=1, description="passes over the exemplars")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     batch_size: int = Field(32, ge=1, description="exemplars a step")

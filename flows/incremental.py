@@ -123,6 +123,8 @@ def learn(
         return extract_test_features(network, backbone, adapter, data["tests"], shown)
 
     head_settings = settings(config, "seed", "backbone", "image", "adapter", "head")
+    trained_heads = [*(stage["trained"]["head"] for stage in stages), trained["head"]]
+    initial_heads = trained_heads if config.head.init == "task_heads" else []
     variants: dict[str, Variant] = {}
     for name in ["merged", *config.compare]:
         before = last["variants"][name] if last else None
@@ -138,7 +140,11 @@ def learn(
             ]
         else:
             adapter = merged if name == "merged" else None
-            heads = [fine_tune_head(head_settings, name, backbone, adapter, exemplars, context)]
+            heads = [
+                fine_tune_head(
+                    head_settings, name, backbone, adapter, initial_heads, exemplars, context
+                )
+            ]
             features = [test_features(name, adapter)]
         evaluated = evaluate(
             settings(config, "backbone", "image", "adapter"),

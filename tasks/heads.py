@@ -9,6 +9,7 @@ from dynammo.config import Config
 from dynammo.features import mirrored_views
 from dynammo.heads import fine_tune_head as fine_tune
 from dynammo.heads import new_head, task_labels
+from dynammo.merging.heads import merge_task_heads
 from dynammo.seeds import derive_seed
 from tasks.caching import step
 from tasks.images import Images
@@ -22,16 +23,18 @@ def fine_tune_head(
     variant: str,
     backbone: Ref,
     adapter: Ref | None,
+    task_heads: list[Ref],
     exemplars: Ref,
     context: Context,
 ) -> Ref:
-    """Stage 2: one head over all seen classes, from scratch, on the class-balanced memory.
+    """Stage 2: one head over all seen classes, on the class-balanced memory.
 
     Args:
         settings: sections seed, backbone, image, adapter and head.
         variant: "merged" or "frozen"; for the name alone.
         backbone: checkpoint of the frozen network.
         adapter: the merged adapter; none for the bare backbone.
+        task_heads: heads of all adapters' training to start from; none to start from a new head.
         exemplars: the memory, the new classes' share included.
         context: places.
     """
@@ -40,13 +43,18 @@ def fine_tune_head(
     network = load_network(config, backbone, adapter, context["device"])
     features = mirrored_views(network, pixels, config.head.flip)
     classes = int(labels.max()) + 1
-    initial = new_head(network.feature_size, classes, derive_seed(config.seed, "head", classes))
+    if task_heads:
+        initial = merge_task_heads([CHECKPOINTS.load(head) for head in task_heads])
+    else:
+        seed = derive_seed(config.seed, "head", classes)
+        initial = new_head(network.feature_size, classes, seed)
     order = derive_seed(config.seed, "fine-tune", classes)
     head = fine_tune(features, labels, initial, config.head, order)
     meta = provenance(
         settings,
         backbone=backbone["sha256"],
         adapter=adapter and adapter["sha256"],
+        task_heads=[head["sha256"] for head in task_heads],
         exemplars=exemplars["sha256"],
     )
     return CHECKPOINTS.save(f"head-{variant}", head, meta)
