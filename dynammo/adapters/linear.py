@@ -8,17 +8,22 @@ from torch import Tensor, nn
 class LinearAdapter(nn.Module):
     """A(x) = W x + b at every pixel, W and b zero at the start, so x + A(x) = x.
 
-    Shape: (B, C, H, W) -> (B, C, H, W). C^2 + C trainable numbers. Being linear it merges exactly:
-    the average of n adapters computes the average of their n outputs.
+    Shape: (B, C, H, W) -> (B, C, H, W). C^2 + C trainable numbers. Being linear it merges exactly
+    (the average of n adapters computes the average of their n outputs), and it can be folded into
+    the convolutions behind it (`dynammo.folding`).
+
+    Args:
+        channels: C.
+        bias: whether there is a b. Without one the adapter folds into padded convolutions too.
 
     Source: the serial 1x1 residual adapter of arXiv 1803.10082, without its BatchNorm.
     """
 
     min_size = 1
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool = True) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(channels, channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=bias)
         nn.init.zeros_(self.mix.weight)
         if self.mix.bias is not None:
             nn.init.zeros_(self.mix.bias)
@@ -27,3 +32,7 @@ class LinearAdapter(nn.Module):
         """(B, C, H, W) -> the residual, (B, C, H, W)."""
         residual: Tensor = self.mix(x)
         return residual
+
+    def as_linear(self) -> tuple[Tensor, Tensor | None]:
+        """W (C, C) and b (C,), or no b."""
+        return self.mix.weight.detach()[:, :, 0, 0], self.mix.bias
