@@ -19,6 +19,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="dynammo-tests-", ignore_cleanup_erro
 for _name in list(os.environ):
     if _name.startswith(("PREFECT_API_", "PREFECT_PROFILE", "MLFLOW_TRACKING_", "DVC_STAGE")):
         del os.environ[_name]
+os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"  # a task may be called by itself
 os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
 
