@@ -39,7 +39,7 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
         f"model        {folder / 'model'}",
         f"             try: dynammo predict --model {folder / 'model'} IMAGE...",
         f"MLflow       {where}",
-        f"             in {config.experiment} select merged and unmerged, press Compare",
+        f"             {config.experiment}: its newest run links to the curves to compare",
     ]
     console = Console()
     console.print(comparison([folder]))
