@@ -22,7 +22,7 @@ from dynammo.data.samples import read_manifest
 from dynammo.errors import ConfigError
 from dynammo.evaluation import summarise
 from dynammo.inference import save_model
-from dynammo.reporting.report import comparison_table, markdown_table, write_report
+from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
 from tasks.champion import current_champion, gate
 from tasks.data import DataVersion
 from tasks.stage import Stage
@@ -172,7 +172,8 @@ def show(results: dict[str, Any], runs: dict[str, Any]) -> None:
         f"- {'passed' if check['passed'] else 'FAILED'}: {check['name']} ({check['detail']})"
         for check in results["gate"]["checks"]
     )
-    create_table_artifact(rows, key=f"{slug}-comparison", description="merged, unmerged, frozen")
+    table = readable_rows(rows)
+    create_table_artifact(table, key=f"{slug}-comparison", description="merged, unmerged, frozen")
     create_markdown_artifact(
         f"# {results['name']}\n\n{markdown_table(rows)}\n\n## Gate\n\n{verdict}\n",
         key=f"{slug}-summary",
