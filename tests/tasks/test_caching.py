@@ -21,7 +21,7 @@ from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
 from tasks.heads import fine_tune_head, fine_tune_task_heads
 from tasks.merging import merge_adapters
-from tasks.workspace import CHECKPOINTS, RESULTS, settings
+from tasks.workspace import CHECKPOINTS, RESULTS, provenance, settings
 
 SECTIONS = {
     train_adapter: ("seed", "backbone", "image", "adapter", "train"),
@@ -195,7 +195,8 @@ runs: list[float] = []
 def make(settings: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
     runs.append(settings["value"])
     saved = {"x": torch.tensor(settings["value"])}
-    return {"made": [CHECKPOINTS.save("made", saved, {})], "note": CHECKPOINTS.save_json("note", 1)}
+    made = CHECKPOINTS.save("made", saved, provenance(settings))
+    return {"made": [made], "note": CHECKPOINTS.save_json("note", 1)}
 
 
 def edit(path: Path, content: bytes) -> None:
