@@ -42,7 +42,8 @@ def create_backbone(name: str, weights: dict[str, Tensor] | None = None) -> nn.M
     if weights is not None:
         own = backbone.state_dict()
         # A classifier in the file is not wanted here; anything else must fit exactly.
-        wanted = {key: value for key, value in weights.items() if key in own}
+        dropped = _classifier_prefixes(name)
+        wanted = {k: v for k, v in weights.items() if k in own or not k.startswith(dropped)}
         try:
             backbone.load_state_dict(wanted)
         except RuntimeError as error:
@@ -111,6 +112,14 @@ def default_positions(backbone: nn.Module) -> list[str]:
             [f"backbone.positions: no stages found by name; choose among its modules ({children})"]
         )
     return names[-_ADAPTED_STAGES:]
+
+
+def _classifier_prefixes(name: str) -> tuple[str, ...]:
+    """What the names of a classifier's weights start with: ("fc.",) for ResNets."""
+    config: Any = timm.get_pretrained_cfg(name)
+    modules = config.classifier or ()
+    modules = (modules,) if isinstance(modules, str) else modules
+    return tuple(f"{module.partition('.')[0]}." for module in modules)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -109,7 +109,10 @@ class CheckpointStore:
 
     def load_json(self, ref: Ref) -> Any:
         """The document behind a reference; raises `CheckpointError` as `load` does."""
-        return json.loads(self._read(ref))
+        try:
+            return json.loads(self._read(ref))
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder / ref['path']} is damaged: {error}") from None
 
     def intact(self, ref: Ref) -> bool:
         """Whether the file is there with the content that the reference names."""

@@ -322,9 +322,11 @@ def load_config(
             raise ConfigError(
                 [f"{params} must hold sections like 'train:', got {type(values).__name__}"]
             )
+    # A section that the file leaves out starts from its defaults, which overrides then change.
+    values = {**Config().model_dump(), **values}
     flat = dict(_flatten(overrides or {}))
     for key, other in _EXCLUSIVE:
-        # Choosing one of two exclusive keys drops the file's choice of the other.
+        # Choosing one of two exclusive keys drops the file's or the default choice of the other.
         if flat.get(key) is not None and other not in flat:
             _section_of(values, other).pop(other.rpartition(".")[2], None)
     for key, value in flat.items():

@@ -40,7 +40,7 @@ every setting; what it prints is itself a valid `params.yaml`.
 Two pairs exclude each other, and exactly one of each pair is given: `scenario.classes_per_task` or
 `scenario.tasks`, `memory.size` or `memory.per_class`. The defaults of these two hold where the file
 leaves out the whole section; a file that has the section names one of the pair. Setting one with
-`--set` or `--param` drops the file's choice of the other.
+`--set` or `--param` drops the other, whether the file or the default chose it.
 """
 
 

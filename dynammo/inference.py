@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.images import load_image
-from dynammo.errors import CheckpointError
+from dynammo.errors import CheckpointError, DynammoError
 from dynammo.heads import State
 from dynammo.network import Network, build_network
 
@@ -118,8 +118,18 @@ class Predictor:
             tensors = load_file(folder / _WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder} holds no usable model: {error}") from None
-        if self.manifest.get("format") != 1:
+        if not isinstance(self.manifest, dict) or self.manifest.get("format") != 1:
             raise CheckpointError(f"{folder / _MANIFEST}: format 1 expected")
+        try:
+            model = self._load(tensors)
+        except KeyError as error:
+            raise CheckpointError(f"{folder} holds no usable model: it lacks {error}") from None
+        except (DynammoError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder} holds no usable model: {error}") from None
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+
+    def _load(self, tensors: State) -> Classifier:
         self.classes: list[str] = self.manifest["classes"]
         self.size: int = self.manifest["image_size"]
         network = build_network(
@@ -131,9 +141,8 @@ class Predictor:
         network.load_adapter_state(_part(tensors, "adapter/"))
         head = _part(tensors, "head/")
         if head["weight"].shape[0] != len(self.classes):
-            raise CheckpointError(f"{folder}: {len(self.classes)} class names do not fit the head")
-        self.device = torch.device(device)
-        self.model = Classifier(network, head).to(self.device)
+            raise CheckpointError(f"{len(self.classes)} class names do not fit the head")
+        return Classifier(network, head)
 
     def predict(
         self,

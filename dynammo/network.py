@@ -173,7 +173,9 @@ def build_network(
     positions = config.positions or default_positions(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(backbone, mean, std, wrap, positions, size, make.min_size).eval()
+        return Network(
+            backbone, mean, std, wrap, positions, size, getattr(make, "min_size", 1)
+        ).eval()
 
 
 def build_unmerged_network(
@@ -216,9 +218,10 @@ def _probe(
     backbone: nn.Module, positions: Sequence[str], size: int, min_size: int
 ) -> tuple[dict[str, torch.Size], int]:
     """Input shape at each position, in order of execution, and the number of features."""
-    known = {name for name, _ in backbone.named_modules() if name}
+    known = [name for name, _ in backbone.named_modules() if name]
+    upper = ", ".join(name for name in known if name.count(".") < 2)
     problems = [
-        f"backbone.positions: there is no module {name!r}"
+        f"backbone.positions: there is no module {name!r}; known: {upper}, and those inside them"
         for name in positions
         if name not in known
     ]

@@ -73,7 +73,8 @@ def train_adapter(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    drops = [round(fraction * config.epochs) for fraction in config.milestones]
+    # Never before the first epoch: a run of one epoch would be at a tenth from the start.
+    drops = [max(1, round(fraction * config.epochs)) for fraction in config.milestones]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
     history: list[Epoch] = []

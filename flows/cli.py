@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dynammo.config import load_config, parse_overrides
 from dynammo.config_text import to_markdown, to_yaml
@@ -124,7 +126,7 @@ def predict(
             sys.stdout.write(text)
         else:
             write_atomically(output, text.encode())
-            err.print(f"{len(rows)} predictions written to {output}")
+            err.print(Text(f"{len(rows)} predictions written to {output}"), soft_wrap=True)
 
 
 @app.command()
@@ -141,10 +143,13 @@ def evaluate(
 
         with _progress("classify", "image") as progress:
             measured = evaluate_model(model, data, progress)
-        table = Table("class", "images", "recall", "precision", title=str(data))
+        table = Table("class", "images", "recall", "precision", title=escape(str(data)))
         for name, row in measured["per_class"].items():
             table.add_row(
-                name, str(row["support"]), _percent(row["recall"]), _percent(row["precision"])
+                escape(name),
+                str(row["support"]),
+                _percent(row["recall"]),
+                _percent(row["precision"]),
             )
         out.print(table)
         out.print(
@@ -179,7 +184,7 @@ def export(
 
         materialise(folder)
         count = len(DATA_SOURCES["digits"](folder).samples)
-        out.print(f"{count} images in {folder}")
+        out.print(Text(f"{count} images in {folder}"), soft_wrap=True)
 
 
 @app.command()
@@ -189,8 +194,8 @@ def doctor(params: Params = None) -> None:
 
     failed = False
     for name, problem, detail in checks(_params(params)):
-        mark = "[red]problem[/red]" if problem else "[green]ok[/green]"
-        out.print(f"{mark:>8}  {name}: {detail}", highlight=False)
+        mark = ("problem", "red") if problem else ("     ok", "green")
+        out.print(Text.assemble(mark, f"  {name}: {detail}"), soft_wrap=True)
         failed = failed or problem
     raise typer.Exit(1 if failed else 0)
 
@@ -201,7 +206,8 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except DynammoError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+        # As text: square brackets in a message are no markup. Not wrapped: paths stay whole.
+        err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         raise typer.Exit(1) from None
 
 

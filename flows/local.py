@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from dynammo.config import Config
 from dynammo.data.csv_manifest import load as load_csv
@@ -39,11 +40,11 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
         f"model        {folder / 'model'}",
         f"             try: dynammo predict --model {folder / 'model'} IMAGE...",
         f"MLflow       {where}",
-        f"             in {config.experiment} select merged and unmerged, press Compare",
+        f"             {config.experiment}: its newest run links to the curves to compare",
     ]
     console = Console()
     console.print(comparison([folder]))
-    console.print(Panel("\n".join(lines), title="where to look"), highlight=False)
+    console.print(Panel(Text("\n".join(lines)), title="where to look"))
 
 
 def comparison(folders: Sequence[Path]) -> Group:

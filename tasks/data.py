@@ -13,7 +13,8 @@ from dynammo.data.checks import check_image_set
 from dynammo.data.samples import read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
 from dynammo.data.store import build_store
-from tasks.dvc_data import version_with_dvc
+from dynammo.errors import DataError
+from tasks.dvc_data import hint_if_missing, version_with_dvc
 from tasks.progress import progress_bar
 from tasks.workspace import IMAGES, MANIFESTS, Classes
 
@@ -51,7 +52,10 @@ def version_data(config: Config) -> DataVersion:
     logger = get_run_logger()
     path = Path(config.data.path)
     made_anew = not path.exists()
-    image_set = DATA_SOURCES[config.data.source](path)
+    try:
+        image_set = DATA_SOURCES[config.data.source](path)
+    except DataError as error:
+        raise DataError(f"{error}{hint_if_missing(path)}") from None
     check_image_set(image_set)
     scenario = build_scenario(image_set, config.scenario, config.memory, config.seed)
     dvc = version_with_dvc(path, made_anew, logger)

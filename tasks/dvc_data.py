@@ -51,6 +51,14 @@ def version_with_dvc(path: Path, made_anew: bool, logger: Logger) -> dict[str, A
     return {"tracked": True, **{new: record[old] for old, new in keys.items() if old in record}}
 
 
+def hint_if_missing(path: Path) -> str:
+    """What to do about missing images that a `.dvc` file tracks; otherwise nothing."""
+    pointer = _pointer(path.absolute())
+    if path.exists() or pointer is None or not pointer.is_file():
+        return ""
+    return f"; {pointer.name} tracks {pointer.stem}/: 'dvc pull' gets what it names"
+
+
 def _update(pointer: Path, made_anew: bool, logger: Logger) -> None:
     """Make the .dvc file name what its folder holds."""
     before = _recorded(pointer)["md5"] if pointer.is_file() else None

@@ -19,7 +19,7 @@ from tasks.caching import step
 from tasks.images import Images
 from tasks.networks import load_network
 from tasks.progress import progress_bar
-from tasks.workspace import CHECKPOINTS, Classes, Context
+from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
 
 Variant = Literal["merged", "unmerged", "frozen"]
 
@@ -53,8 +53,13 @@ def extract_test_features(
     pixels, _ = Images.of(context).load("test", tests)
     with progress_bar(f"test features: {context['label']}", "image") as progress:
         features = extract_features(network, pixels, progress=progress)
-    meta = {"backbone": backbone["sha256"], "adapter": adapter and adapter["sha256"]}
-    return CHECKPOINTS.save("features", {"features": features}, {**meta, "images": tests["hash"]})
+    meta = provenance(
+        settings,
+        backbone=backbone["sha256"],
+        adapter=adapter and adapter["sha256"],
+        images=tests["hash"],
+    )
+    return CHECKPOINTS.save("features", {"features": features}, meta)
 
 
 @step("evaluate", task_run_name="evaluate {variant} {context[label]}")
@@ -105,7 +110,14 @@ def evaluate(
         100 * metrics["accuracy"],
         100 * metrics["mean_class_recall"],
     )
-    meta = {"variant": variant, "stage": stage, "heads": [ref["sha256"] for ref in heads]}
+    meta = provenance(
+        settings,
+        variant=variant,
+        task=stage,
+        images=tests["hash"],
+        features=[ref["sha256"] for ref in features],
+        heads=[ref["sha256"] for ref in heads],
+    )
     return {
         "metrics": CHECKPOINTS.save_json(f"metrics-{variant}", metrics),
         "predictions": CHECKPOINTS.save(f"predictions-{variant}", saved, meta),

@@ -22,7 +22,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypedDict
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import urlopen
 
 import sqlalchemy
@@ -45,6 +45,7 @@ from dynammo.config import Config
 from dynammo.errors import DynammoError
 
 _RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
+_NOTE = "mlflow.note.content"
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _BATCH = 6000, 5000, 36, 1000  # MLflow's limits
 _ANSWER_SECONDS = 5
 
@@ -156,15 +157,18 @@ def open_runs(
             return _fill(client, run, {_VARIANT: variant, **common, **more}, params, config, data)
 
         name = f"{config.data.name} seed {config.seed}"
-        parent = find_or_make("parent", name, {"mlflow.note.content": _describe(config, data)})
+        parent = find_or_make("parent", name, {})
         children = {
             variant: find_or_make(
                 variant,
                 variant,
-                {_PARENT: parent, "mlflow.note.content": _NOTES.get(variant, variant)},
+                {_PARENT: parent, _NOTE: _NOTES.get(variant, variant)},
             )
             for variant in variants
         }
+        if _NOTE not in client.get_run(parent).data.tags:
+            link = _compare_path(experiment_id, list(children.values()))
+            client.set_tag(parent, _NOTE, _describe(config, data, link))
     return {"experiment_id": experiment_id, "parent": parent, "children": children}
 
 
@@ -245,14 +249,19 @@ def finish_runs(runs: Mapping[str, Any], status: str = "FINISHED") -> None:
                 client.set_terminated(run_id, status)
 
 
-def run_url(run_id: str) -> str | None:
-    """The page of a run, where a tracking server shows one."""
+def run_url(runs: Runs) -> str | None:
+    """The page of the parent run, where a tracking server shows one."""
+    return _page(f"#/experiments/{runs['experiment_id']}/runs/{runs['parent']}")
+
+
+def compare_url(runs: Runs) -> str | None:
+    """The page that lays the children's curves over each other, where a server shows one."""
+    return _page(_compare_path(runs["experiment_id"], list(runs["children"].values())))
+
+
+def _page(path: str) -> str | None:
     uri = tracking_uri()
-    if not _is_server(uri):
-        return None
-    with mlflow_client() as client:
-        experiment_id = client.get_run(run_id).info.experiment_id
-    return f"{without_credentials(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{without_credentials(uri).rstrip('/')}/{path}" if _is_server(uri) else None
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -336,14 +345,27 @@ def _dataset(config: Config, data: Mapping[str, Any]) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training and testing")])
 
 
-def _describe(config: Config, data: Mapping[str, Any]) -> str:
+def _describe(config: Config, data: Mapping[str, Any], link: str) -> str:
     tasks = f"{len(data['tasks'])} tasks" if "tasks" in data else "tasks"
     return (
         f"Class-incremental learning of data set `{config.data.name}`, seed {config.seed}: {tasks} "
         f"one after another, an adapter each, merged by the rule `{config.merge.rule}`. The child "
-        "runs hold the same metrics with the number of tasks learnt as the step: select them and "
-        "press Compare."
+        "runs hold the same metrics with the number of tasks learnt as the step: "
+        f"[compare their curves]({link})."
     )
+
+
+def _compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """MLflow's page that lays the mean class recall of some runs over each other."""
+    query = {
+        "runs": list(run_ids),
+        "metric": "mean_class_recall",
+        "experiments": [experiment_id],
+        "plot_metric_keys": ["mean_class_recall"],
+        "x_axis": "step",
+    }
+    values = {k: v if k == "x_axis" else json.dumps(v) for k, v in query.items()}
+    return f"#/metric?{urlencode(values, quote_via=quote)}"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from dynammo.data.samples import read_manifest
 from dynammo.errors import ConfigError
 from dynammo.evaluation import summarise
 from dynammo.inference import save_model
-from dynammo.reporting.report import comparison_table, markdown_table, write_report
+from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
 from tasks.champion import current_champion, gate
 from tasks.data import DataVersion
 from tasks.stage import Stage
@@ -91,7 +91,7 @@ def publish(
                 "versions": {"dynammo": dynammo.__version__, **versions()},
             },
         )
-    show(results, runs.get("url"))
+    show(results, runs)
     get_run_logger().info("results are in %s", config.output_dir)
     return results
 
@@ -164,21 +164,25 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def show(results: dict[str, Any], mlflow_url: str | None) -> None:
-    """Prefect artifacts: the comparison as a table, the outcome as text, a link to MLflow."""
+def show(results: dict[str, Any], runs: dict[str, Any]) -> None:
+    """Prefect artifacts: the comparison as a table, the outcome as text, links to MLflow."""
     slug = re.sub(r"[^a-z0-9]+", "-", results["data"]["name"].lower()).strip("-")
     rows = comparison_table(results)
     verdict = "\n".join(
         f"- {'passed' if check['passed'] else 'FAILED'}: {check['name']} ({check['detail']})"
         for check in results["gate"]["checks"]
     )
-    create_table_artifact(rows, key=f"{slug}-comparison", description="merged, unmerged, frozen")
+    table = readable_rows(rows)
+    create_table_artifact(table, key=f"{slug}-comparison", description="merged, unmerged, frozen")
     create_markdown_artifact(
         f"# {results['name']}\n\n{markdown_table(rows)}\n\n## Gate\n\n{verdict}\n",
         key=f"{slug}-summary",
     )
-    if mlflow_url:
-        create_link_artifact(mlflow_url, "the run in MLflow", key=f"{slug}-mlflow")
+    if runs["url"]:
+        create_link_artifact(runs["url"], "the run in MLflow", key=f"{slug}-mlflow")
+        create_link_artifact(
+            runs["compare_url"], "the curves in MLflow", key=f"{slug}-mlflow-curves"
+        )
 
 
 def check_output(target: Path) -> None:

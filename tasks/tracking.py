@@ -27,8 +27,8 @@ def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any
     """Start one parent run and one child run a variant, or find those that a killed flow left.
 
     Returns:
-        `parent` and `children` (variant -> run id), `experiment_id`, and `url` of the parent, none
-        without a tracking server.
+        `parent` and `children` (variant -> run id), `experiment_id`, and the pages `url` of the
+        parent and `compare_url`, none without a tracking server.
     """
     values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
     key = step_key("run", {"settings": values, "data": data["hash"], "backbone": backbone}, _CODE)
@@ -36,7 +36,8 @@ def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any
     if data["dvc"].get("md5"):
         tags["dvc.md5"] = data["dvc"]["md5"]
     runs = mlflow_runs.open_runs(config, key, dict(data), ["merged", *config.compare], tags)
-    return {**runs, "url": mlflow_runs.run_url(runs["parent"])}
+    pages = {"url": mlflow_runs.run_url(runs), "compare_url": mlflow_runs.compare_url(runs)}
+    return {**runs, **pages}
 
 
 @task(name="track", retries=2, retry_delay_seconds=3, task_run_name="track {label} in MLflow")

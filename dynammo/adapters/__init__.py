@@ -1,8 +1,9 @@
 """Adapters: small trainable modules inserted between the stages of a frozen backbone.
 
 An adapter is an `nn.Module` built as `Adapter(channels, **options)` that maps (B, C, H, W) to a
-residual of the same shape; the network adds it: x <- x + A(x). To add one, write a file here and a
-line below.
+residual of the same shape; the network adds it: x <- x + A(x). Its class attribute `min_size`, 1
+where it has none, is the smallest H and W that it takes. To add one, write a file here and a line
+below.
 """
 
 from dynammo.registry import Registry

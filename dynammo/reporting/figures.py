@@ -112,10 +112,12 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     axes.set_xlim(0, 1.2 * axes.dataLim.xmax)
     axes.set_ylim(0, 104)
     heights = _spread([y for _, y, _ in ends.values()], gap=8)
+    places = [x for x, _, _ in ends.values()]
     for (text, (x, _, colour)), height in zip(ends.items(), heights, strict=True):
+        right = max(place for place in places if place - x < 0.08 * max(places))
         axes.annotate(
             text,
-            (x, height),
+            (right, height),  # right of its marker, and of one that is close by
             xytext=(12, 0),
             textcoords="offset points",
             va="center",

@@ -62,13 +62,20 @@ def comparison_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def readable_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The rows of `comparison_table` under their headings, in per cent and readable units."""
+    return [
+        {"variant": row["variant"]}
+        | {heading: write(row[key]) for key, (heading, write) in COLUMNS.items()}
+        for row in rows
+    ]
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `comparison_table` as a Markdown table, in per cent and readable units."""
+    """The rows of `comparison_table` as a Markdown table."""
     headings = ["variant", *(heading for heading, _ in COLUMNS.values())]
     lines = [headings, ["---", *["---:"] * len(COLUMNS)]]
-    for row in rows:
-        values = [write(row[key]) for key, (_, write) in COLUMNS.items()]
-        lines.append([row["variant"], *values])
+    lines += [list(row.values()) for row in readable_rows(rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

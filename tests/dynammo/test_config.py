@@ -51,6 +51,25 @@ def test_choosing_one_of_two_exclusive_keys_drops_the_files_choice(tmp_path: Pat
     assert config.scenario.classes_per_task is None
 
 
+def test_overrides_change_the_defaults_of_a_section_that_no_file_has(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("seed: 3\n")
+    for params in (None, file):
+        config = load_config(params, {"scenario.class_order": "sorted"})
+        assert config.scenario.class_order == "sorted"
+        assert config.scenario.classes_per_task == Config().scenario.classes_per_task
+        config = load_config(params, {"memory.per_class": 5, "scenario.tasks": [["a"], ["b"]]})
+        assert (config.memory.size, config.memory.per_class) == (None, 5)
+        assert config.scenario.classes_per_task is None
+
+
+def test_a_section_of_the_file_names_its_own_choice(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("scenario:\n  class_order: sorted\n")
+    with pytest.raises(ConfigError, match=r"give scenario\.tasks or scenario\.classes_per_task"):
+        load_config(file)
+
+
 def test_adapter_options_are_one_value(tmp_path: Path) -> None:
     assert load_config(None, {"adapter": {"options": {"alpha": 1.0}}}).adapter.options == {
         "alpha": 1.0

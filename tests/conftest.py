@@ -1,23 +1,43 @@
-"""MLflow on a database of its own for each test, and a small model to serve."""
+"""Nothing of the developer's is used: no Prefect or MLflow server, no `.dynammo`.
+
+And what more than one package of tests needs, made once.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
-from dynammo.backbones import pretrained_weights
-from dynammo.config import AdapterConfig, BackboneConfig
-from dynammo.heads import new_head
-from dynammo.inference import save_model
-from dynammo.network import build_network
+import flows  # noqa: F401  (its settings must be there before Prefect and torch are imported)
+
+_HOME = tempfile.TemporaryDirectory(prefix="dynammo-tests-", ignore_cleanup_errors=True)
+for _name in list(os.environ):
+    if _name.startswith(("PREFECT_API_", "PREFECT_PROFILE", "MLFLOW_TRACKING_", "DVC_STAGE")):
+        del os.environ[_name]
+os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"  # a task may be called by itself
+os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
+os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A temporary Prefect server, for tests that run a flow. Its start takes long: there is one."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
 
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -34,6 +54,12 @@ def tracking(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as `save_model` writes it; its answers mean nothing."""
+    from dynammo.backbones import pretrained_weights
+    from dynammo.config import AdapterConfig, BackboneConfig
+    from dynammo.heads import new_head
+    from dynammo.inference import save_model
+    from dynammo.network import build_network
+
     folder = tmp_path_factory.mktemp("model")
     backbone, adapter = BackboneConfig(name="test_resnet", pretrained=False), AdapterConfig()
     weights = pretrained_weights(backbone, seed=1)

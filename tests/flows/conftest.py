@@ -1,0 +1,44 @@
+"""The small experiment, run once for all tests that look at what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.project import Project, new_project, write_pictures
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture
+def new(tmp_path: Path, pictures: Path, migrated_database: Path) -> Project:
+    """The experiment, not run yet."""
+    return new_project(tmp_path, pictures, migrated_database)
+
+
+@pytest.fixture(scope="session")
+def finished_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    pictures: Path,
+    migrated_database: Path,
+    prefect_server: None,
+) -> tuple[Project, dict[str, str]]:
+    """The experiment, run from beginning to end, and the states of its task runs."""
+    project = new_project(tmp_path_factory.mktemp("project"), pictures, migrated_database)
+    with project.entered():
+        return project, project.run()
+
+
+@pytest.fixture
+def finished(finished_once: tuple[Project, dict[str, str]]) -> Iterator[Project]:
+    """The experiment after its first run; the test works inside its folder."""
+    project, _ = finished_once
+    with project.entered():
+        yield project

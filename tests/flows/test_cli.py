@@ -1,0 +1,259 @@
+"""The command line: what users type, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from dynammo.inference import Predictor
+from flows.cli import app
+from tests.flows.project import Project
+
+COMMANDS = ["run", "config", "predict", "evaluate", "compare", "export", "doctor"]
+
+
+def dynammo(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def output(*arguments: str | Path) -> str:
+    result = dynammo(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def error(*arguments: str | Path) -> str:
+    """What an expected error says: exit status 1, nothing on standard output, no traceback."""
+    result = dynammo(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    return result.stderr.removeprefix("error: ").rstrip("\n")
+
+
+def picture(file: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no params.yaml, no data and no results."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for number, name in enumerate(["b.png", "a.JPG", "inside/c.png"]):
+        picture(folder / name, number)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_every_command_explains_itself() -> None:
+    listed = output("--help")
+    for command in COMMANDS:
+        assert command in listed
+        assert f"dynammo {command} [OPTIONS]" in output(command, "--help")
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
+        *COMMANDS
+    }
+
+
+@pytest.mark.parametrize("command", ["run", "config"])
+def test_all_errors_of_a_configuration_come_at_once(command: str) -> None:
+    Path("params.yaml").write_text("train: {epocs: 3}\nmemory: {size: 0}\nmerge: {rule: '[max]'}\n")
+    lines = error(command, "--set", "data.nme=x", "--set", "seed=-1").splitlines()
+    assert lines[0] == "5 configuration errors:"
+    assert sorted(line.split(": ")[0].strip("- ") for line in lines[1:]) == [
+        *("data.nme", "memory.size", "merge.rule", "seed", "train.epocs")
+    ]
+    assert "  - merge.rule: unknown merge rule '[max]'; known: average" in lines
+
+
+def test_settings_that_are_no_settings() -> None:
+    assert error("config", "-s", "train.epochs", "-s", "seed=[1").splitlines() == [
+        "2 configuration errors:",
+        "  - override 'train.epochs' is not key=value",
+        "  - override 'seed=[1': '[1' is not a YAML value",
+    ]
+    assert "cannot read [red]nowhere.yaml" in error("config", "-p", "[red]nowhere.yaml")
+
+
+def test_the_configuration_of_the_folder_is_found() -> None:
+    Path("params.yaml").write_text("seed: 5\n")
+    Path("other.yaml").write_text("seed: 6\n")
+    for arguments, seed in ([], 5), (["-p", "other.yaml"], 6), (["-s", "seed=7"], 7):
+        assert yaml.safe_load(output("config", *arguments))["seed"] == seed
+
+
+def test_run_refuses_a_folder_that_is_not_its_own_at_once() -> None:
+    Path("[my] thesis").mkdir()
+    Path("[my] thesis", "chapter.tex").touch()
+    text = error("run", "--set", "output='[my] thesis'")
+    assert "output: [my] thesis would be replaced, but holds chapter.tex" in text
+    assert [path.name for path in Path().rglob("*")] == ["[my] thesis", "chapter.tex"]
+
+
+def test_predictions_as_csv(model_folder: Path, images: Path) -> None:
+    alone = picture(images.parent / "alone.png", 9)
+    rows = list(csv.DictReader(StringIO(output("predict", "-m", model_folder, alone, images))))
+    files = [alone, images / "a.JPG", images / "b.png", images / "inside" / "c.png"]
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    predictor = Predictor(model_folder)
+    for row, answer in zip(rows, predictor.predict(files), strict=True):
+        assert row["label"] == answer.label
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6)
+        shares = [float(row[name]) for name in predictor.classes]
+        assert shares == pytest.approx(list(answer.probabilities.values()), abs=1e-6)
+
+
+def test_predictions_as_json_into_a_file(model_folder: Path, images: Path) -> None:
+    result = dynammo("predict", "-m", model_folder, images, "-f", "json", "-o", "[all].json")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "3 predictions written to [all].json" in result.stderr
+    rows = json.loads(Path("[all].json").read_text())
+    assert [Path(row["file"]).name for row in rows] == ["a.JPG", "b.png", "c.png"]
+    for row in rows:
+        assert row["probability"] == max(row["probabilities"].values())
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["probabilities"][row["label"]] == row["probability"]
+
+
+def test_images_that_cannot_be_classified_are_named(model_folder: Path, images: Path) -> None:
+    predict = ("predict", "-m", model_folder)
+    assert error(*predict, images, "[red]no.png") == "[red]no.png: no such file or folder"
+    (images / "[bold]bad.png").write_bytes(b"no picture")
+    assert f"cannot read {images}/[bold]bad.png: not a readable PNG" in error(*predict, images)
+    Path("empty").mkdir()
+    assert error(*predict, "empty").startswith("empty: no image files (.bmp, .gif")
+    assert error("predict", "-m", "[no]model", images).startswith("[no]model holds no usable model")
+
+
+def test_a_model_is_measured_on_labelled_images(model_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    names = ["keratosis", "keratosis", "naevus"]
+    files = [picture(data / "test" / name / f"{n}.png", n) for n, name in enumerate(names)]
+    picture(data / "train" / "naevus" / "9.png", 9)  # not looked at
+    answers = [answer.label for answer in Predictor(model_folder).predict(files)]
+    right = sum(answer == name for answer, name in zip(answers, names, strict=True))
+    text = output("evaluate", data, "--model", model_folder)
+    assert f"accuracy {100 * right / 3:.1f}%" in text
+    rows = {line.split()[1]: line.split()[3] for line in text.splitlines() if line[:1] == "│"}
+    assert rows == {"melanoma": "0", "naevus": "1", "keratosis": "2"}
+    # Without `test`, the class folders themselves.
+    assert f"accuracy {100 * right / 3:.1f}%" in output(
+        "evaluate", data / "test", "--model", model_folder
+    )
+
+
+def test_classes_that_the_model_does_not_know_are_named(model_folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "[red]wart" / "0.png", 0)
+    text = error("evaluate", tmp_path / "data", "-m", model_folder)
+    assert "the model has not learnt ['[red]wart']; it knows ['melanoma', 'naevus'" in text
+    Path("empty").mkdir()
+    assert error("evaluate", "empty", "-m", model_folder).startswith("empty: no class folders")
+
+
+def test_results_are_compared(finished: Project, elsewhere: None) -> None:
+    text = output("compare", finished.results, finished.results)
+    assert text.count("shapes seed 3") == 2
+    for name, summary in finished.read("metrics.json").items():
+        lines = [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
+        assert len(lines) == 2
+        assert lines[0][1:3] == [
+            f"{100 * summary[key]:.1f}" for key in ("average_accuracy", "last_accuracy")
+        ]
+
+
+def test_a_folder_without_results_is_named() -> None:
+    assert error("compare", "[b]x") == "[b]x holds no results (no results.json in it)"
+    Path("damaged").mkdir()
+    Path("damaged/results.json").write_text("{")
+    assert error("compare", "damaged").startswith("damaged/results.json is damaged: ")
+
+
+def test_the_embedded_images_are_written() -> None:
+    for _ in range(2):
+        assert "1797 images in [my] digits" in output("export", "digits", "[my] digits")
+    assert len(list(Path("[my] digits").rglob("*.pgm"))) == 1797
+    assert "unknown embedded data set 'cifar'; known: digits" in error("export", "cifar", "x")
+    assert not Path("x").exists()
+    (Path("[my] digits") / "train" / "0" / "more.pgm").write_bytes(b"P5 1 1 255 0")
+    assert "[my] digits" in error("export", "digits", "[my] digits")
+
+
+@pytest.fixture
+def healthy(images: Path) -> dict[str, Any]:
+    """A configuration that the doctor has nothing to say against."""
+    for split in ("train", "test"):
+        for name in ("amber", "birch"):
+            seed = int.from_bytes(f"{split}{name}".encode(), "big")
+            picture(Path("pictures", split, name, "0.png"), seed)
+    Path(".dvc").mkdir()
+    return {
+        "data": {"name": "pictures", "source": "folder", "path": "pictures"},
+        "backbone": {"name": "test_resnet", "pretrained": False},
+    }
+
+
+def doctor(params: dict[str, Any]) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Exit status; finding -> (ok or problem, detail)."""
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    result = dynammo("doctor")
+    lines = re.findall(r"^ *(ok|problem)  (\w+): (.*)$", result.stdout, re.M)
+    found = {name: (mark, detail) for mark, name, detail in lines}
+    return result.exit_code, found
+
+
+def test_the_doctor_finds_nothing(healthy: dict[str, Any]) -> None:
+    status, found = doctor(healthy)
+    assert {name: mark for name, (mark, _) in found.items() if mark != "ok"} == {}
+    assert status == 0
+    assert found["data"][1] == "pictures: 4 images, 2 classes"
+    assert found["configuration"][1] == "params.yaml: pictures, test_resnet"
+    assert list(found) == [
+        *("Python", "packages", "torch", "configuration", "weights", "data", "DVC"),
+        *("Prefect", "MLflow"),
+    ]
+
+
+def test_the_doctor_finds_what_is_wrong(
+    healthy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree("pictures/test/birch")
+    shutil.rmtree(".dvc")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    healthy["backbone"] = {"name": "test_resnet", "weights": "[no]weights.safetensors"}
+    status, found = doctor(healthy)
+    assert status == 1
+    wrong = {name: detail for name, (mark, detail) in found.items() if mark == "problem"}
+    assert wrong.keys() == {"weights", "data", "DVC", "MLflow"}
+    assert "[no]weights.safetensors" in wrong["weights"]
+    assert wrong["data"] == "class 'birch' is in train but not in test"
+    assert "dvc init" in wrong["DVC"]
+    assert "127.0.0.1:9/health does not answer" in wrong["MLflow"]
+    assert "hunter2" not in str(found)
+
+
+def test_the_doctor_names_what_is_wrong_with_the_configuration() -> None:
+    status, found = doctor({"train": {"epocs": 3}})
+    assert status == 1
+    assert found["configuration"][0] == "problem"

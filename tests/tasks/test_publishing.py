@@ -1,0 +1,119 @@
+"""The results folder: what may be replaced, and that it is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynammo.config import load_config
+from dynammo.errors import ConfigError
+from tasks.publishing import check_output, collect, replaced_folder
+from tasks.workspace import CHECKPOINTS
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """Results of an earlier run."""
+    target = tmp_path / "results" / "shapes"
+    (target / "model").mkdir(parents=True)
+    for name in ("metrics.json", "report.html", ".gitignore", "model/model.json"):
+        (target / name).write_text("old")
+    return target
+
+
+def test_results_may_be_replaced(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for target in (published, tmp_path / "empty", tmp_path / "missing"):
+        check_output(target)
+
+
+def test_anything_else_may_not(published: Path) -> None:
+    for name in ("notes.txt", "thesis", "b.py", "a.py"):
+        (published / name).write_text("mine")
+    with pytest.raises(ConfigError, match=r"shapes would be replaced, but holds a\.py, b\.py, not"):
+        check_output(published)
+
+
+def test_a_file_is_no_folder_for_results(published: Path) -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.json is a file"):
+        check_output(published / "metrics.json")
+
+
+def test_a_folder_takes_the_place_of_the_old_one(published: Path) -> None:
+    with replaced_folder(published) as folder:
+        (folder / "metrics.json").write_text("new")
+        assert contents(published)["metrics.json"] == "old"
+    assert contents(published.parent) == {"shapes/metrics.json": "new"}
+    assert published.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_was_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with replaced_folder(Path("a/b/shapes")) as folder:
+        (folder / "metrics.json").write_text("new")
+    assert contents(tmp_path) == {"a/b/shapes/metrics.json": "new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_folder_as_it_was(
+    published: Path, error: type[BaseException]
+) -> None:
+    before = contents(published.parent)
+    with pytest.raises(error), replaced_folder(published) as folder:
+        (folder / "metrics.json").write_text("new")
+        raise error
+    assert contents(published.parent) == before
+    assert [path.name for path in published.parent.iterdir()] == ["shapes"]
+
+
+def stage(number: int, accuracy: float, gmacs: float) -> dict[str, Any]:
+    """A metrics document, and where the flow keeps it."""
+    document = {
+        "task": number,
+        "accuracy": accuracy,
+        "mean_class_recall": accuracy / 2,
+        "task_accuracy": [accuracy] * number,
+        "task_mean_class_recall": [accuracy / 2] * number,
+        "negative_flips": None if number == 1 else 0.25,
+        "gmacs": gmacs,
+        "parameters": 1000,
+    }
+    evaluated = {"metrics": CHECKPOINTS.save_json("metrics-merged", document)}
+    return {"variants": {"merged": {"evaluated": evaluated}}}
+
+
+def test_the_results_document_sums_up_all_stages() -> None:
+    config = load_config(None, {"data.name": "shapes", "seed": 7})
+    data: Any = {
+        "hash": "d" * 64,
+        "train_images": 6,
+        "test_images": 2,
+        "tasks": [
+            {
+                "number": number,
+                "train": {"names": [name], "hash": "0"},
+                "train_images": 3,
+                "test_images": 1,
+            }
+            for number, name in enumerate(("amber", "birch"), start=1)
+        ],
+    }
+    stages: Any = [stage(1, 0.75, 0.5), stage(2, 0.25, 1.5)]
+    results = collect(config, data, stages)
+    summary = results["summary"]["merged"]
+    assert (summary["average_accuracy"], summary["last_accuracy"]) == (0.5, 0.25)
+    assert summary["forgetting_accuracy"] == 0.5
+    assert (summary["gmacs"], summary["parameters"]) == (1.5, 1000)  # of the last stage
+    assert [s["accuracy"] for s in results["variants"]["merged"]["stages"]] == [0.75, 0.25]
+    assert [task["classes"] for task in results["tasks"]] == [["amber"], ["birch"]]
+    assert results["name"] == "shapes seed 7"
+    assert load_config(None, results["config"]) == config
+    assert json.loads(json.dumps(results)) == results
