@@ -1,11 +1,11 @@
-"""Cut a validation split from the training images of a data set, to choose settings by.
+r"""Cut a validation split from the training images of a data set, to choose settings by.
 
 Writes a CSV manifest whose `test` rows are a fifth of the training images, by class and never
 splitting a group; the real test images are not in it. Settings are chosen on it, and only the
 chosen ones are then measured on the test images.
 
     python benchmarks/validation_split.py data/skin8/manifest.csv
-    dynammo run --params benchmarks/medical.yaml --set data.name=skin8-val --set data.source=csv \\
+    dynammo run --params benchmarks/medical.yaml --set data.name=skin8-val --set data.source=csv \
         --set data.path=data/skin8/validation.csv
 """
 

@@ -171,6 +171,13 @@ class TrainConfig(Section):
         True, description="random horizontal flips; turn off where left and right differ"
     )
 
+    cache_mb: int = Field(
+        2000,
+        ge=0,
+        description="up to how many MB of the frozen layers' outputs training keeps in memory; "
+        "more go into a temporary file",
+    )
+
     @model_validator(mode="after")
     def _milestones_rise(self) -> TrainConfig:
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))

@@ -14,7 +14,7 @@ number at the border, so there b must be absent.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -90,8 +90,9 @@ def _problems(stage: AdaptedStage) -> list[str]:
 
 def _linear(adapter: nn.Module) -> tuple[Tensor, Tensor | None]:
     """W (C, C) and b (C,) of an adapter A(x) = W x + b; b is None where there is none."""
-    method: Callable[[], tuple[Tensor, Tensor | None]] = adapter.as_linear
-    return method()
+    method: Any = adapter.as_linear
+    weight, bias = method()
+    return weight, bias
 
 
 def _consumers(stage: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:

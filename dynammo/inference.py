@@ -19,6 +19,7 @@ from dynammo.checkpoint import to_json, write_atomically
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.images import load_image
 from dynammo.errors import CheckpointError, DynammoError
+from dynammo.folding import fold_adapters, why_not_foldable
 from dynammo.heads import State
 from dynammo.network import Network, build_network
 
@@ -67,6 +68,9 @@ def save_model(
 ) -> None:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
+    Adapters that can be folded into the backbone are (`dynammo.folding`): the model then is a bare
+    backbone with a head.
+
     Args:
         folder: made if missing; a model already there is replaced.
         backbone: name of the network, and the positions of the adapters.
@@ -78,6 +82,11 @@ def save_model(
         classes: names in the order of the head's outputs.
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
     """
+    network = build_network(backbone, backbone_weights, size, adapter)
+    network.load_adapter_state(adapter_weights)
+    folded = not why_not_foldable(network)
+    if folded:
+        backbone_weights, adapter_weights = fold_adapters(network), {}
     tensors = {
         **{f"backbone/{name}": value for name, value in backbone_weights.items()},
         **{f"adapter/{name}": value for name, value in adapter_weights.items()},
@@ -86,7 +95,7 @@ def save_model(
     manifest = {
         "format": 1,
         "backbone": {"name": backbone.name, "positions": backbone.positions},
-        "adapter": {"name": adapter.name, "options": adapter.options},
+        "adapter": None if folded else {"name": adapter.name, "options": adapter.options},
         "image_size": size,
         "classes": list(classes),
         "provenance": dict(provenance),
@@ -136,7 +145,7 @@ class Predictor:
             BackboneConfig(pretrained=False, **self.manifest["backbone"]),
             _part(tensors, "backbone/"),
             self.size,
-            AdapterConfig(**self.manifest["adapter"]),
+            AdapterConfig(**self.manifest["adapter"]) if self.manifest["adapter"] else None,
         )
         network.load_adapter_state(_part(tensors, "adapter/"))
         head = _part(tensors, "head/")

@@ -90,10 +90,15 @@ class Network(nn.Module):
             for index, (name, shape) in enumerate(shapes.items()):
                 stage = backbone.get_submodule(name)
                 backbone.set_submodule(name, wrap(shape[1], index, stage))
+        # Depthwise convolutions are up to twice as fast in this layout (benchmarks/README.md).
+        for weight in backbone.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
-        features: Tensor = self.backbone((images.float() - self.mean) / self.std)
+        pixels = images.float().contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.backbone((pixels - self.mean) / self.std)
         return features
 
     def stages(self) -> dict[str, nn.Module]:

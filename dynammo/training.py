@@ -13,6 +13,7 @@ from dynammo.config import TrainConfig
 from dynammo.errors import DynammoError
 from dynammo.heads import State, new_head
 from dynammo.network import Network
+from dynammo.prefix import run_once, split_at_first_adapter
 
 
 class Epoch(NamedTuple):
@@ -43,8 +44,9 @@ def train_adapter(
     """Train the network's adapters and a temporary head on one task.
 
     Minimises the cross-entropy over |C_t| + 1 outputs: the task's classes and "others". The
-    backbone is frozen and its BatchNorm stays in eval mode. SGD with momentum; the learning rate
-    drops tenfold at each milestone.
+    backbone is frozen and its BatchNorm stays in eval mode, so what comes before the first adapter
+    is computed once, as each image is and mirrored. SGD with momentum; the learning rate drops
+    tenfold at each milestone.
 
     Args:
         network: its adapters are the starting point and are changed in place.
@@ -78,17 +80,19 @@ def train_adapter(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
     history: list[Epoch] = []
+    prefix, suffix = split_at_first_adapter(network)
+    views = [images, images.flip(-1)] if config.flip else [images]
+    inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size)
     network.train()
     for number in range(1, config.epochs + 1):
         loss_sum, right = 0.0, 0
         batches = _batches(len(images), config.batch_size, generator)
         for index, batch in enumerate(batches, start=1):
-            inputs = images[batch]
+            view = torch.zeros_like(batch)
             if config.flip:
-                mirrored = torch.rand(len(batch), generator=generator) < 0.5
-                inputs = torch.where(mirrored[:, None, None, None], inputs.flip(-1), inputs)
+                view = (torch.rand(len(batch), generator=generator) < 0.5).long()
             targets = labels[batch].to(device)
-            logits = head(network(inputs.to(device)))
+            logits = head(suffix(inputs[view, batch].to(device)))
             loss = functional.cross_entropy(logits, targets)
             optimiser.zero_grad()
             loss.backward()

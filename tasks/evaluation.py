@@ -13,6 +13,7 @@ from dynammo.config import Config
 from dynammo.efficiency import count_macs, count_parameters
 from dynammo.evaluation import Predictions, evaluate_stage
 from dynammo.features import extract_features
+from dynammo.folding import why_not_foldable
 from dynammo.heads import least_others_scores, unified_scores
 from dynammo.network import build_network, build_unmerged_network
 from tasks.caching import step
@@ -135,8 +136,9 @@ def _predictions(saved: dict[str, torch.Tensor]) -> Predictions:
 
 
 def _cost(config: Config, variant: Variant, stage: int, head_macs: int) -> dict[str, float]:
-    """Giga multiply-accumulates of predicting one image, counted on the network that would do it,
-    and the parameters that it needs. A head's product takes one multiply-accumulate a weight.
+    """Giga multiply-accumulates of predicting one image, counted on the network that would do it
+    (for merged adapters that can be folded the bare backbone), and the parameters that it needs. A
+    head's product takes one multiply-accumulate a weight.
     """
     weights = build_network(config.backbone, None, config.image.size).backbone.state_dict()
     network: nn.Module
@@ -147,8 +149,10 @@ def _cost(config: Config, variant: Variant, stage: int, head_macs: int) -> dict[
             config.backbone, weights, config.image.size, config.adapter, states
         )
     else:
-        kind = config.adapter if variant == "merged" else None
-        network = build_network(config.backbone, weights, config.image.size, kind)
+        network = build_network(config.backbone, weights, config.image.size)
+        if variant == "merged":
+            adapted = build_network(config.backbone, weights, config.image.size, config.adapter)
+            network = adapted if why_not_foldable(adapted) else network
     return {
         "gmacs": (count_macs(network, config.image.size) + head_macs) / 1e9,
         "parameters": count_parameters(network) + head_macs,
