@@ -233,19 +233,22 @@ def test_another_head_keeps_adapters_merges_and_exemplars(finished: Project) -> 
     }
 
 
-def test_gate_output_and_tracking_train_nothing(finished: Project) -> None:
+def test_gate_and_output_neither_train_nor_track_anything_new(finished: Project) -> None:
     champion = client().get_model_version_by_alias(NAME, "champion").version
-    states = finished.run(
-        gate__min_last_recall=1.0, output="elsewhere", tracking__experiment="another"
-    )
-    assert again(states) == set()
+    before = {run.info.run_id for run in runs()}
+    assert again(finished.run(gate__min_last_recall=1.0, output="elsewhere")) == set()
+    assert {run.info.run_id for run in runs()} == before
     metrics = (finished.folder / "elsewhere" / "metrics.json").read_bytes()
     assert metrics == (finished.results / "metrics.json").read_bytes()
-    assert len(runs("another")) == 4
-    assert not json.loads((finished.folder / "elsewhere" / "results.json").read_text())["gate"][
-        "passed"
-    ]
+    results = json.loads((finished.folder / "elsewhere" / "results.json").read_text())
+    assert not results["gate"]["passed"]
     assert client().get_model_version_by_alias(NAME, "champion").version == champion
+
+
+def test_another_experiment_trains_nothing(finished: Project) -> None:
+    states = finished.run(tracking__experiment="another", output="another", **SHORT)
+    assert again(states) == set()
+    assert len(runs("another")) == 2
 
 
 def test_an_image_of_the_last_task_keeps_the_tasks_before_it(

@@ -82,6 +82,8 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("dynammo.merging.average", {"merge adapters"}),
         ("dynammo.adapters.conv", ADAPTED),
         ("dynammo.adapters.linear", set()),
+        ("dynammo.adapters", set()),  # the table of names, one line longer
+        ("dynammo.config", set()),
         ("dynammo.data.folder", set()),
         ("dynammo.reporting.report", set()),
         ("tasks.heads", HEADS),
