@@ -248,9 +248,21 @@ class TrackingConfig(Section):
     )
 
 
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "best": {"adapter": {"name": "linear"}, "head": {"init": "task_heads"}},
+    "paper": {"adapter": {"name": "conv"}, "head": {"init": "new"}},
+}
+
+
 class Config(Section):
     """One experiment."""
 
+    preset: Literal["best", "paper"] = Field(
+        "best",
+        description="decides adapter.name and head.init where they are not given. best: linear "
+        "adapters, folded away in the deployed model, and the merged task heads as a start; paper: "
+        "as published",
+    )
     seed: int = Field(
         1,
         ge=0,
@@ -277,6 +289,18 @@ class Config(Section):
     head: HeadConfig = HeadConfig()
     gate: GateConfig = GateConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for section, defaults in PRESETS.get(str(values.get("preset", "best")), {}).items():
+            given = values.get(section, {})
+            if isinstance(given, dict):
+                values[section] = {**defaults, **given}
+        return values
 
     @model_validator(mode="after")
     def _weights_are_used(self) -> Config:
@@ -329,8 +353,10 @@ def load_config(
             raise ConfigError(
                 [f"{params} must hold sections like 'train:', got {type(values).__name__}"]
             )
-    # A section that the file leaves out starts from its defaults, which overrides then change.
-    values = {**Config().model_dump(), **values}
+    # What these leave out has a default only where the file leaves out the whole section.
+    default = Config()
+    for section in ("scenario", "memory"):
+        values.setdefault(section, getattr(default, section).model_dump())
     flat = dict(_flatten(overrides or {}))
     for key, other in _EXCLUSIVE:
         # Choosing one of two exclusive keys drops the file's or the default choice of the other.

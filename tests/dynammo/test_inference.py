@@ -100,6 +100,34 @@ def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> Non
     }
 
 
+def test_a_linear_adapter_is_folded_away(tmp_path: Path) -> None:
+    config = BackboneConfig(name="mobilenetv3_small_100", pretrained=False)
+    weights = pretrained_weights(config, seed=1)
+    linear = AdapterConfig(name="linear")
+    network = build_network(config, weights, SIZE, linear)
+    for parameter in network.adapter_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    head = new_head(network.feature_size, 3, seed=2)
+    save_model(
+        tmp_path,
+        backbone=config,
+        size=SIZE,
+        adapter=linear,
+        backbone_weights=weights,
+        adapter_weights=network.adapter_state(),
+        head=head,
+        classes=CLASSES,
+        provenance={},
+    )
+    predictor = Predictor(tmp_path)
+    assert predictor.manifest["adapter"] is None
+    assert not predictor.model.network.adapters()
+    pixels = tensor(pictures(4))
+    with torch.no_grad():
+        expected = (network(pixels) @ head["weight"].T + head["bias"]).double().softmax(1)
+    torch.testing.assert_close(predictor.probabilities(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_answers_are_those_of_the_classifier(
     predictor: Predictor, merged: Network, head: dict[str, Tensor]
 ) -> None:

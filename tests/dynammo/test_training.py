@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from dynammo.backbones import pretrained_weights
@@ -183,6 +183,23 @@ def test_flips_are_horizontal(weights: dict[str, Tensor]) -> None:
 
     assert differs(images)
     assert not differs(torch.maximum(images, images.flip(-1)))  # symmetrical, left to right
+
+
+def test_frozen_layers_run_once_or_every_time_makes_no_difference(
+    weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = train_adapter(fresh(weights), *task(), 2, QUICK, seed=0)
+    from_a_file = QUICK.model_copy(update={"cache_mb": 0})
+    spilled = train_adapter(fresh(weights), *task(), 2, from_a_file, seed=0)
+    monkeypatch.setattr(
+        "dynammo.training.split_at_first_adapter", lambda network: (nn.Identity(), network)
+    )
+    plain = train_adapter(fresh(weights), *task(), 2, QUICK, seed=0)
+    for name, value in once.adapter.items():
+        assert torch.equal(value, spilled.adapter[name]), name
+        torch.testing.assert_close(value, plain.adapter[name], atol=1e-4, rtol=1e-3)
+    for mine, other in zip(once.history, plain.history, strict=True):
+        assert mine == pytest.approx(other, abs=1e-4)
 
 
 def test_the_images_are_left_as_they_were(network: Network) -> None:

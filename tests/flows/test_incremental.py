@@ -226,8 +226,11 @@ def test_more_epochs_train_everything_again_but_the_backbone(finished: Project) 
     assert len(runs()) == 4 + 2
 
 
-def test_another_head_keeps_adapters_merges_and_exemplars(finished: Project) -> None:
-    repeated = again(finished.run(head__epochs=6, output="longer-head", **SHORT))
+@pytest.mark.parametrize("change", [{"head__epochs": 6}, {"head__init": "new"}])
+def test_another_head_keeps_adapters_merges_and_exemplars(
+    finished: Project, change: dict[str, Any]
+) -> None:
+    repeated = again(finished.run(output="another-head", **change, **SHORT))
     assert repeated == {
         f"{step} {task}" for step in ("fine-tune head: merged", "evaluate merged") for task in TASKS
     }

@@ -1,0 +1,151 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dynammo.adapters.linear import LinearAdapter
+from dynammo.backbones import pretrained_weights
+from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.efficiency import count_macs, count_parameters
+from dynammo.errors import ConfigError
+from dynammo.folding import fold_adapters, why_not_foldable
+from dynammo.network import AdaptedStage, Network, build_network
+
+SIZE = 64
+LINEAR = AdapterConfig(name="linear")
+NO_BIAS = AdapterConfig(name="linear", options={"bias": False})
+
+
+def backbone(name: str, *positions: str) -> BackboneConfig:
+    return BackboneConfig(name=name, pretrained=False, positions=list(positions) or None)
+
+
+def trained(config: BackboneConfig, adapter: AdapterConfig) -> tuple[Network, dict[str, Tensor]]:
+    """A network whose adapters and BatchNorm statistics are anything but neutral."""
+    weights = pretrained_weights(config, seed=0)
+    torch.manual_seed(0)
+    for name, value in weights.items():
+        if name.endswith("running_mean"):
+            value.normal_()
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    network = build_network(config, weights, SIZE, adapter)
+    for module in network.adapters().values():
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    return network, weights
+
+
+@pytest.mark.parametrize(
+    ("config", "adapter"),
+    [
+        (backbone("tf_efficientnet_lite0"), LINEAR),
+        (backbone("efficientnet_b0"), LINEAR),
+        (backbone("mobilenetv2_100"), LINEAR),
+        (backbone("mobilenetv3_small_100"), LINEAR),
+        (backbone("regnety_002"), NO_BIAS),
+        (backbone("resnet18", "layer2", "layer3", "layer4"), NO_BIAS),
+    ],
+    ids=lambda value: value.name,
+)
+def test_the_folded_backbone_computes_the_same(
+    config: BackboneConfig, adapter: AdapterConfig
+) -> None:
+    network, weights = trained(config, adapter)
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    folded = build_network(config, fold_adapters(network), SIZE)
+    bare = build_network(config, weights, SIZE)
+    with torch.inference_mode():
+        expected, answer, without = network(images), folded(images), bare(images)
+    scale = expected.abs().max()
+    assert (answer - expected).abs().max() < 1e-4 * scale
+    assert (without - expected).abs().max() > 1e-2 * scale  # the adapters do something
+
+
+def test_the_cost_is_the_bare_backbones() -> None:
+    config = backbone("tf_efficientnet_lite0")
+    network, weights = trained(config, LINEAR)
+    folded = build_network(config, fold_adapters(network), SIZE)
+    bare = build_network(config, weights, SIZE)
+    assert folded.state_dict().keys() == bare.state_dict().keys()
+    assert count_parameters(folded) == count_parameters(bare) < count_parameters(network)
+    assert count_macs(folded, SIZE) == count_macs(bare, SIZE) < count_macs(network, SIZE)
+
+
+def test_folding_leaves_the_network_as_it_is() -> None:
+    network, _ = trained(backbone("mobilenetv3_small_100"), LINEAR)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fold_adapters(network)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_what_cannot_be_folded_is_named() -> None:
+    for config, adapter, reason in [
+        (backbone("resnet18", "layer2"), AdapterConfig(), "layer2: ConvAdapter is not linear"),
+        (backbone("resnet18", "layer2"), LINEAR, "layer2: its bias would meet the padding"),
+        (backbone("resnet18", "layer1"), NO_BIAS, "layer1: its output goes into .*add"),
+        # Its convolution has a group for each channel.
+        (backbone("mobilenetv2_100", "blocks.0"), LINEAR, "blocks.0: its output goes into Conv2d"),
+    ]:
+        network = build_network(config, pretrained_weights(config, 0), SIZE, adapter)
+        assert why_not_foldable(network)
+        with pytest.raises(ConfigError, match=f"cannot be folded: {reason}"):
+            fold_adapters(network)
+
+
+def test_a_bare_backbone_folds_to_itself() -> None:
+    config = backbone("test_resnet")
+    weights = pretrained_weights(config, 0)
+    folded = fold_adapters(build_network(config, weights, SIZE))
+    for name, value in folded.items():
+        assert torch.equal(value, weights[name]), name
+
+
+class Stage(nn.Module):
+    """One convolution that takes the stage's input, and maybe a BatchNorm behind it."""
+
+    def __init__(self, channels: int, bias: bool, norm: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 5, 1, bias=bias)
+        self.norm = nn.BatchNorm2d(5) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.norm(self.convolution(x))
+        return output
+
+
+class Backbone(nn.Module):
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.stage(x).mean((2, 3))
+        return output
+
+
+@settings(max_examples=25, deadline=None)
+@given(channels=st.integers(3, 3), bias=st.booleans(), norm=st.booleans(), seed=st.integers(0, 99))
+def test_where_the_constant_goes(channels: int, bias: bool, norm: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    stage = Stage(channels, bias, norm)
+    if norm:
+        nn.init.normal_(stage.norm.running_mean)
+    adapter = LinearAdapter(channels)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter)
+    network = Network(
+        Backbone(stage), [0, 0, 0], [1, 1, 1], lambda *_: AdaptedStage(adapter, stage), ["stage"], 4
+    ).eval()
+    if not bias and not norm:
+        assert why_not_foldable(network) == [
+            "stage: the convolution behind it has neither a bias nor a BatchNorm"
+        ]
+        return
+    bare = Backbone(Stage(channels, bias, norm)).eval()
+    bare.load_state_dict(fold_adapters(network))
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(bare(x), network.backbone(x), atol=1e-5, rtol=1e-4)
