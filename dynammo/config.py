@@ -309,6 +309,11 @@ class Config(Section):
         return self
 
     @property
+    def title(self) -> str:
+        """`skin8 best seed 1`: what tells this experiment from others in a list."""
+        return f"{self.data.name} {self.preset} seed {self.seed}"
+
+    @property
     def output_dir(self) -> Path:
         """Where the results of this experiment are published."""
         return Path(self.output or f"results/{self.data.name}")

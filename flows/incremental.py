@@ -31,10 +31,9 @@ shorten_expected_errors()
 
 
 def _run_name() -> str:
-    """`skin8 seed 1`: what the run is about, for the list of runs."""
+    """What the run is about, for the list of runs."""
     parameters = flow_run.parameters
-    config = load_config(parameters.get("params"), parameters.get("overrides"))
-    return f"{config.data.name} seed {config.seed}"
+    return load_config(parameters.get("params"), parameters.get("overrides")).title
 
 
 @flow(name="dynammo", flow_run_name=_run_name)

@@ -156,8 +156,7 @@ def open_runs(
             run = known.get(variant) or client.create_run(experiment_id, run_name=name)
             return _fill(client, run, {_VARIANT: variant, **common, **more}, params, config, data)
 
-        name = f"{config.data.name} seed {config.seed}"
-        parent = find_or_make("parent", name, {})
+        parent = find_or_make("parent", config.title, {})
         children = {
             variant: find_or_make(
                 variant,
@@ -348,7 +347,8 @@ def _dataset(config: Config, data: Mapping[str, Any]) -> DatasetInput:
 def _describe(config: Config, data: Mapping[str, Any], link: str) -> str:
     tasks = f"{len(data['tasks'])} tasks" if "tasks" in data else "tasks"
     return (
-        f"Class-incremental learning of data set `{config.data.name}`, seed {config.seed}: {tasks} "
+        f"Class-incremental learning of data set `{config.data.name}`, preset `{config.preset}`, "
+        f"seed {config.seed}: {tasks} "
         f"one after another, an adapter each, merged by the rule `{config.merge.rule}`. The child "
         "runs hold the same metrics with the number of tasks learnt as the step: "
         f"[compare their curves]({link})."

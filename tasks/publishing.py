@@ -106,7 +106,7 @@ def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str,
         cost = {key: measured[-1][key] for key in ("gmacs", "parameters")}
         variants[name] = {"summary": {**summarise(measured), **cost}, "stages": measured}
     return {
-        "name": f"{config.data.name} seed {config.seed}",
+        "name": config.title,
         "created_by": {"dynammo": dynammo.__version__, **versions()},
         "data": {
             "name": config.data.name,
