@@ -174,7 +174,7 @@ def test_classes_that_the_model_does_not_know_are_named(model_folder: Path, tmp_
 
 def test_results_are_compared(finished: Project, elsewhere: None) -> None:
     text = output("compare", finished.results, finished.results)
-    assert text.count("shapes seed 3") == 2
+    assert text.count("shapes best seed 3") == 2
     for name, summary in finished.read("metrics.json").items():
         lines = [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
         assert len(lines) == 2

@@ -85,7 +85,7 @@ def everything(runs: Runs) -> list[Run]:
 def test_one_parent_and_a_child_for_each_variant(tracking: Path) -> None:
     runs = start()
     parent = client().get_run(runs["parent"])
-    assert parent.info.run_name == "skin8 seed 42"
+    assert parent.info.run_name == "skin8 best seed 42"
     assert client().get_experiment(runs["experiment_id"]).name == "dynammo-skin8"
     children = client().search_runs(
         [runs["experiment_id"]], f"tags.mlflow.parentRunId = '{runs['parent']}'"
