@@ -65,7 +65,7 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(finished: Project, new: Pro
     ):
         assert not new.results.exists()
         attempts.append(start(new, kill_at=moment))
-        ended = "Flow run 'shapes seed 3' - Finished in state Completed()"
+        ended = "Flow run 'shapes best seed 3' - Finished in state Completed()"
         assert any(ended in line for line in attempts[-1]) == (moment is None)
 
     same = (new.results / "metrics.json").read_bytes()
