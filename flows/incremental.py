@@ -123,7 +123,6 @@ def learn(
 
     head_settings = settings(config, "seed", "backbone", "image", "adapter", "head")
     trained_heads = [*(stage["trained"]["head"] for stage in stages), trained["head"]]
-    initial_heads = trained_heads if config.head.init == "task_heads" else []
     variants: dict[str, Variant] = {}
     for name in ["merged", *config.compare]:
         before = last["variants"][name] if last else None
@@ -138,11 +137,11 @@ def learn(
                 test_features("adapter", trained["adapter"]),
             ]
         else:
+            # The bare backbone starts anew: the tasks' heads were trained on adapters' features.
             adapter = merged if name == "merged" else None
+            start = trained_heads if adapter and config.head.init == "task_heads" else []
             heads = [
-                fine_tune_head(
-                    head_settings, name, backbone, adapter, initial_heads, exemplars, context
-                )
+                fine_tune_head(head_settings, name, backbone, adapter, start, exemplars, context)
             ]
             features = [test_features(name, adapter)]
         evaluated = evaluate(
