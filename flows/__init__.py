@@ -10,5 +10,5 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 # Read by OpenMP when torch is first imported. Its threads spin while they wait, which slows
-# training several times where another process wants the cores.
+# training where another process wants the cores (benchmarks/README.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
