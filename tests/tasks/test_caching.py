@@ -80,8 +80,9 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("dynammo.evaluation", {"extract test features", "evaluate"}),
         ("dynammo.network", ADAPTED | {"prepare backbone"}),
         ("dynammo.merging.average", {"merge adapters"}),
-        ("dynammo.adapters.conv", ADAPTED),
-        ("dynammo.adapters.linear", set()),
+        ("dynammo.merging.heads", HEADS),
+        ("dynammo.adapters.linear", ADAPTED),
+        ("dynammo.adapters.conv", set()),
         ("dynammo.adapters", set()),  # the table of names, one line longer
         ("dynammo.config", set()),
         ("dynammo.data.folder", set()),
@@ -107,8 +108,9 @@ def test_changed_code_runs_what_uses_it_again(
         ({"memory.size": 10}, {"select exemplars"}),
         ({"head.epochs": 3}, HEADS),
         ({"image.size": 64}, ADAPTED),
-        ({"adapter.name": "linear"}, ADAPTED),
-        ({"adapter.options": {"alpha": 0.1}}, ADAPTED),
+        ({"adapter.name": "conv"}, ADAPTED),
+        ({"adapter.options": {"bias": False}}, ADAPTED),
+        ({"preset": "paper"}, ADAPTED),
         # What a network was built from is a checkpoint among the arguments.
         ({"backbone.pretrained": False}, {"prepare backbone"}),
         (

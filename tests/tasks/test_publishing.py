@@ -114,6 +114,6 @@ def test_the_results_document_sums_up_all_stages() -> None:
     assert (summary["gmacs"], summary["parameters"]) == (1.5, 1000)  # of the last stage
     assert [s["accuracy"] for s in results["variants"]["merged"]["stages"]] == [0.75, 0.25]
     assert [task["classes"] for task in results["tasks"]] == [["amber"], ["birch"]]
-    assert results["name"] == "shapes seed 7"
+    assert results["name"] == "shapes best seed 7"
     assert load_config(None, results["config"]) == config
     assert json.loads(json.dumps(results)) == results
