@@ -260,8 +260,8 @@ class Config(Section):
     preset: Literal["best", "paper"] = Field(
         "best",
         description="decides adapter.name and head.init where they are not given. best: linear "
-        "adapters, folded away in the deployed model, and the merged task heads as a start; paper: "
-        "as published",
+        "adapters, folded into the deployed model where the backbone allows it, and the merged "
+        "task heads as a start; paper: as published",
     )
     seed: int = Field(
         1,

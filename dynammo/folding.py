@@ -23,6 +23,8 @@ from dynammo.errors import ConfigError
 from dynammo.merging.state import State
 from dynammo.network import AdaptedStage, Network
 
+_PLAIN = ("Conv2d", "Conv2dSame")  # torch's, and timm's with another padding
+
 
 def why_not_foldable(network: Network) -> list[str]:
     """What keeps the adapters from being folded, a line each; empty where nothing does."""
@@ -81,7 +83,7 @@ def _problems(stage: AdaptedStage) -> list[str]:
         return []
     problems = []
     for convolution, norm in consumers:
-        if convolution.kernel_size != (1, 1):
+        if convolution.kernel_size != (1, 1) or convolution.padding not in (0, (0, 0)):
             problems.append("its bias would meet the padding of a convolution; choose bias: false")
         elif convolution.bias is None and norm is None:
             problems.append("the convolution behind it has neither a bias nor a BatchNorm")
@@ -99,15 +101,20 @@ def _consumers(stage: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]
     """The convolutions that take a stage's input, each with the BatchNorm right behind it, if any.
 
     Raises:
-        ValueError: something else takes the input as well.
+        ValueError: something else takes the input as well, or the stage cannot be traced.
     """
-    graph = _Tracer().trace(stage)
+    try:
+        graph = _Tracer().trace(stage)
+    except Exception as error:  # the stage's own code ran, on stand-ins for tensors
+        raise ValueError(f"the stage behind it cannot be traced ({error})") from None
     modules = dict(stage.named_modules())
     source = next(node for node in graph.nodes if node.op == "placeholder")
     found = []
     for user in source.users:
         module = modules.get(str(user.target)) if user.op == "call_module" else None
-        if not isinstance(module, nn.Conv2d) or module.groups != 1:
+        # Other subclasses may do something to their weights before they use them.
+        plain = type(module).__name__ in _PLAIN
+        if not isinstance(module, nn.Conv2d) or not plain or module.groups != 1:
             what = type(module).__name__ if module is not None else str(user.target)
             raise ValueError(f"its output goes into {what}, not only into plain convolutions")
         norms = [modules.get(str(n.target)) for n in user.users if n.op == "call_module"]

@@ -65,7 +65,7 @@ def save_model(
     head: State,
     classes: Sequence[str],
     provenance: Mapping[str, Any],
-) -> None:
+) -> list[str]:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
     Adapters that can be folded into the backbone are (`dynammo.folding`): the model then is a bare
@@ -81,10 +81,14 @@ def save_model(
         head: `weight` (C, D) and `bias` (C,).
         classes: names in the order of the head's outputs.
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
+
+    Returns:
+        What kept the adapters from being folded; nothing where they were.
     """
     network = build_network(backbone, backbone_weights, size, adapter)
     network.load_adapter_state(adapter_weights)
-    folded = not why_not_foldable(network)
+    reasons = why_not_foldable(network)
+    folded = not reasons
     if folded:
         backbone_weights, adapter_weights = fold_adapters(network), {}
     tensors = {
@@ -102,6 +106,7 @@ def save_model(
     }
     write_atomically(folder / _WEIGHTS, save({k: v.contiguous() for k, v in tensors.items()}))
     write_atomically(folder / _MANIFEST, to_json(manifest))
+    return reasons
 
 
 class Predictor:

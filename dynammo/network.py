@@ -232,6 +232,12 @@ def _probe(
     ]
     if len(set(positions)) != len(positions):
         problems.append(f"backbone.positions names a module twice: {list(positions)}")
+    problems += [
+        f"backbone.positions: {inner!r} is inside {outer!r}"
+        for inner in positions
+        for outer in positions
+        if inner.startswith(f"{outer}.")
+    ]
     if problems:
         raise ConfigError(problems)
     shapes: dict[str, torch.Size] = {}
@@ -245,7 +251,7 @@ def _probe(
     try:
         with torch.no_grad():
             features = backbone(torch.zeros(1, 3, size, size))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError([f"image.size {size} does not suit this backbone: {reason}"]) from None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from math import prod
@@ -9,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, fx, nn
 
+from dynammo.errors import DynammoError
 from dynammo.network import Network
 
 
@@ -23,28 +25,44 @@ def split_at_first_adapter(network: Network) -> tuple[nn.Module, nn.Module]:
         prefix, (B, 3, H, W) -> what the first adapter's stage takes, and suffix, that -> (B, D).
     """
     first = network.positions[0] if network.adapters() else None
+    whole = nn.Identity(), network
     try:
         graph = _Tracer(network.positions).trace(network)
-        cut = next(node for node in graph.nodes if node.target == f"backbone.{first}")
+    except Exception:  # a backbone's own code ran, on stand-ins for tensors: anything may come
+        return whole
+    cut = next((node for node in graph.nodes if node.target == f"backbone.{first}"), None)
+    if cut is None or len(cut.all_input_nodes) != 1:
+        return whole
+    try:
         return _before(network, graph, cut), _after(network, graph, cut)
-    except (StopIteration, fx.proxy.TraceError, KeyError, TypeError, AttributeError):
-        return nn.Identity(), network
+    except KeyError:
+        return whole
 
 
-def run_once(prefix: nn.Module, views: Sequence[Tensor], memory: int, batch_size: int) -> Tensor:
+def run_once(
+    prefix: nn.Module,
+    views: Sequence[Tensor],
+    memory: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """The prefix's outputs for all images in all augmentation views.
 
     Args:
         prefix: frozen.
         views: V tensors (N, 3, H, W) of the same images.
         memory: up to how many bytes are kept in memory; more go into a temporary file, which is
-            mapped into memory and deleted with the tensor.
+            mapped into memory and deleted with the tensor. It is where temporary files are (the
+            environment variable TMPDIR).
         batch_size: images at a time.
+        device: where the prefix is.
 
     Returns:
-        (V, N, ...) on the CPU, (V, N, C, H, W) laid out channels last.
+        (V, N, C, H, W) on the CPU, laid out channels last.
+
+    Raises:
+        DynammoError: there is no room for the file.
     """
-    device = next((p.device for p in prefix.parameters()), torch.device("cpu"))
     kept: Tensor | None = None
     with torch.no_grad():
         for view, images in enumerate(views):
@@ -66,6 +84,13 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, memory: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     # The mapping keeps the file's blocks alive; its name is gone at once.
     with tempfile.NamedTemporaryFile(prefix="dynammo-") as file:
+        try:  # a full disk would otherwise kill the process when the tensor is written
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+        except OSError as error:
+            raise DynammoError(
+                f"no room for {count * dtype.itemsize / 1e9:.1f} GB in {tempfile.gettempdir()} "
+                f"({error.strerror}): raise train.cache_mb, or set TMPDIR to a folder with room"
+            ) from None
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
 

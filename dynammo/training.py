@@ -82,7 +82,7 @@ def train_adapter(
     history: list[Epoch] = []
     prefix, suffix = split_at_first_adapter(network)
     views = [images, images.flip(-1)] if config.flip else [images]
-    inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size)
+    inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
     network.train()
     for number in range(1, config.epochs + 1):
         loss_sum, right = 0.0, 0

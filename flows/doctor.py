@@ -87,7 +87,10 @@ def _torch() -> str:
 
 
 def _configuration(params: str | None) -> str:
+    from dynammo.network import build_network
+
     config = load_config(params)
+    build_network(config.backbone, None, config.image.size, config.adapter)
     return f"{params or 'defaults'}: {config.data.name}, {config.backbone.name}"
 
 
@@ -119,22 +122,22 @@ def _dvc() -> str:
 def _prefect() -> str:
     from prefect.settings import PREFECT_API_URL
 
+    from tasks.mlflow_runs import without_credentials
+
     url = PREFECT_API_URL.value()
     if not url:
         return "no server set (PREFECT_API_URL): runs start a temporary one"
     _answers(f"{url}/health", "PREFECT_API_URL", "make up")
-    return f"server answers at {url}"
+    return f"server answers at {without_credentials(url)}"
 
 
 def _mlflow() -> str:
-    from tasks.mlflow_runs import tracking_uri, without_credentials
+    from tasks.mlflow_runs import mlflow_client, tracking_uri, without_credentials
 
     uri = tracking_uri()
     if uri.startswith("http"):
         _answers(f"{uri}/health", "MLFLOW_TRACKING_URI", "make up")
         return f"server answers at {without_credentials(uri)}"
-    from tasks.mlflow_runs import mlflow_client
-
     if uri.startswith("sqlite") and "MLFLOW_TRACKING_URI" not in os.environ:
         return f"{uri} (see it with: make ui)"
     with mlflow_client() as client:
@@ -143,10 +146,10 @@ def _mlflow() -> str:
 
 
 def _answers(url: str, variable: str, remedy: str) -> None:
+    from tasks.mlflow_runs import without_credentials
+
     try:
         httpx.get(url, timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        shown = url.rpartition("@")[2]
-        raise _Unwell(
-            f"{variable} is set, but {shown} does not answer ({error}): {remedy}"
-        ) from None
+        problem = f"{variable} is set, but {url} does not answer ({error}): {remedy}"
+        raise _Unwell(without_credentials(problem)) from None

@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
+from dynammo.network import build_network
 from flows.logs import shorten_expected_errors
 from tasks.adapters import prepare_backbone, train_adapter, weights_hash
 from tasks.data import DataVersion, TaskData, prepare_images, version_data
@@ -51,11 +52,14 @@ def incremental(
     """
     config = load_config(params, overrides)
     check_output(config.output_dir)
+    # Wrong names of modules or options of an adapter are found before anything is done.
+    build_network(config.backbone, None, config.image.size, config.adapter)
     data = version_data(config)
     context: Context = {
         "manifest": data["manifest"],
         "images": prepare_images(data["manifest"], config.image.size),
         "device": choose_device(config.device),
+        "cache_mb": config.train.cache_mb,
         "label": "",
     }
     backbone = prepare_backbone(

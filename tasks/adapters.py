@@ -128,7 +128,7 @@ def train_adapter(
             pixels,
             labels,
             len(classes["names"]),
-            config.train,
+            config.train.model_copy(update={"cache_mb": context["cache_mb"]}),
             derive_seed(config.seed, "train", number),
             on_epoch=report,
             progress=progress,

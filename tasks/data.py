@@ -14,7 +14,7 @@ from dynammo.data.samples import read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
-from tasks.dvc_data import hint_if_missing, version_with_dvc
+from tasks.dvc_data import hint_if_missing, tracked_but_missing, version_with_dvc
 from tasks.progress import progress_bar
 from tasks.workspace import IMAGES, MANIFESTS, Classes
 
@@ -51,7 +51,7 @@ def version_data(config: Config) -> DataVersion:
     """
     logger = get_run_logger()
     path = Path(config.data.path)
-    made_anew = not path.exists()
+    made_anew = tracked_but_missing(path)
     try:
         image_set = DATA_SOURCES[config.data.source](path)
     except DataError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,8 @@ def version_with_dvc(path: Path, made_anew: bool, logger: Logger) -> dict[str, A
 
     Args:
         path: folder of the images, or a manifest in it.
-        made_anew: the images were missing and have just been made; they must then be the recorded
-            version.
+        made_anew: the whole tracked folder was missing (`tracked_but_missing`), so what is there
+            now has just been made; it must then be the recorded version, or it is removed again.
         logger: told what was found and done.
 
     Returns:
@@ -51,6 +52,12 @@ def version_with_dvc(path: Path, made_anew: bool, logger: Logger) -> dict[str, A
     return {"tracked": True, **{new: record[old] for old, new in keys.items() if old in record}}
 
 
+def tracked_but_missing(path: Path) -> bool:
+    """Whether a `.dvc` file tracks a folder that `path` is in, and the folder is not there."""
+    pointer = _pointer(path.absolute())
+    return pointer is not None and pointer.is_file() and not pointer.with_suffix("").exists()
+
+
 def hint_if_missing(path: Path) -> str:
     """What to do about missing images that a `.dvc` file tracks; otherwise nothing."""
     pointer = _pointer(path.absolute())
@@ -66,9 +73,11 @@ def _update(pointer: Path, made_anew: bool, logger: Logger) -> None:
     if status == "{}":
         return
     if made_anew and "modified" in status:
+        shutil.rmtree(pointer.with_suffix(""))  # else the next try would take it for a new version
         raise DataError(
-            f"{pointer.stem}/ holds the embedded images only, but {pointer.name} records another "
-            f"version ({before}): get it with 'dvc pull', or remove {pointer.name} to start anew"
+            f"{pointer.stem}/ is missing, and the embedded images are not the version that "
+            f"{pointer.name} records ({before}): get that with 'dvc pull', or remove "
+            f"{pointer.name} to start anew"
         )
     _dvc(pointer, "add", "--quiet", pointer.stem)
     after = _recorded(pointer)["md5"]

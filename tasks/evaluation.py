@@ -150,7 +150,7 @@ def _cost(config: Config, variant: Variant, stage: int, head_macs: int) -> dict[
         )
     else:
         network = build_network(config.backbone, weights, config.image.size)
-        if variant == "merged":
+        if variant != "frozen":
             adapted = build_network(config.backbone, weights, config.image.size, config.adapter)
             network = adapted if why_not_foldable(adapted) else network
     return {

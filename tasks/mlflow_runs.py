@@ -218,16 +218,19 @@ def log_training_curve(
     )
 
 
-def log_files(run_id: str, files: Iterable[Path], artifact_path: str | None = None) -> None:
+def log_files(
+    run_id: str, files: Iterable[Path], artifact_path: str | None = None, replace: bool = False
+) -> None:
     """Record files as artifacts, except those that are there already with that name and size.
 
     Args:
         run_id: the run.
         files: files, not folders.
         artifact_path: folder among the run's artifacts.
+        replace: record them again even so; for files that are not named by their content.
     """
     with mlflow_client() as client:
-        listed = client.list_artifacts(run_id, artifact_path)
+        listed = [] if replace else client.list_artifacts(run_id, artifact_path)
         present = {(info.path, info.file_size) for info in listed}
         for file in files:
             path = f"{artifact_path}/{file.name}" if artifact_path else file.name

@@ -10,9 +10,7 @@ from dynammo.network import Network, build_network
 from tasks.workspace import CHECKPOINTS
 
 
-def load_network(
-    config: Config, backbone: Ref, adapter: Ref | None, device: str, seed: int = 0
-) -> Network:
+def load_network(config: Config, backbone: Ref, adapter: Ref | None, device: str) -> Network:
     """The backbone with the adapter of a checkpoint; bare where there is none.
 
     Args:
@@ -20,11 +18,10 @@ def load_network(
         backbone: checkpoint of the frozen network.
         adapter: checkpoint of a task's adapter or of a merged one.
         device: a torch device.
-        seed: not used where `adapter` is given.
     """
     weights = CHECKPOINTS.load(backbone)
     kind = config.adapter if adapter is not None else None
-    network = build_network(config.backbone, weights, config.image.size, kind, seed)
+    network = build_network(config.backbone, weights, config.image.size, kind)
     if adapter is not None:
         network.load_adapter_state(CHECKPOINTS.load(adapter))
     return network.to(torch.device(device))

@@ -72,7 +72,7 @@ def publish(
         write_atomically(folder / "results.json", to_json(results))
         write_report(results, folder)
         _write_tables(config, data, stages, results, folder)
-        save_model(
+        unfolded = save_model(
             folder / "model",
             backbone=config.backbone,
             size=config.image.size,
@@ -92,7 +92,10 @@ def publish(
             },
         )
     show(results, runs)
-    get_run_logger().info("results are in %s", config.output_dir)
+    logger = get_run_logger()
+    if unfolded:
+        logger.info("the model keeps its adapters, they cannot be folded: %s", "; ".join(unfolded))
+    logger.info("results are in %s", config.output_dir)
     return results
 
 
@@ -192,7 +195,10 @@ def check_output(target: Path) -> None:
         ConfigError: it does, or is no folder.
     """
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - _PUBLISHED)
+        names = {entry.name for entry in target.iterdir()}
+        foreign = sorted(names - _PUBLISHED)
+        if "results.json" not in names:  # then such folders are somebody else's
+            foreign += sorted(names & {"figures", "model", "curves", "predictions"})
         if foreign:
             raise ConfigError(
                 [f"output: {target} would be replaced, but holds {', '.join(foreign[:3])}"]
@@ -213,7 +219,11 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
             target.replace(old / target.name)
-            fresh.replace(target)
+            try:
+                fresh.replace(target)
+            except OSError:
+                (old / target.name).replace(target)
+                raise
             shutil.rmtree(old)
         else:
             fresh.replace(target)

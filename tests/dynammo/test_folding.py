@@ -116,6 +116,30 @@ class Stage(nn.Module):
         return output
 
 
+class Standardised(nn.Conv2d):
+    """Uses other weights than it has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+def test_only_plain_convolutions_without_padding_take_a_bias() -> None:
+    for convolution, reason in [
+        (Standardised(3, 5, 1), "its output goes into Standardised"),
+        (nn.Conv2d(3, 5, 1, padding=1), "its bias would meet the padding"),
+    ]:
+        network = Network(
+            Backbone(nn.Sequential(convolution)),
+            [0, 0, 0],
+            [1, 1, 1],
+            lambda _channels, _index, stage: AdaptedStage(LinearAdapter(3), stage),
+            ["stage"],
+            4,
+        )
+        (found,) = why_not_foldable(network)
+        assert reason in found
+
+
 class Backbone(nn.Module):
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()

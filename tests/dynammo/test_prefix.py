@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.errors import DynammoError
 from dynammo.network import AdaptedStage, Network, build_network
 from dynammo.prefix import run_once, split_at_first_adapter
 
@@ -64,7 +65,15 @@ class Branching(Around):
         return output
 
 
-@pytest.mark.parametrize("backbone", [Around(), Branching()])
+class Measuring(Around):
+    """Asks for a number that a stand-in for a tensor does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.stage(self.stem(x)).mean((2, 3)) * (len(x) > 0)
+        return output
+
+
+@pytest.mark.parametrize("backbone", [Around(), Branching(), Measuring()])
 def test_what_cannot_be_cut_stays_whole(backbone: nn.Module) -> None:
     network = Network(
         backbone,
@@ -101,6 +110,15 @@ def test_every_view_is_run_once(
         for view, inputs in enumerate(views):
             torch.testing.assert_close(kept[view], prefix(inputs), **CLOSE)
     assert not any(tmp_path.iterdir())  # the file has no name any more
+
+
+def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DynammoError, match=r"No space left .*train\.cache_mb, or set TMPDIR"):
+        run_once(nn.Conv2d(3, 7, 3), [images().float()], 0, 4)
 
 
 def test_no_images() -> None:

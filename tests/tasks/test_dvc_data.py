@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dynammo.errors import DataError
-from tasks.dvc_data import version_with_dvc
+from tasks.dvc_data import tracked_but_missing, version_with_dvc
 
 LOGGER = logging.getLogger("test")
 
@@ -87,13 +87,17 @@ def test_a_changed_folder_is_a_new_version(
 
 def test_images_made_anew_must_be_the_recorded_version(repository: Path) -> None:
     before = (repository / "data.dvc").read_bytes()
-    shutil.rmtree(repository / "data" / "skin")
-    (repository / "data" / "digits").mkdir()
-    (repository / "data" / "digits" / "0.pgm").write_bytes(b"0")
-    with pytest.raises(DataError, match=r"another version \(.*'dvc pull'") as caught:
-        version(repository / "data" / "digits", made_anew=True)
-    assert yaml.safe_load(before)["outs"][0]["md5"] in str(caught.value)
-    assert (repository / "data.dvc").read_bytes() == before
+    digits = repository / "data" / "digits"
+    assert not tracked_but_missing(digits)  # other images of data/ are there
+    shutil.rmtree(repository / "data")
+    for _ in range(2):  # the second try is refused as the first was
+        assert tracked_but_missing(digits)
+        digits.mkdir(parents=True)
+        (digits / "0.pgm").write_bytes(b"0")
+        with pytest.raises(DataError, match=r"not the version that .*'dvc pull'") as caught:
+            version(digits, made_anew=True)
+        assert yaml.safe_load(before)["outs"][0]["md5"] in str(caught.value)
+        assert (repository / "data.dvc").read_bytes() == before
 
 
 def test_inside_a_stage_nothing_is_written(

@@ -39,6 +39,7 @@ def images(tmp_path: Path) -> Images:
         "manifest": str(tmp_path / "manifest.json"),
         "images": str(store),
         "device": "cpu",
+        "cache_mb": 0,
         "label": "",
     }
     return Images.of(context)

@@ -24,7 +24,7 @@ def published(tmp_path: Path) -> Path:
     """Results of an earlier run."""
     target = tmp_path / "results" / "shapes"
     (target / "model").mkdir(parents=True)
-    for name in ("metrics.json", "report.html", ".gitignore", "model/model.json"):
+    for name in ("metrics.json", "results.json", ".gitignore", "model/model.json"):
         (target / name).write_text("old")
     return target
 
@@ -40,6 +40,12 @@ def test_anything_else_may_not(published: Path) -> None:
         (published / name).write_text("mine")
     with pytest.raises(ConfigError, match=r"shapes would be replaced, but holds a\.py, b\.py, not"):
         check_output(published)
+
+
+def test_folders_without_results_are_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "thesis" / "figures").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="thesis would be replaced, but holds figures"):
+        check_output(tmp_path / "thesis")
 
 
 def test_a_file_is_no_folder_for_results(published: Path) -> None:
