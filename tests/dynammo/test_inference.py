@@ -57,25 +57,33 @@ def head(merged: Network) -> dict[str, Tensor]:
     return {"weight": weight, "bias": -weight @ features.mean(0)}
 
 
+def saved(
+    folder: Path,
+    weights: dict[str, Tensor],
+    network: Network,
+    head: dict[str, Tensor],
+    backbone: BackboneConfig = TINY,
+    adapter: AdapterConfig = ADAPTER,
+) -> Path:
+    save_model(
+        folder,
+        backbone=backbone,
+        size=SIZE,
+        adapter=adapter,
+        backbone_weights=weights,
+        adapter_weights=network.adapter_state(),
+        head=head,
+        classes=CLASSES,
+        provenance={"data": "d" * 64},
+    )
+    return folder
+
+
 @pytest.fixture(scope="module")
 def save(
     weights: dict[str, Tensor], merged: Network, head: dict[str, Tensor]
 ) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        save_model(
-            folder,
-            backbone=TINY,
-            size=SIZE,
-            adapter=ADAPTER,
-            backbone_weights=weights,
-            adapter_weights=merged.adapter_state(),
-            head=head,
-            classes=CLASSES,
-            provenance={"data": "d" * 64},
-        )
-        return folder
-
-    return write
+    return lambda folder: saved(folder, weights, merged, head)
 
 
 @pytest.fixture
@@ -108,18 +116,7 @@ def test_a_linear_adapter_is_folded_away(tmp_path: Path) -> None:
     for parameter in network.adapter_parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     head = new_head(network.feature_size, 3, seed=2)
-    save_model(
-        tmp_path,
-        backbone=config,
-        size=SIZE,
-        adapter=linear,
-        backbone_weights=weights,
-        adapter_weights=network.adapter_state(),
-        head=head,
-        classes=CLASSES,
-        provenance={},
-    )
-    predictor = Predictor(tmp_path)
+    predictor = Predictor(saved(tmp_path, weights, network, head, config, linear))
     assert predictor.manifest["adapter"] is None
     assert not predictor.model.network.adapters()
     pixels = tensor(pictures(4))
@@ -207,18 +204,7 @@ def test_positions_are_kept(
 ) -> None:
     backbone = TINY.model_copy(update={"positions": ["layer3", "layer2"]})
     network = build_network(backbone, weights, SIZE, ADAPTER)
-    save_model(
-        tmp_path,
-        backbone=backbone,
-        size=SIZE,
-        adapter=ADAPTER,
-        backbone_weights=weights,
-        adapter_weights=network.adapter_state(),
-        head=head,
-        classes=CLASSES,
-        provenance={},
-    )
-    loaded = Predictor(tmp_path).model
+    loaded = Predictor(saved(tmp_path, weights, network, head, backbone)).model
     assert list(loaded.network.adapters()) == ["layer2", "layer3"]
     pixels = tensor(pictures(2))
     torch.testing.assert_close(loaded(pixels), Classifier(network, head)(pixels))
