@@ -140,19 +140,18 @@ def _cost(config: Config, variant: Variant, stage: int, head_macs: int) -> dict[
     (for merged adapters that can be folded the bare backbone), and the parameters that it needs. A
     head's product takes one multiply-accumulate a weight.
     """
-    weights = build_network(config.backbone, None, config.image.size).backbone.state_dict()
-    network: nn.Module
-    if variant == "unmerged":
-        adapter = build_network(config.backbone, weights, config.image.size, config.adapter)
-        states = [adapter.adapter_state()] * stage
-        network = build_unmerged_network(
-            config.backbone, weights, config.image.size, config.adapter, states
-        )
-    else:
-        network = build_network(config.backbone, weights, config.image.size)
-        if variant != "frozen":
-            adapted = build_network(config.backbone, weights, config.image.size, config.adapter)
-            network = adapted if why_not_foldable(adapted) else network
+    bare = build_network(config.backbone, None, config.image.size)
+    network: nn.Module = bare
+    if variant != "frozen":
+        weights = bare.backbone.state_dict()
+        adapted = build_network(config.backbone, weights, config.image.size, config.adapter)
+        if variant == "unmerged":
+            states = [adapted.adapter_state()] * stage
+            network = build_unmerged_network(
+                config.backbone, weights, config.image.size, config.adapter, states
+            )
+        elif why_not_foldable(adapted):
+            network = adapted
     return {
         "gmacs": (count_macs(network, config.image.size) + head_macs) / 1e9,
         "parameters": count_parameters(network) + head_macs,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from prefect import get_run_logger, task
 
-import dynammo
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
 from tasks import champion, mlflow_runs, served_model
@@ -35,10 +34,7 @@ def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any
     """
     values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
     key = step_key("run", {"settings": values, "data": data["hash"], "backbone": backbone}, _CODE)
-    tags = {"dynammo.version": dynammo.__version__}
-    if data["dvc"].get("md5"):
-        tags["dvc.md5"] = data["dvc"]["md5"]
-    runs = mlflow_runs.open_runs(config, key, dict(data), ["merged", *config.compare], tags)
+    runs = mlflow_runs.open_runs(config, key, dict(data), ["merged", *config.compare])
     pages = {"url": mlflow_runs.run_url(runs), "compare_url": mlflow_runs.compare_url(runs)}
     return {**runs, **pages}
 
