@@ -27,6 +27,7 @@ from dynammo.adapters import ADAPTERS
 from dynammo.data import DATA_SOURCES
 from dynammo.errors import ConfigError
 from dynammo.merging import MERGE_RULES
+from dynammo.methods import METHODS
 from dynammo.registry import Registry
 
 
@@ -275,8 +276,10 @@ class Config(Section):
     output: str | None = Field(
         None, description="folder for the results; default: results/<data.name>"
     )
-    compare: list[Literal["unmerged", "frozen"]] = Field(
-        ["unmerged", "frozen"], description="evaluated beside merged"
+    methods: list[Annotated[str, _Known(METHODS)]] = Field(
+        ["merged", "unmerged", "frozen"],
+        min_length=1,
+        description="what is learnt and measured; without merged nothing is registered",
     )
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig(classes_per_task=2)
@@ -301,6 +304,12 @@ class Config(Section):
             if isinstance(given, dict):
                 values[section] = {**defaults, **given}
         return values
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> Config:
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods names one twice: {', '.join(self.methods)}")
+        return self
 
     @model_validator(mode="after")
     def _weights_are_used(self) -> Config:

@@ -33,7 +33,7 @@ To change a setting without editing the file:
 | `dvc exp run` | `-S train.epochs=3`; `-S +train.momentum=0.8` if the file lacks it |
 | the Prefect deployment | `--param 'overrides={"train.epochs": 3}'` |
 
-A value is read as YAML: `--set 'compare=[unmerged]'`, `--set 'scenario.tasks=[[a, b], [c]]'`,
+A value is read as YAML: `--set 'methods=[merged, frozen]'`, `--set 'scenario.tasks=[[a, b], [c]]'`,
 `--set backbone.weights=null`. `dynammo config` prints what a run would use, with the meaning of
 every setting; what it prints is itself a valid `params.yaml`.
 

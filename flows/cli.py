@@ -162,7 +162,7 @@ def evaluate(
 def compare(
     results: Annotated[list[Path], typer.Argument(help="Results folders, such as results/digits.")],
 ) -> None:
-    """Put runs side by side: merged, unmerged and frozen, accuracy, forgetting and cost."""
+    """Put runs side by side: the accuracy, forgetting and cost of every method."""
     with readable_errors():
         from flows.local import comparison
 

@@ -1,8 +1,8 @@
 """The flow `dynammo`: learn the tasks of a scenario one after another.
 
-Version the data; then for each task train an adapter, merge, select exemplars, fine-tune heads and
-evaluate; finally publish and register. Run it with `dynammo run`, with `python -m
-flows.incremental`, or as the deployment `dynammo/incremental`.
+Version the data; then for each task and method learn, select exemplars and evaluate (with adapters:
+train one, merge, select, fine-tune heads); finally publish and register. Run it with `dynammo run`,
+with `python -m flows.incremental`, or as the deployment `dynammo/incremental`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tasks.exemplars import select_exemplars
 from tasks.heads import fine_tune_head, fine_tune_task_heads
 from tasks.merging import merge_adapters
 from tasks.publishing import check_output, publish
-from tasks.stage import Stage, Variant
+from tasks.stage import Adapted, Learnt, Stage, Variant
 from tasks.tracking import close_runs, open_runs, register, track_stage
-from tasks.workspace import Context, choose_device, settings
+from tasks.workspace import Classes, Context, choose_device, settings
 
 PARAMS = "params.yaml"
 shorten_expected_errors()
@@ -41,14 +41,14 @@ def _run_name() -> str:
 def incremental(
     params: str | None = PARAMS, overrides: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Class-incremental learning with merged adapters, beside its unmerged and frozen counterparts.
+    """Class-incremental learning by each of the configured methods.
 
     Args:
         params: YAML file of the configuration, relative to the project; none means the defaults.
         overrides: settings that win over the file: {"train.epochs": 3, "data.path": "..."}.
 
     Returns:
-        `output`, the folder of the results, and `summary`, each variant's summary metrics.
+        `output`, the folder of the results, and `summary`, each method's summary metrics.
     """
     config = load_config(params, overrides)
     check_output(config.output_dir)
@@ -92,14 +92,46 @@ def learn(
     stages: list[Stage],
     context: Context,
 ) -> Stage:
-    """One task: train its adapter, merge it with the earlier ones, and bring every variant up to
-    date.
+    """One task: bring every method up to date. Merged and unmerged share the adapters."""
+    adapted = None
+    if {"merged", "unmerged"} & set(config.methods):
+        adapted = adapt(config, part["number"], part["train"], backbone, stages, context)
+    variants: dict[str, Variant] = {}
+    for name in config.methods:
+        before = stages[-1]["variants"][name] if stages else None
+        learnt = use_features(config, name, data, part, backbone, adapted, before, context)
+        evaluated = evaluate(
+            settings(config, "backbone", "image", "adapter"),
+            name,
+            [task["train"]["names"] for task in data["tasks"]],
+            part["number"],
+            data["tests"],
+            learnt["features"],
+            learnt["heads"],
+            before["evaluated"]["predictions"] if before else None,
+            context,
+        )
+        variants[name] = {**learnt, "evaluated": evaluated}
+    return {"number": part["number"], "adapted": adapted, "variants": variants}
+
+
+def adapt(
+    config: Config,
+    number: int,
+    classes: Classes,
+    backbone: Ref,
+    stages: list[Stage],
+    context: Context,
+) -> Adapted:
+    """Train the task's adapter, merge it with the earlier ones, and choose what is remembered.
+
+    The exemplars are the merged network's choice for unmerged, too: every adapter has its own
+    features, and what unmerged learns must not depend on whether merged is measured beside it.
     """
-    number, classes = part["number"], part["train"]
-    last = stages[-1] if stages else None
+    earlier = [stage["adapted"] for stage in stages if stage["adapted"]]
+    last = earlier[-1] if earlier else None
     previous = last["trained"]["adapter"] if last and config.adapter.init == "previous" else None
     remembered = last["exemplars"] if last else None
-
     trained = train_adapter(
         settings(config, "seed", "backbone", "image", "adapter", "train"),
         number,
@@ -109,7 +141,8 @@ def learn(
         remembered,
         context,
     )
-    adapters = [*(stage["trained"]["adapter"] for stage in stages), trained["adapter"]]
+    adapters = [*(adapted["trained"]["adapter"] for adapted in earlier), trained["adapter"]]
+    heads = [*(adapted["trained"]["head"] for adapted in earlier), trained["head"]]
     merged = merge_adapters(settings(config, "merge"), adapters, context)
     exemplars = select_exemplars(
         settings(config, "backbone", "image", "adapter", "memory"),
@@ -117,56 +150,78 @@ def learn(
         backbone,
         merged,
         remembered,
-        context,
+        named("merged", context),
     )
-
-    def test_features(name: str, adapter: Ref | None) -> Ref:
-        shown: Context = {**context, "label": f"{name} {context['label']}"}
-        network = settings(config, "backbone", "image", "adapter")
-        return extract_test_features(network, backbone, adapter, data["tests"], shown)
-
-    head_settings = settings(config, "seed", "backbone", "image", "adapter", "head")
-    trained_heads = [*(stage["trained"]["head"] for stage in stages), trained["head"]]
-    variants: dict[str, Variant] = {}
-    for name in ["merged", *config.compare]:
-        before = last["variants"][name] if last else None
-        if name == "unmerged":
-            sizes = [len(task["train"]["names"]) for task in data["tasks"][:number]]
-            heads = [*(before["heads"] if before else []), trained["head"]]
-            heads = fine_tune_task_heads(
-                head_settings, sizes, backbone, adapters, heads, exemplars, context
-            )
-            features = [
-                *(before["features"] if before else []),
-                test_features("adapter", trained["adapter"]),
-            ]
-        else:
-            # The bare backbone starts anew: the tasks' heads were trained on adapters' features.
-            adapter = merged if name == "merged" else None
-            start = trained_heads if adapter and config.head.init == "task_heads" else []
-            heads = [
-                fine_tune_head(head_settings, name, backbone, adapter, start, exemplars, context)
-            ]
-            features = [test_features(name, adapter)]
-        evaluated = evaluate(
-            settings(config, "backbone", "image", "adapter"),
-            name,
-            [task["train"]["names"] for task in data["tasks"]],
-            number,
-            data["tests"],
-            features,
-            heads,
-            before["evaluated"]["predictions"] if before else None,
-            context,
-        )
-        variants[name] = {"features": features, "heads": heads, "evaluated": evaluated}
     return {
-        "number": number,
         "trained": trained,
+        "adapters": adapters,
+        "heads": heads,
         "merged": merged,
         "exemplars": exemplars,
-        "variants": variants,
     }
+
+
+def use_features(
+    config: Config,
+    name: str,
+    data: DataVersion,
+    part: TaskData,
+    backbone: Ref,
+    adapted: Adapted | None,
+    before: Variant | None,
+    context: Context,
+) -> Learnt:
+    """Fine-tune what merged, unmerged or frozen puts on its features, and take the test images'."""
+    number, classes = part["number"], part["train"]
+    head_settings = settings(config, "seed", "backbone", "image", "adapter", "head")
+
+    def test_features(label: str, adapter: Ref | None) -> Ref:
+        network = settings(config, "backbone", "image", "adapter")
+        shown = named(label, context)
+        return extract_test_features(network, backbone, adapter, data["tests"], shown)
+
+    if adapted is None or name == "frozen":
+        exemplars = select_exemplars(
+            settings(config, "backbone", "image", "adapter", "memory"),
+            classes,
+            backbone,
+            None,
+            before["exemplars"] if before else None,
+            named(name, context),
+        )
+        # The bare backbone starts anew: the tasks' heads were trained on adapters' features.
+        head = fine_tune_head(head_settings, name, backbone, None, [], exemplars, context)
+        return {
+            "features": [test_features(name, None)],
+            "heads": [head],
+            "exemplars": exemplars,
+        }
+    exemplars = adapted["exemplars"]
+    if name == "unmerged":
+        sizes = [len(task["train"]["names"]) for task in data["tasks"][:number]]
+        heads = [*(before["heads"] if before else []), adapted["trained"]["head"]]
+        heads = fine_tune_task_heads(
+            head_settings, sizes, backbone, adapted["adapters"], heads, exemplars, context
+        )
+        features = [
+            *(before["features"] if before else []),
+            test_features("adapter", adapted["trained"]["adapter"]),
+        ]
+        return {"features": features, "heads": heads, "exemplars": exemplars}
+    start = adapted["heads"] if config.head.init == "task_heads" else []
+    head = fine_tune_head(
+        head_settings, name, backbone, adapted["merged"], start, exemplars, context
+    )
+    return {
+        "features": [test_features(name, adapted["merged"])],
+        "heads": [head],
+        "exemplars": exemplars,
+    }
+
+
+def named(name: str, context: Context) -> Context:
+    """The context with a name before its label, for steps that several methods share."""
+    return {**context, "label": f"{name} {context['label']}"}
 
 
 if __name__ == "__main__":

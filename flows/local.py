@@ -34,11 +34,16 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
     folder = config.output_dir
     uri = tracking_uri()
     where = uri if uri.startswith("http") else "http://127.0.0.1:5000 (start it with: make ui)"
+    model = []
+    if "merged" in config.methods:
+        model = [
+            f"model        {folder / 'model'}",
+            f"             try: dynammo predict --model {folder / 'model'} IMAGE...",
+        ]
     lines = [
         f"report       {folder / 'report.html'}",
         f"metrics      {folder / 'metrics.json'}",
-        f"model        {folder / 'model'}",
-        f"             try: dynammo predict --model {folder / 'model'} IMAGE...",
+        *model,
         f"MLflow       {where}",
         f"             {config.experiment}: its newest run links to the curves to compare",
     ]
@@ -48,7 +53,7 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
 
 
 def comparison(folders: Sequence[Path]) -> Group:
-    """One table a results folder: merged, unmerged and frozen.
+    """One table a results folder, a row a method.
 
     Raises:
         DataError: a folder holds no results.

@@ -26,6 +26,7 @@ from prefect.context import TaskRunContext
 
 from dynammo.adapters import ADAPTERS
 from dynammo.merging import MERGE_RULES
+from dynammo.methods import METHODS
 from tasks.workspace import CHECKPOINTS, RESULTS, versions
 
 R = TypeVar("R")
@@ -37,6 +38,7 @@ _BY_VALUE = {
     "dynammo.registry",
     "dynammo.adapters",
     "dynammo.merging",
+    "dynammo.methods",
     "dynammo.data",
     "tasks.caching",
     "tasks.workspace",
@@ -118,6 +120,8 @@ def _parts(arguments: dict[str, Any]) -> Iterator[str]:
         yield ADAPTERS.module(settings["adapter"]["name"])
     if "merge" in settings:
         yield MERGE_RULES.module(settings["merge"]["rule"])
+    for method in settings.get("methods", ()):
+        yield METHODS.module(method)
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from prefect import get_run_logger
@@ -21,8 +21,6 @@ from tasks.images import Images
 from tasks.networks import load_network
 from tasks.progress import progress_bar
 from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
-
-Variant = Literal["merged", "unmerged", "frozen"]
 
 
 class Evaluated(TypedDict):
@@ -66,7 +64,7 @@ def extract_test_features(
 @step("evaluate", task_run_name="evaluate {variant} {context[label]}")
 def evaluate(
     settings: dict[str, Any],
-    variant: Variant,
+    variant: str,
     tasks: list[list[str]],
     stage: int,
     tests: Classes,
@@ -135,7 +133,7 @@ def _predictions(saved: dict[str, torch.Tensor]) -> Predictions:
     )
 
 
-def _cost(config: Config, variant: Variant, stage: int, head_macs: int) -> dict[str, float]:
+def _cost(config: Config, variant: str, stage: int, head_macs: int) -> dict[str, float]:
     """Giga multiply-accumulates of predicting one image, counted on the network that would do it
     (for merged adapters that can be folded the bare backbone), and the parameters that it needs. A
     head's product takes one multiply-accumulate a weight.

@@ -16,22 +16,22 @@ from tasks.networks import load_network
 from tasks.workspace import CHECKPOINTS, Classes, Context
 
 
-@step("select exemplars", task_run_name="select exemplars {context[label]}")
+@step("select exemplars", task_run_name="select exemplars: {context[label]}")
 def select_exemplars(
     settings: dict[str, Any],
     classes: Classes,
     backbone: Ref,
-    merged: Ref,
+    adapter: Ref | None,
     previous: Ref | None,
     context: Context,
 ) -> Ref:
-    """Herd the new classes' images on the merged network's features; cut the old classes' to size.
+    """Herd the new classes' images on a network's features; cut the old classes' to size.
 
     Args:
         settings: sections backbone, image, adapter and memory.
         classes: the newest task's.
         backbone: checkpoint of the frozen network.
-        merged: checkpoint of the adapter that features are taken with.
+        adapter: checkpoint of the merged adapter; none for the bare backbone.
         previous: the memory before this task.
         context: places.
 
@@ -44,7 +44,7 @@ def select_exemplars(
     old = CHECKPOINTS.load_json(previous) if previous else {"classes": [], "images": []}
     names = [*old["classes"], *classes["names"]]
     count = quota(config.memory, len(names))
-    network = load_network(config, backbone, merged, context["device"])
+    network = load_network(config, backbone, adapter, context["device"])
     pixels, hashes = images.load("train", classes)
     labels = images.labels("train", classes["names"])
     features = extract_features(network, pixels)

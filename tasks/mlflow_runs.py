@@ -1,4 +1,4 @@
-"""Record an experiment in MLflow: a parent run, and a child run for each variant.
+"""Record an experiment in MLflow: a parent run, and a child run for each method.
 
 Everything can be called again with the same arguments without adding anything: a killed pipeline,
 started again, continues its runs, and a finished one finds them as they are. Only the client API is
@@ -43,6 +43,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import dynammo
 from dynammo.config import Config
 from dynammo.errors import DynammoError
+from dynammo.methods import METHODS
 
 _RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
@@ -59,14 +60,6 @@ _STAGE_METRICS = (
     "gmacs",
     "parameters",
 )
-_NOTES = {
-    "merged": "The deployable model: one adapter, merged from all tasks' adapters, and one head "
-    "over all classes seen. One pass an image, whatever the number of tasks.",
-    "unmerged": "What merging is compared with: every task's adapter and head kept, one pass an "
-    "image each; the task is the one whose output for other tasks' classes is least probable.",
-    "frozen": "The baseline: the pretrained backbone without adapters, and one head over all "
-    "classes seen.",
-}
 
 
 class TrackingError(DynammoError):
@@ -130,7 +123,7 @@ def open_runs(
         run_key: names this execution; the same for the same configuration, data and code.
         data: of the data set its `hash`, and where known `train_images`, `test_images`, `tasks` and
             `dvc` (with the `md5` of its version).
-        variants: names of the child runs: merged, and what it is compared with.
+        variants: names of the methods, and so of the child runs.
         tags: further tags, such as the version of the code.
 
     Raises:
@@ -161,7 +154,7 @@ def open_runs(
             variant: find_or_make(
                 variant,
                 variant,
-                {_PARENT: parent, _NOTE: _NOTES.get(variant, variant)},
+                {_PARENT: parent, _NOTE: _note(variant)},
             )
             for variant in variants
         }
@@ -347,13 +340,18 @@ def _dataset(config: Config, data: Mapping[str, Any]) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training and testing")])
 
 
+def _note(method: str) -> str:
+    about = METHODS[method].about
+    return f"`{method}`: {about.meaning}. Source: {about.source}."
+
+
 def _describe(config: Config, data: Mapping[str, Any], link: str) -> str:
     tasks = f"{len(data['tasks'])} tasks" if "tasks" in data else "tasks"
     return (
         f"Class-incremental learning of data set `{config.data.name}`, preset `{config.preset}`, "
-        f"seed {config.seed}: {tasks} "
-        f"one after another, an adapter each, merged by the rule `{config.merge.rule}`. The child "
-        "runs hold the same metrics with the number of tasks learnt as the step: "
+        f"seed {config.seed}: {tasks} one after another, learnt by {', '.join(config.methods)} "
+        f"(adapters are merged by the rule `{config.merge.rule}`). The child runs, one a method, "
+        "hold the same metrics with the number of tasks learnt as the step: "
         f"[compare their curves]({link})."
     )
 

@@ -49,7 +49,8 @@ _PUBLISHED = {
 def publish(
     config: Config, data: DataVersion, backbone: Ref, stages: list[Stage], runs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write report, metrics, figures, tables and the deployable model into the results folder.
+    """Write report, metrics, figures and tables into the results folder, and where merged is among
+    the methods the deployable model.
 
     The folder is replaced as a whole and only when everything in it has been written.
 
@@ -57,40 +58,26 @@ def publish(
         The results document, as in results.json.
     """
     results = collect(config, data, stages)
-    champion = current_champion(config.model_name) if config.tracking.register_model else None
     summary = results["summary"]
-    results["gate"] = gate(
-        config.gate,
-        summary["merged"],
-        summary.get("unmerged"),
-        champion,
-        data_hash=data["hash"],
-        classes=data["tests"]["names"],
-    )
+    deployable = "merged" in summary
+    if deployable:
+        registers = config.tracking.register_model
+        results["gate"] = gate(
+            config.gate,
+            summary["merged"],
+            summary.get("unmerged"),
+            current_champion(config.model_name) if registers else None,
+            data_hash=data["hash"],
+            classes=data["tests"]["names"],
+        )
+    unfolded: list[str] = []
     with replaced_folder(config.output_dir) as folder:
         write_atomically(folder / "metrics.json", to_json(summary))
         write_atomically(folder / "results.json", to_json(results))
         write_report(results, folder)
         _write_tables(config, data, stages, results, folder)
-        unfolded = save_model(
-            folder / "model",
-            backbone=config.backbone,
-            size=config.image.size,
-            adapter=config.adapter,
-            backbone_weights=CHECKPOINTS.load(backbone),
-            adapter_weights=CHECKPOINTS.load(stages[-1]["merged"]),
-            head=CHECKPOINTS.load(stages[-1]["variants"]["merged"]["heads"][0]),
-            classes=data["tests"]["names"],
-            provenance={
-                "data": data["hash"],
-                "parents": {
-                    "backbone": backbone["sha256"],
-                    "merged": stages[-1]["merged"]["sha256"],
-                    "head": stages[-1]["variants"]["merged"]["heads"][0]["sha256"],
-                },
-                "versions": {"dynammo": dynammo.__version__, **versions()},
-            },
-        )
+        if deployable:
+            unfolded = _save_merged(config, data, backbone, stages[-1], folder / "model")
     show(results, runs)
     logger = get_run_logger()
     if unfolded:
@@ -99,8 +86,35 @@ def publish(
     return results
 
 
+def _save_merged(
+    config: Config, data: DataVersion, backbone: Ref, stage: Stage, folder: Path
+) -> list[str]:
+    """Save the merged model as it is after a stage; as `save_model` returns."""
+    assert stage["adapted"] is not None  # merged is among the methods
+    merged, head = stage["adapted"]["merged"], stage["variants"]["merged"]["heads"][0]
+    return save_model(
+        folder,
+        backbone=config.backbone,
+        size=config.image.size,
+        adapter=config.adapter,
+        backbone_weights=CHECKPOINTS.load(backbone),
+        adapter_weights=CHECKPOINTS.load(merged),
+        head=CHECKPOINTS.load(head),
+        classes=data["tests"]["names"],
+        provenance={
+            "data": data["hash"],
+            "parents": {
+                "backbone": backbone["sha256"],
+                "merged": merged["sha256"],
+                "head": head["sha256"],
+            },
+            "versions": {"dynammo": dynammo.__version__, **versions()},
+        },
+    )
+
+
 def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str, Any]:
-    """The results document: configuration, data version, and every variant's metrics."""
+    """The results document: configuration, data version, and every method's metrics."""
     variants = {}
     for name in stages[-1]["variants"]:
         measured = [
@@ -132,6 +146,7 @@ def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str,
         ],
         "variants": variants,
         "summary": {name: variant["summary"] for name, variant in variants.items()},
+        "gate": None,
     }
 
 
@@ -171,12 +186,16 @@ def show(results: dict[str, Any], runs: dict[str, Any]) -> None:
     """Prefect artifacts: the comparison as a table, the outcome as text, links to MLflow."""
     slug = re.sub(r"[^a-z0-9]+", "-", results["data"]["name"].lower()).strip("-")
     rows = comparison_table(results)
+    gated = results["gate"]
     verdict = "\n".join(
         f"- {'passed' if check['passed'] else 'FAILED'}: {check['name']} ({check['detail']})"
-        for check in results["gate"]["checks"]
+        for check in (gated["checks"] if gated else [])
     )
+    verdict = verdict or "There is no merged model to judge."
     table = readable_rows(rows)
-    create_table_artifact(table, key=f"{slug}-comparison", description="merged, unmerged, frozen")
+    create_table_artifact(
+        table, key=f"{slug}-comparison", description=", ".join(results["variants"])
+    )
     create_markdown_artifact(
         f"# {results['name']}\n\n{markdown_table(rows)}\n\n## Gate\n\n{verdict}\n",
         key=f"{slug}-summary",

@@ -9,22 +9,39 @@ from tasks.adapters import Trained
 from tasks.evaluation import Evaluated
 
 
-class Variant(TypedDict):
-    """One way of using what was learnt so far: merged, unmerged or frozen.
+class Adapted(TypedDict):
+    """What merged and unmerged share: `adapters` and the `heads` that they were trained with, one a
+    task so far; the `merged` adapter; the memory that its features chose.
+    """
 
-    `features` (of all test images) and `heads` have one entry, or for unmerged one a task.
+    trained: Trained
+    adapters: list[Ref]
+    heads: list[Ref]
+    merged: Ref
+    exemplars: Ref
+
+
+class Learnt(TypedDict):
+    """One method after a task: `features` (of all test images) and `heads` have one entry, or for
+    unmerged one a task.
     """
 
     features: list[Ref]
     heads: list[Ref]
+    exemplars: Ref
+
+
+class Variant(Learnt):
+    """A method after a task, measured."""
+
     evaluated: Evaluated
 
 
 class Stage(TypedDict):
-    """The state after one task. The next task needs nothing else."""
+    """The state after one task. The next task needs nothing else. `adapted` is none where no method
+    needs adapters; `variants` has an entry a method.
+    """
 
     number: int
-    trained: Trained
-    merged: Ref
-    exemplars: Ref
+    adapted: Adapted | None
     variants: dict[str, Variant]

@@ -26,7 +26,7 @@ _BESIDE_THE_POINT: dict[str, bool | set[str]] = {
 
 @task(name="open MLflow runs", retries=2, retry_delay_seconds=3)
 def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any]:
-    """Start one parent run and one child run a variant, or find those that a killed flow left.
+    """Start one parent run and one child run a method, or find those that a killed flow left.
 
     Returns:
         `parent` and `children` (variant -> run id), `experiment_id`, and the pages `url` of the
@@ -34,7 +34,7 @@ def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any
     """
     values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
     key = step_key("run", {"settings": values, "data": data["hash"], "backbone": backbone}, _CODE)
-    runs = mlflow_runs.open_runs(config, key, dict(data), ["merged", *config.compare])
+    runs = mlflow_runs.open_runs(config, key, dict(data), config.methods)
     pages = {"url": mlflow_runs.run_url(runs), "compare_url": mlflow_runs.compare_url(runs)}
     return {**runs, **pages}
 
@@ -44,19 +44,22 @@ def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
     """Log one task's metrics and checkpoints; what is logged already is left as it is."""
     number = stage["number"]
     folder = f"task-{number:02d}"
-    trained = stage["trained"]
-    mlflow_runs.log_training_curve(runs["parent"], number, trained["history"])
-    mlflow_runs.log_files(
-        runs["parent"],
-        _files(trained["adapter"], trained["head"], stage["exemplars"]),
-        f"adapters/{folder}",
-    )
-    mlflow_runs.log_files(runs["parent"], _files(stage["merged"]), f"merged/{folder}")
+    if adapted := stage["adapted"]:
+        trained = adapted["trained"]
+        mlflow_runs.log_training_curve(runs["parent"], number, trained["history"])
+        mlflow_runs.log_files(
+            runs["parent"],
+            _files(trained["adapter"], trained["head"]),
+            f"adapters/{folder}",
+        )
+        if "merged" in stage["variants"]:
+            mlflow_runs.log_files(runs["parent"], _files(adapted["merged"]), f"merged/{folder}")
     for name, variant in stage["variants"].items():
         run = runs["children"][name]
         metrics = CHECKPOINTS.load_json(variant["evaluated"]["metrics"])
         mlflow_runs.log_stage(run, number, metrics)
         mlflow_runs.log_files(run, _files(*variant["heads"]), f"heads/{folder}")
+        mlflow_runs.log_files(run, _files(variant["exemplars"]), f"exemplars/{folder}")
         mlflow_runs.log_files(run, _files(variant["evaluated"]["metrics"]), f"metrics/{folder}")
 
 
@@ -68,7 +71,8 @@ def register(
     passed.
 
     Returns:
-        Name, version and whether it is champion; none where `tracking.register_model` is off.
+        Name, version and whether it is champion; none where `tracking.register_model` is off, or
+        where merged is not among the methods.
     """
     folder = config.output_dir
     figures = sorted((folder / "figures").glob("*.png"))
@@ -80,6 +84,9 @@ def register(
     report = [folder / name for name in ("report.html", "results.json", "metrics.json")]
     mlflow_runs.log_files(runs["parent"], report, "report", replace=True)
     if not config.tracking.register_model:
+        return None
+    if "merged" not in config.methods:
+        get_run_logger().info("merged is not among the methods: no model is registered")
         return None
     run = runs["children"]["merged"]
     # A plain grey picture: an example is seen by everybody who sees the model, so not a patient's.

@@ -1,8 +1,8 @@
 """The figures of a report: functions from the results document to a matplotlib `Figure`.
 
-Object-oriented matplotlib only: no pyplot, so no global state and no display. A variant has the
-same colour and marker in every figure; the colours (Okabe and Ito) can be told apart by
-colour-blind readers, the markers also in black and white.
+Object-oriented matplotlib only: no pyplot, so no global state and no display. A variant, which is
+what a method came to in one run, has the same colour and marker in every figure: its method's
+(`dynammo.methods`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,20 +21,8 @@ from scipy.optimize import isotonic_regression
 
 from dynammo.checkpoint import write_atomically
 from dynammo.evaluation import task_forgetting
-
-
-class Style(NamedTuple):
-    """How a variant is drawn."""
-
-    colour: str
-    marker: str
-
-
-STYLES = {
-    "merged": Style("#0072B2", "o"),
-    "unmerged": Style("#D55E00", "s"),
-    "frozen": Style("#595959", "^"),
-}
+from dynammo.methods import METHODS
+from dynammo.methods.base import About, Style
 
 WIDTH = 7.2  # inches: narrow, so that the text is still read when scaled down to a phone
 DPI = 180  # of the saved file, for sharp text on dense screens
@@ -44,8 +32,30 @@ MOST_NAMED = 40  # a matrix with more rows names every k-th class only
 
 
 def variants(results: Mapping[str, Any]) -> list[str]:
-    """The variants that the results hold, always in the same order."""
-    return [name for name in STYLES if name in results["variants"]]
+    """The variants that the results hold, always in the same order: that of `METHODS`.
+
+    Raises:
+        ConfigError: one is of a method that is not registered here.
+    """
+    order = list(METHODS)
+    for name in results["variants"]:
+        about(name)
+    return sorted(results["variants"], key=order.index)
+
+
+def about(variant: str) -> About:
+    """What a variant's method says of itself.
+
+    Raises:
+        ConfigError: it is not registered.
+    """
+    found: About = METHODS[variant].about
+    return found
+
+
+def style(variant: str) -> Style:
+    """How a variant is drawn."""
+    return about(variant).style
 
 
 def significant(value: float) -> str:
@@ -72,7 +82,7 @@ def accuracy_curves(results: Mapping[str, Any]) -> Figure:
             stages = results["variants"][variant]["stages"]
             values = [100 * stage[metric] for stage in stages]
             _line(axes, variant, stages, values)
-            ends[f"{variant} {values[-1]:.1f}"] = (values[-1], STYLES[variant].colour)
+            ends[f"{variant} {values[-1]:.1f}"] = (values[-1], style(variant).colour)
         _label_ends(axes, ends)
         _task_axis(axes, counts)
     return figure
@@ -90,7 +100,7 @@ def cost_curves(results: Mapping[str, Any]) -> Figure:
         counts = [len(stage["classes"]) for stage in stages]
         values = [stage["gmacs"] for stage in stages]
         _line(axes, variant, stages, values)
-        ends[f"{variant} {significant(values[-1])}"] = (values[-1], STYLES[variant].colour)
+        ends[f"{variant} {significant(values[-1])}"] = (values[-1], style(variant).colour)
     axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
     _label_ends(axes, ends)
     _task_axis(axes, counts)
@@ -106,7 +116,7 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     for variant in variants(results):
         summary = results["variants"][variant]["summary"]
         x, y = summary["gmacs"], 100 * summary["last_accuracy"]
-        colour, marker = STYLES[variant]
+        colour, marker = style(variant)
         axes.plot(x, y, marker, color=colour, ms=12)
         ends[f"{variant} {y:.1f}"] = (x, y, colour)
     axes.set_xlim(0, 1.2 * axes.dataLim.xmax)
@@ -150,7 +160,7 @@ def forgetting_bars(results: Mapping[str, Any]) -> Figure:
     width = 0.8 / len(shown)
     for place, (variant, points) in enumerate(drops.items()):
         x = np.arange(1, len(points) + 1) + (place - (len(shown) - 1) / 2) * width
-        bars = axes.bar(x, points, 0.92 * width, color=STYLES[variant].colour, label=variant)
+        bars = axes.bar(x, points, 0.92 * width, color=style(variant).colour, label=variant)
         if len(points) * len(shown) <= MOST_NUMBERED:
             labels = ["" if np.isnan(value) else f"{value:.0f}" for value in points]
             axes.bar_label(bars, labels, padding=2, fontsize=SMALL)
@@ -246,7 +256,7 @@ def _dress(axes: Axes, title: str, unit: str, grid: bool = True) -> None:
 def _line(
     axes: Axes, variant: str, stages: Sequence[Mapping[str, Any]], values: Sequence[float]
 ) -> None:
-    colour, marker = STYLES[variant]
+    colour, marker = style(variant)
     axes.plot(_numbers(stages), values, color=colour, marker=marker, ms=6, lw=2.2)
 
 

@@ -46,12 +46,6 @@ COLUMNS = {
     "parameters": ("parameters, million", millions),
 }
 
-MEANINGS = {
-    "merged": "all adapters averaged into one: one pass an image (DynaMMo)",
-    "unmerged": "every adapter and head kept: one pass a task for each image (ACL)",
-    "frozen": "no adapter: the pretrained backbone and a head",
-}
-
 
 def comparison_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a variant: `variant` and the keys of `COLUMNS`, shares in [0, 1] or `None`."""
@@ -109,39 +103,60 @@ def write_report(results: Mapping[str, Any], directory: str | Path) -> Path:
     return html
 
 
+def lead(results: Mapping[str, Any]) -> str:
+    """The variant that the report is about: merged, and without it the first in the order."""
+    return variants(results)[0]
+
+
 def headline(results: Mapping[str, Any]) -> str:
     """What came out, in a few plain sentences computed from the numbers, good or bad."""
-    merged = results["variants"]["merged"]
-    summary, last = merged["summary"], merged["stages"][-1]
+    first, *others = variants(results)
+    measured = results["variants"][first]
+    summary, last = measured["summary"], measured["stages"][-1]
     right = sum(row[i] for i, row in enumerate(last["confusion"]))
     tested = sum(map(sum, last["confusion"]))
     interval = binomtest(right, tested).proportion_ci(method="wilson")
-    tasks, classes = _count(len(merged["stages"]), "task"), _count(len(last["classes"]), "class")
+    tasks, classes = _count(len(measured["stages"]), "task"), _count(len(last["classes"]), "class")
     sentences = [
-        f"After {tasks} and {classes}, the merged model gets {percent(summary['last_accuracy'])} %"
+        f"After {tasks} and {classes}, the {first} model gets {percent(summary['last_accuracy'])} %"
         f" of the {tested} test images right (95 % interval for a test set of this size:"
         f" {percent(interval.low)} to {percent(interval.high)} %) and, averaged over the classes,"
         f" finds {percent(summary['last_mean_class_recall'])} % of a class's images"
         " (mean class recall)."
     ]
-    for variant in variants(results):
-        if variant != "merged":
-            other = results["variants"][variant]["summary"]
-            gaps = [
-                _gap(summary[f"last_{metric}"] - other[f"last_{metric}"], words)
-                for metric, words in _COMPARED.items()
-            ]
-            sentences.append(
-                f"Compared with the {variant} model, it has {' and '.join(gaps)},"
-                f" at {100 * summary['gmacs'] / other['gmacs']:.0f} % of the cost"
-                f" ({significant(summary['gmacs'])} against {significant(other['gmacs'])} GMACs"
-                " an image)."
-            )
+    if len(others) <= _MOST_COMPARED:
+        sentences += [_compared(first, other, results) for other in others]
+    else:
+        recall = {
+            variant: results["variants"][variant]["summary"]["last_mean_class_recall"]
+            for variant in (first, *others)
+        }
+        best, least = max(recall, key=recall.__getitem__), min(recall, key=recall.__getitem__)
+        sentences.append(
+            f"Of the {len(recall)} methods measured, {best} has the highest mean class recall at"
+            f" the end, {percent(recall[best])} %, and {least} the lowest,"
+            f" {percent(recall[least])} %."
+        )
     sentences.append("This is one run with one seed; another seed gives other numbers.")
     return " ".join(sentences)
 
 
+_MOST_COMPARED = 3  # with more variants, the headline names the best and the worst
 _COMPARED = {"accuracy": "accuracy", "mean_class_recall": "mean class recall"}
+
+
+def _compared(first: str, other: str, results: Mapping[str, Any]) -> str:
+    """One sentence on what sets the first variant apart from another."""
+    ours, theirs = (results["variants"][name]["summary"] for name in (first, other))
+    gaps = [
+        _gap(ours[f"last_{metric}"] - theirs[f"last_{metric}"], words)
+        for metric, words in _COMPARED.items()
+    ]
+    return (
+        f"Compared with the {other} model, it has {' and '.join(gaps)},"
+        f" at {100 * ours['gmacs'] / theirs['gmacs']:.0f} % of the cost"
+        f" ({significant(ours['gmacs'])} against {significant(theirs['gmacs'])} GMACs an image)."
+    )
 
 
 def _gap(difference: float, what: str) -> str:
@@ -230,21 +245,22 @@ class _Class(NamedTuple):
 
 
 def _classes(results: Mapping[str, Any]) -> list[_Class]:
-    """The classes after the last task, the one that merged finds least first, untested last."""
+    """The classes after the last task, the one that the lead finds least first, untested last."""
     last = dict(_last_stages(results))
     task_of = _task_of(results)
-    names = last["merged"]["classes"]
+    stage = last[lead(results)]
+    names = stage["classes"]
     rows = []
-    for i, (name, counts) in enumerate(zip(names, last["merged"]["confusion"], strict=True)):
-        merged = last["merged"]["per_class"][name]
+    for i, (name, counts) in enumerate(zip(names, stage["confusion"], strict=True)):
+        own = stage["per_class"][name]
         rows.append(
             _Class(
                 name,
                 task_of[name],
-                merged["support"],
-                [stage["per_class"][name]["recall"] for stage in last.values()],
-                merged["precision"],
-                merged["auroc"],
+                own["support"],
+                [other["per_class"][name]["recall"] for other in last.values()],
+                own["precision"],
+                own["auroc"],
                 _taken_for(i, counts, names),
             )
         )
@@ -281,7 +297,8 @@ def _html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         headline=headline(results),
         columns=COLUMNS,
         rows=comparison_table(results),
-        meanings=MEANINGS,
+        lead=lead(results),
+        meanings={variant: figures.about(variant).meaning for variant in variants(results)},
         variants=variants(results),
         stages=list(_stages(results)),
         classes=_classes(results),

@@ -97,6 +97,20 @@ def test_weights_without_pretrained_contradict() -> None:
         load_config(None, {"backbone.weights": "w.safetensors", "backbone.pretrained": False})
 
 
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("[merged, mine]", r"methods\.1: unknown method 'mine'; known: .*frozen, .*merged"),
+        ("[frozen, frozen]", "methods names one twice: frozen, frozen"),
+        ("[]", r"methods: List should have at least 1 item"),
+    ],
+)
+def test_methods_are_known_and_differ(methods: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, parse_overrides([f"methods={methods}"]))
+    assert load_config(None, {"methods": ["frozen"]}).methods == ["frozen"]
+
+
 def test_a_dumped_configuration_loads_as_itself(tmp_path: Path) -> None:
     config = Config(seed=3)
     file = tmp_path / "params.yaml"

@@ -26,7 +26,12 @@ def printed(*arguments: str) -> str:
     "overrides",
     [
         {},
-        {"seed": 3, "compare": [], "train.learning_rate": 1e-5, "adapter.options": {"alpha": 0.1}},
+        {
+            "seed": 3,
+            "methods": ["frozen"],
+            "train.learning_rate": 1e-5,
+            "adapter.options": {"alpha": 0.1},
+        },
         {"scenario.tasks": [["no", "yes: # it's"], ["1"]], "output": "a " + 200 * "long " + "name"},
         {
             "scenario.classes_per_task": 3,

@@ -30,7 +30,7 @@ TASKS = ["1/3", "2/3", "3/3"]
 FEATURES = ["merged", "adapter"]
 NAME = "dynammo-shapes"
 # Quicker where only the adapters and what depends on them are looked at.
-SHORT: dict[str, Any] = {"compare": [], "tracking__register_model": False}
+SHORT: dict[str, Any] = {"methods": ["merged"], "tracking__register_model": False}
 
 
 def client() -> MlflowClient:
@@ -74,7 +74,7 @@ def test_the_first_run_does_everything(finished_once: tuple[Project, dict[str, s
         "prepare backbone test_resnet",
         *(f"train adapter {task}" for task in TASKS),
         *(f"merge adapters {task}" for task in TASKS),
-        *(f"select exemplars {task}" for task in TASKS),
+        *(f"select exemplars: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
         *(f"fine-tune head: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
         *(f"fine-tune task heads: unmerged {task}" for task in TASKS),
         *(
@@ -131,10 +131,11 @@ def test_mlflow_has_a_parent_and_comparable_children(finished: Project) -> None:
             count = number if name == "unmerged" else 1
             assert sorted(heads) == sorted([f"{one}.safetensors", f"{one}.json"] * count)
             assert kinds(artifacts(run, f"metrics/task-{number:02d}")) == [f"metrics-{name}.json"]
+            assert kinds(artifacts(run, f"exemplars/task-{number:02d}")) == ["exemplars.json"]
         assert f"confusion_{name}.png" in [path.name for path in artifacts(run, "figures")]
     for number in (1, 2, 3):
         assert kinds(artifacts(parent, f"adapters/task-{number:02d}")) == [
-            *("adapter.json", "adapter.safetensors", "exemplars.json"),
+            *("adapter.json", "adapter.safetensors"),
             *("task-head.json", "task-head.safetensors"),
         ]
         assert kinds(artifacts(parent, f"merged/task-{number:02d}")) == [
@@ -246,6 +247,35 @@ def test_gate_and_output_neither_train_nor_track_anything_new(finished: Project)
     results = json.loads((finished.folder / "elsewhere" / "results.json").read_text())
     assert not results["gate"]["passed"]
     assert client().get_model_version_by_alias(NAME, "champion").version == champion
+
+
+def test_frozen_alone_trains_no_adapter_and_registers_nothing(finished: Project) -> None:
+    versions = len(client().search_model_versions(f"name = '{NAME}'"))
+    assert again(finished.run(methods=["frozen"], output="frozen")) == set()
+    folder = finished.folder / "frozen"
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["summary"]) == ["frozen"]
+    assert results["summary"]["frozen"] == finished.read("metrics.json")["frozen"]
+    assert results["gate"] is None
+    assert not (folder / "model").exists()
+    assert len(client().search_model_versions(f"name = '{NAME}'")) == versions
+    (child,) = [
+        r
+        for r in runs()
+        if json.loads(r.data.params["methods"]) == ["frozen"]
+        and "mlflow.parentRunId" in r.data.tags
+    ]
+    parent = client().get_run(child.data.tags["mlflow.parentRunId"])
+    assert {info.path for info in client().list_artifacts(parent.info.run_id)} == {
+        "figures",
+        "report",
+    }
+
+
+def test_unmerged_alone_is_as_good_as_beside_merged(finished: Project) -> None:
+    assert again(finished.run(methods=["unmerged"], output="unmerged")) == set()
+    metrics = json.loads((finished.folder / "unmerged" / "metrics.json").read_text())
+    assert metrics == {"unmerged": finished.read("metrics.json")["unmerged"]}
 
 
 def test_another_experiment_trains_nothing(finished: Project) -> None:

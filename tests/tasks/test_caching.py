@@ -117,7 +117,7 @@ def test_changed_code_runs_what_uses_it_again(
             {
                 "output": "elsewhere",
                 "device": "cpu",
-                "compare": [],
+                "methods": ["merged"],
                 "data.name": "other",
                 "gate.min_last_recall": 0.9,
                 "tracking.register_model": False,

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dynammo.errors import ConfigError
 from dynammo.evaluation import Predictions, evaluate_stage, summarise
+from dynammo.methods import METHODS
 from dynammo.reporting import figures
 from dynammo.reporting.report import (
     comparison_table,
@@ -67,7 +69,11 @@ def synthetic_results(
             "test_images": sum(counts),
         },
         "seed": 1,
-        "config": {"seed": 1, "adapter": {"name": "conv", "options": {}}, "compare": ["unmerged"]},
+        "config": {
+            "seed": 1,
+            "adapter": {"name": "conv", "options": {}},
+            "methods": ["merged", "unmerged"],
+        },
         "tasks": [
             {"number": i, "classes": list(task), "train_images": 5 * n, "test_images": n}
             for i, (task, n) in enumerate(zip(tasks, counts, strict=True), start=1)
@@ -227,6 +233,16 @@ def test_headline_is_honest_in_both_directions() -> None:
     assert "Compared" not in headline({"variants": {"merged": better["merged"]}})
 
 
+def test_the_headline_without_merged_is_about_the_first_method() -> None:
+    text = headline({"variants": {"frozen": variant(0.8, 0.7, 2.0)}})
+    assert "the frozen model gets 80.0 % of the 10 test images" in text
+
+
+def test_results_of_an_unknown_method_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'mine'; known: "):
+        headline({"variants": {"mine": variant(0.8, 0.7, 2.0)}})
+
+
 def test_markdown_table() -> None:
     rows = comparison_table({"variants": {"merged": variant(0.8, 0.7, 2.6131)}})
     assert rows[0]["variant"] == "merged"
@@ -248,9 +264,10 @@ def test_numbers_are_never_written_as_powers_of_ten() -> None:
     [
         ([["a", "b"]], ["merged"]),
         ([["a"], ["b"]], ["merged", "frozen"]),
+        ([["a", "b"], ["c"]], ["frozen"]),
         ([[f"{t}-{c}" for c in range(4)] for t in range(13)], ["merged"]),
     ],
-    ids=["one task, merged only", "one class a task", "many tasks"],
+    ids=["one task, merged only", "one class a task", "without merged", "many tasks"],
 )
 def test_every_shape_of_results_renders(
     tasks: list[list[str]], variants: list[str], tmp_path: Path
@@ -299,7 +316,7 @@ def test_a_variant_keeps_its_colour(results: dict[str, Any]) -> None:
         figures.cost_curves(results).axes[0].lines,
         figures.accuracy_against_cost(results).axes[0].lines,
     ]
-    expected = [style.colour for style in figures.STYLES.values()]
+    expected = [METHODS[name].about.style.colour for name in ("merged", "unmerged", "frozen")]
     for lines in drawn:
         assert [line.get_color() for line in lines] == expected
 
