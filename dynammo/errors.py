@@ -40,3 +40,7 @@ class CheckpointError(DynammoError):
 
 class WeightsError(DynammoError):
     """Pretrained weights were asked for and none can be had."""
+
+
+class ExportError(DynammoError):
+    """A model that cannot be exported, or whose export does not predict what the model predicts."""

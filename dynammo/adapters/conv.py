@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class ConvAdapter(nn.Module):
@@ -37,3 +40,36 @@ class ConvAdapter(nn.Module):
         x = torch.relu(self.down_norm(self.down(x)))
         x = torch.relu(self.up_norm(self.up(x)))
         return self.alpha * x
+
+    def fused(self) -> FusedConvAdapter:
+        """What computes the same in eval mode, without BatchNorms; this adapter stays as it is."""
+        return FusedConvAdapter(copy.deepcopy(self).double().eval())
+
+
+class FusedConvAdapter(nn.Module):
+    """A(x) = s ReLU(ConvT3x3'(ReLU(Conv3x3'(x)))), s = 1 or -1, for inference only.
+
+    A BatchNorm in eval mode scales and shifts each channel, so it goes into the convolution before
+    it. ReLU(a z) = a ReLU(z) holds for a >= 0 only: |alpha| goes into the second convolution, its
+    sign stays outside.
+
+    Args:
+        adapter: in eval mode and float64, so that nothing is lost before the result is rounded to
+            float32. It is used up.
+    """
+
+    def __init__(self, adapter: ConvAdapter) -> None:
+        super().__init__()
+        scale = adapter.alpha.detach()
+        self.sign = -1 if scale < 0 else 1
+        self.down = fuse_conv_bn_eval(adapter.down, adapter.down_norm)
+        self.up = fuse_conv_bn_eval(adapter.up, adapter.up_norm, transpose=True)
+        with torch.no_grad():
+            for parameter in self.up.parameters():
+                parameter.mul_(scale.abs())
+        self.float().eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the residual, (B, C, H, W)."""
+        residual = torch.relu(self.up(torch.relu(self.down(x))))
+        return residual if self.sign > 0 else -residual
