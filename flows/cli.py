@@ -187,6 +187,48 @@ def export(
         out.print(Text(f"{count} images in {folder}"), soft_wrap=True)
 
 
+@app.command("export-model")
+def export_model(
+    model: Annotated[
+        Path, typer.Argument(help="Results folder, or folder of a model: results/<name>/model.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Made; an earlier export in it is replaced.")],
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", "-f", help="safetensors, pt2 or onnx; may be repeated. Default: all."
+        ),
+    ] = None,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--check",
+            help="Images, or folders of them, to compare the answers on; may be repeated. "
+            "Default: crops of two photographs.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model as safetensors, torch.export program and ONNX, and check their answers."""
+    with readable_errors():
+        from dynammo import export as forms
+
+        images = list(_image_files(check)) if check else None
+        report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
+        title = escape(str(folder))
+        table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
+        for file in report["files"].values():
+            differences = (file["logit_difference"], file["probability_difference"])
+            size = f"{file['bytes'] / 1e6:.1f}"
+            table.add_row(escape(file["name"]), size, *(f"{value:.1e}" for value in differences))
+        out.print(table)
+        logits, probability = report["tolerance"]["logits"], report["tolerance"]["probability"]
+        checked = report["checked_on"]
+        out.print(
+            f"Compared with the model on {checked['images']} images ({checked['what']}). "
+            f"Tolerated: {logits:.0e} of the largest logit, {probability:.0e} of probability."
+        )
+
+
 @app.command()
 def doctor(params: Params = None) -> None:
     """Check environment, weights, data and servers, and say what is wrong."""
