@@ -21,7 +21,7 @@ from dynammo.inference import Predictor
 from flows.cli import app
 from tests.flows.project import Project
 
-COMMANDS = ["run", "config", "predict", "evaluate", "compare", "export", "doctor"]
+COMMANDS = ["run", "config", "predict", "evaluate", "compare", "export", "export-model", "doctor"]
 
 
 def dynammo(*arguments: str | Path) -> Result:
