@@ -4,12 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynammo.adapters.conv import ConvAdapter
 from dynammo.adapters.linear import LinearAdapter
 from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.efficiency import count_macs, count_parameters
 from dynammo.errors import ConfigError
-from dynammo.folding import fold_adapters, why_not_foldable
+from dynammo.folding import cheapen, fold_adapters, why_not_foldable
 from dynammo.network import AdaptedStage, Network, build_network
 
 SIZE = 64
@@ -46,6 +47,9 @@ def trained(config: BackboneConfig, adapter: AdapterConfig) -> tuple[Network, di
         (backbone("mobilenetv3_small_100"), LINEAR),
         (backbone("regnety_002"), NO_BIAS),
         (backbone("resnet18", "layer2", "layer3", "layer4"), NO_BIAS),
+        # Average pools before the convolutions of the shortcuts.
+        (backbone("resnet18d", "layer2", "layer3", "layer4"), NO_BIAS),
+        (backbone("resnet26d", "layer2", "layer3", "layer4"), LINEAR),
     ],
     ids=lambda value: value.name,
 )
@@ -173,3 +177,97 @@ def test_where_the_constant_goes(channels: int, bias: bool, norm: bool, seed: in
     x = torch.randn(2, 3, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(bare(x), network.backbone(x), atol=1e-5, rtol=1e-4)
+
+
+class Pooled(nn.Module):
+    """A pool before the convolution that takes the stage's input."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool, self.convolution = pool, nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.convolution(self.pool(x))
+        return output
+
+
+@pytest.mark.parametrize(
+    ("pool", "foldable"),
+    [
+        (nn.AvgPool2d(2), True),
+        (nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), True),
+        (nn.AvgPool2d(3, stride=2, ceil_mode=True), True),
+        (nn.AvgPool2d(3, padding=1), False),
+        (nn.AvgPool2d(2, divisor_override=3), False),
+        (nn.MaxPool2d(2), False),
+    ],
+)
+def test_a_plain_average_pool_lets_the_adapter_through(pool: nn.Module, foldable: bool) -> None:
+    torch.manual_seed(0)
+    stage, adapter = Pooled(pool), LinearAdapter(3)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter)
+    network = Network(
+        Backbone(stage), [0, 0, 0], [1, 1, 1], lambda *_: AdaptedStage(adapter, stage), ["stage"], 7
+    ).eval()
+    assert (not why_not_foldable(network)) == foldable
+    if foldable:
+        bare = Backbone(Pooled(pool)).eval()
+        bare.load_state_dict(fold_adapters(network))
+        x = torch.randn(2, 3, 8, 8)  # not a multiple of every window: the last ones are cut off
+        with torch.no_grad():
+            torch.testing.assert_close(bare(x), network.backbone(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.7, 0.0, -0.7])
+def test_a_conv_adapter_without_batch_norms_computes_the_same(alpha: float) -> None:
+    torch.manual_seed(0)
+    adapter = ConvAdapter(6, alpha=alpha)
+    for norm in (adapter.down_norm, adapter.up_norm):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    adapter.eval()
+    before = {name: value.clone() for name, value in adapter.state_dict().items()}
+    fused = adapter.fused()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    x = torch.randn(2, 6, 5, 7)
+    with torch.no_grad():
+        expected, answer = adapter(x), fused(x)
+    assert (expected.abs().max() > 0.1) == (alpha != 0)
+    assert (answer - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for name, value in adapter.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("config", "adapter", "kept"),
+    [
+        (backbone("tf_efficientnet_lite0"), LINEAR, 0),
+        (backbone("mobilenetv2_100", "blocks.3", "blocks.4"), AdapterConfig(), 2),
+        (backbone("mobilenetv3_small_100", "blocks.2"), AdapterConfig(), 1),
+        (backbone("regnety_002", "s2", "s3"), AdapterConfig(), 2),
+        (backbone("resnet18", "layer1", "layer4"), AdapterConfig(), 2),
+        # Some positions cannot be folded: there each becomes one convolution.
+        (backbone("resnet18"), NO_BIAS, 0),
+        (backbone("resnet18"), LINEAR, 0),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_cheapened_network_computes_the_same(
+    config: BackboneConfig, adapter: AdapterConfig, kept: int
+) -> None:
+    network, _ = trained(config, adapter)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    cheap = cheapen(network)
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected, answer = network(images), cheap(images)
+    assert (answer - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert len(cheap.adapters()) == kept
+    for found in cheap.adapters().values():
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
+    assert count_macs(cheap, SIZE) <= count_macs(network, SIZE)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
