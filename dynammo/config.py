@@ -74,6 +74,14 @@ class DataConfig(Section):
     path: str = Field(
         "data/digits", min_length=1, description="folder of the images, or the CSV manifest"
     )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of the source: dynammo datasets NAME lists them"
+    )
+    repeats: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="the same picture in train and in test, or under two classes: warn is for "
+        "published sets that have such, as CIFAR-100",
+    )
 
 
 class ScenarioConfig(Section):
@@ -85,7 +93,8 @@ class ScenarioConfig(Section):
     tasks: list[list[str]] | None = Field(
         None,
         min_length=1,
-        description="the tasks as explicit lists of class names; exclusive with classes_per_task",
+        description="the tasks as explicit lists of class names, in which * stands for any text; "
+        "exclusive with classes_per_task",
     )
     class_order: Literal["seed", "sorted"] | list[str] = Field(
         "seed",
@@ -411,10 +420,10 @@ _EXCLUSIVE = _PAIRS + [(second, first) for first, second in _PAIRS]
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections as dotted keys. `adapter.options` is a value, not a section."""
+    """Nested sections as dotted keys. `adapter.options` and `data.options` are values."""
     for key, value in overrides.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and dotted != "adapter.options":
+        if isinstance(value, Mapping) and not dotted.endswith(".options"):
             yield from _flatten(value, f"{dotted}.")
         else:
             yield dotted, value

@@ -171,20 +171,55 @@ def compare(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="Embedded data set; digits is the only one.")],
+    source: Annotated[
+        str, typer.Argument(help="Data set that is fetched: digits, cifar100, medmnist.")
+    ],
     folder: Annotated[
         Path, typer.Argument(help="Where to write train/<class>/* and test/<class>/*.")
     ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="KEY=VALUE",
+            help="An option of the set, such as 'sets=[bloodmnist]'. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the embedded data set as image files: the layout your own images should have."""
+    """Write a data set as image files: the layout your own images should have."""
     with readable_errors():
-        if source != "digits":
-            raise ConfigError([f"unknown embedded data set {source!r}; known: digits"])
-        from dynammo.data.digits import materialise
+        from dynammo.data.about import written_sources
+        from dynammo.data.sources import load_source
 
-        materialise(folder)
-        count = len(DATA_SOURCES["digits"](folder).samples)
+        if source not in (known := written_sources()):
+            names = ", ".join(known)
+            raise ConfigError([f"{source!r} is no data set that can be written; known: {names}"])
+        count = len(load_source(source, folder, parse_overrides(option or [])).samples)
         out.print(Text(f"{count} images in {folder}"), soft_wrap=True)
+
+
+@app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="One of them, to see all about it.")] = None,
+) -> None:
+    """List what data.source may be: licence, size, classes, citation, published protocol."""
+    with readable_errors():
+        from dataclasses import asdict
+
+        from dynammo.data.about import about
+
+        for source in DATA_SOURCES if name is None else [name]:
+            values = asdict(about(source))
+            del values["written"]
+            if name is None:
+                del values["layout"], values["options"]
+            # Not by rich: it would wrap addresses.
+            typer.echo(f"{source}: {values.pop('title')}")
+            for key, value in values.items():
+                typer.echo(f"    {key + ':':10} {value or 'none'}")
+        if name is None:
+            typer.echo("What data.path must hold, and the options: dynammo datasets NAME")
 
 
 @app.command("export-model")

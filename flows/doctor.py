@@ -102,14 +102,15 @@ def _weights(params: str | None) -> str:
 
 
 def _data(params: str | None) -> str:
-    from dynammo.data import DATA_SOURCES
+    from dynammo.data.about import about
     from dynammo.data.checks import check_image_set
+    from dynammo.data.sources import load_source
 
     config = load_config(params).data
-    if config.source == "digits" and not Path(config.path).exists():
+    if about(config.source).written and not Path(config.path).exists():
         return f"{config.path} will be written by the first run"
-    image_set = DATA_SOURCES[config.source](Path(config.path))
-    check_image_set(image_set)
+    image_set = load_source(config.source, Path(config.path), config.options)
+    check_image_set(image_set, config.repeats)
     return f"{config.path}: {len(image_set.samples)} images, {len(image_set.classes)} classes"
 
 

@@ -57,7 +57,7 @@ def incremental(
     data = version_data(config)
     context: Context = {
         "manifest": data["manifest"],
-        "images": prepare_images(data["manifest"], config.image.size),
+        "images": prepare_images(data["manifest"], config.image.size, config.data.repeats),
         "device": choose_device(config.device),
         "cache_mb": config.train.cache_mb,
         "label": "",

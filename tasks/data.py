@@ -8,10 +8,10 @@ from typing import Any, TypedDict
 from prefect import get_run_logger, task
 
 from dynammo.config import Config
-from dynammo.data import DATA_SOURCES
-from dynammo.data.checks import check_image_set
+from dynammo.data.checks import Repeats, check_image_set
 from dynammo.data.samples import read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
+from dynammo.data.sources import load_source
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
 from tasks.dvc_data import hint_if_missing, tracked_but_missing, version_with_dvc
@@ -53,10 +53,10 @@ def version_data(config: Config) -> DataVersion:
     path = Path(config.data.path)
     made_anew = tracked_but_missing(path)
     try:
-        image_set = DATA_SOURCES[config.data.source](path)
+        image_set = load_source(config.data.source, path, config.data.options)
     except DataError as error:
         raise DataError(f"{error}{hint_if_missing(path)}") from None
-    check_image_set(image_set)
+    check_image_set(image_set, config.data.repeats)
     scenario = build_scenario(image_set, config.scenario, config.memory, config.seed)
     dvc = version_with_dvc(path, made_anew, logger)
     manifest = MANIFESTS / f"{image_set.content_hash}.json"
@@ -93,11 +93,12 @@ def version_data(config: Config) -> DataVersion:
 
 
 @task(name="prepare images", task_run_name="prepare images at {size} px")
-def prepare_images(manifest: str, size: int) -> str:
+def prepare_images(manifest: str, size: int, repeated: Repeats = "refuse") -> str:
     """Decode and resize every image once into a memory-mapped file; an intact one is reused.
 
     Raises:
         DataError: an image cannot be read, or the same picture is in train and test.
     """
     with progress_bar("decode images", "image") as progress:
-        return str(build_store(read_manifest(Path(manifest)), size, IMAGES, progress))
+        image_set = read_manifest(Path(manifest))
+        return str(build_store(image_set, size, IMAGES, progress, repeated))

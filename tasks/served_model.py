@@ -34,6 +34,7 @@ _PACKAGES = (
     "pandas",
     "pillow",
     "pydantic",
+    "pydicom",
     "pyyaml",
     "safetensors",
     "timm",

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from dynammo.data.samples import SPLITS, ImageSet, Sample
 from dynammo.errors import DataError
 
+Repeats = Literal["refuse", "warn"]
 
-def check_image_set(image_set: ImageSet) -> None:
+_log = logging.getLogger(__name__)
+
+
+def check_image_set(image_set: ImageSet, repeated: Repeats = "refuse") -> None:
     """Refuse an image set whose results would mean nothing.
+
+    Args:
+        image_set: the images.
+        repeated: what to do about the same file in both splits or under two classes. "warn" is for
+            published sets that have such, as CIFAR-100: altered, their results would not compare.
 
     Raises:
         DataError: no images; a class in only one split; a group in both splits; the same file in
-            both splits or under two classes. All problems at once.
+            both splits or under two classes, unless `repeated` is "warn". All problems at once.
     """
     if not image_set.samples:
         raise DataError(f"{image_set.root}: no images")
@@ -30,7 +41,7 @@ def check_image_set(image_set: ImageSet) -> None:
         if len(first) > 1:
             files = " and ".join(first[split].file for split in SPLITS)
             problems.append(f"group {group!r} is in train and in test: {files}")
-    problems += repeats(image_set.samples, lambda sample: sample.sha256)
+    problems += warn_of(repeats(image_set.samples, lambda sample: sample.sha256), repeated)
     if problems:
         raise DataError(problems)
 
@@ -58,6 +69,18 @@ def repeats(samples: Iterable[Sample], picture: Callable[[Sample], str]) -> list
                 files = f"{first.file} ({first.label!r}) and {other.file} ({other.label!r})"
                 problems.append(f"the same picture is under two classes: {files}")
     return problems
+
+
+def warn_of(found: list[str], repeated: Repeats) -> list[str]:
+    """What `repeats` found, as problems: all of it, or, with "warn", a line in the log and none."""
+    if repeated == "refuse" or not found:
+        return found
+    _log.warning(
+        "%d repeated pictures are kept, as data.repeats says; results mean less. The first: %s",
+        len(found),
+        found[0],
+    )
+    return []
 
 
 def _grouped(

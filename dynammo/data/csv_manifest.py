@@ -5,10 +5,23 @@ from __future__ import annotations
 import csv
 from pathlib import Path, PurePosixPath
 
+from dynammo.data.about import About
 from dynammo.data.samples import SPLITS, ImageSet, list_samples
 from dynammo.errors import DataError
 
 _COLUMNS = ("file", "split", "class")
+
+ABOUT = About(
+    title="your own images, listed in a CSV",
+    source="your own",
+    licence="yours",
+    size="any",
+    classes="any",
+    citation="none",
+    protocol="none",
+    layout="a CSV with the columns file, split, class and, if wanted, group; or a folder with "
+    "manifest.csv in it",
+)
 
 
 def load(path: Path) -> ImageSet:

@@ -6,11 +6,24 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dynammo.data.about import About
 from dynammo.data.samples import SPLITS, ImageSet, list_samples
 from dynammo.errors import DataError
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm"}
+    | {".dcm", ".dicom"}
+)
+
+ABOUT = About(
+    title="your own images in folders",
+    source="your own",
+    licence="yours",
+    size="any",
+    classes="any",
+    citation="none",
+    protocol="none",
+    layout="a folder with train/<class>/* and test/<class>/*",
 )
 
 

@@ -5,6 +5,7 @@ Training and serving both call `load_image`, so both see the same pixels.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from dynammo.errors import DataError
 Pixels = NDArray[np.uint8]
 Source = str | Path | bytes | NDArray[Any] | Image.Image
 
-# Change the number when `decode` or `resize` gives other pixels. Pillow's version is part of it:
-# its codecs and filters change too.
-DECODER_VERSION = f"1-pillow-{PIL.__version__}"
+# Change the number when `decode` or `resize` gives other pixels. The versions of Pillow and pydicom
+# are part of it: their codecs and filters change too.
+DECODER_VERSION = f"1-pillow-{PIL.__version__}-pydicom-{version('pydicom')}"
 
 # Only these are opened: others are no pictures to learn from, and some (EPS) run programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
@@ -37,6 +38,7 @@ def decode(source: Source, name: str | None = None) -> Pixels:
     - 16-bit greyscale is scaled by its full range, v -> v // 257 (v -> 255 v // 4095 for 12-bit
       TIFF); 16-bit colour is cut to its high bytes by Pillow. The range of 32-bit integers, signed
       integers and floating-point files cannot be known: refused.
+    - DICOM files are shown as `dynammo.data.dicom.decode_dicom` says.
     - Animations and stacks of pages are refused. Of a camera's MPO file the main picture is taken.
 
     Args:
@@ -61,10 +63,15 @@ def decode(source: Source, name: str | None = None) -> Pixels:
         if not isinstance(source, str | Path | bytes):
             raise TypeError(f"{type(source).__name__} is no path, bytes, array or PIL image")
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if content[128:132] == b"DICM":
+            # Imported here: pydicom is not needed where there is no DICOM.
+            from dynammo.data.dicom import decode_dicom
+
+            return _from_array(decode_dicom(content))
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
             return _from_pil(image)
     except UnidentifiedImageError:
-        problem = f"not a readable {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file"
+        problem = f"not a readable {', '.join(_FORMATS)} or DICOM file"
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise DataError(f"cannot read {name}: {problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +69,10 @@ def build_scenario(
     """Divide the classes of an image set into tasks.
 
     With `tasks`, they are taken as listed: neither `class_order` nor the seed matters, and classes
-    listed in no task are left out. With `classes_per_task` k, all classes are put in order and cut
-    every k; the last task has fewer where k does not divide their number, which is logged.
+    listed in no task are left out. A name with * stands for all classes that it fits, sorted, where
+    * is any text: "colon.*" is all classes of a part. With `classes_per_task` k, all classes are
+    put in order and cut every k; the last task has fewer where k does not divide their number,
+    which is logged.
 
     Args:
         image_set: the images.
@@ -79,12 +82,17 @@ def build_scenario(
         seed: of the class order.
 
     Raises:
-        DataError: classes that the image set lacks, or that are named twice; an explicit order that
-            lacks classes; a memory too small. All problems at once.
+        DataError: classes that the image set lacks, or that are named twice; a name with * that
+            fits none; an explicit order that lacks classes; a memory too small. All problems at
+            once.
     """
     known = image_set.classes
     if config.tasks is not None:
-        where, tasks = "scenario.tasks", [tuple(names) for names in config.tasks]
+        where = "scenario.tasks"
+        tasks = [
+            tuple(name for given in names for name in _fitting(given, known))
+            for names in config.tasks
+        ]
     else:
         assert config.classes_per_task is not None  # ScenarioConfig sees to it
         where, k = "scenario.class_order", config.classes_per_task
@@ -109,6 +117,14 @@ def build_scenario(
         left = len(tasks[-1])
         _log.warning("the last task, number %d, has %d of %d classes", len(tasks), left, k)
     return Scenario(image_set, tuple(Task(i, names) for i, names in enumerate(tasks, start=1)))
+
+
+def _fitting(given: str, known: tuple[str, ...]) -> list[str]:
+    """The classes that a name with * stands for; the name itself if it has none or fits none."""
+    if "*" not in given or given in known:
+        return [given]
+    pattern = re.compile(".*".join(re.escape(part) for part in given.split("*")), re.DOTALL)
+    return [name for name in known if pattern.fullmatch(name)] or [given]
 
 
 def _order(class_order: str | list[str], known: tuple[str, ...], seed: int) -> tuple[str, ...]:

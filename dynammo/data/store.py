@@ -19,14 +19,18 @@ import torch
 from torch import Tensor
 
 from dynammo.checkpoint import to_json, write_atomically
-from dynammo.data.checks import repeats
+from dynammo.data.checks import Repeats, repeats, warn_of
 from dynammo.data.images import DECODER_VERSION, Pixels, decode, resize
 from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
 from dynammo.errors import DataError
 
 
 def build_store(
-    image_set: ImageSet, size: int, directory: Path, progress: Progress | None = None
+    image_set: ImageSet,
+    size: int,
+    directory: Path,
+    progress: Progress | None = None,
+    repeated: Repeats = "refuse",
 ) -> Path:
     """Decode and resize all images, or find that it was done before.
 
@@ -38,6 +42,7 @@ def build_store(
         size: side of the square they are resized to, in pixels.
         directory: where the store goes; made if missing.
         progress: called with (images done, images).
+        repeated: what to do about repeated pictures, see `check_image_set`.
 
     Returns:
         Path of the `.npy`, for `ImageStore.open`.
@@ -45,7 +50,7 @@ def build_store(
     Raises:
         DataError: images that cannot be read, or whose file is not the one that was listed; the
             same picture (equal pixels before resizing) in train and test, or under two classes of
-            one split. All of them at once.
+            one split, unless `repeated` is "warn". All of them at once.
     """
     unique = {sample.sha256: sample for sample in reversed(image_set.samples)}
     files = sorted(unique)
@@ -85,7 +90,7 @@ def build_store(
                 if progress:
                     progress(row + 1, len(files))
         readable = [sample for sample in image_set.samples if sample.sha256 in pictures]
-        problems += repeats(readable, lambda sample: pictures[sample.sha256])
+        problems += warn_of(repeats(readable, lambda sample: pictures[sample.sha256]), repeated)
         if problems:
             raise DataError(problems)
 

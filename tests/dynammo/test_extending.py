@@ -154,7 +154,7 @@ def test_a_new_data_set(
         "scenario.class_order": "sorted",
         "image.size": 16,
     }
-    with pytest.raises(ConfigError, match="unknown data source 'flat'; known: csv, digits, folder"):
+    with pytest.raises(ConfigError, match=r"unknown data source 'flat'; known: .*csv, .*folder"):
         load_config(None, chosen)
     register(DATA_SOURCES, "flat", "load", DATA_SOURCE)
     config = load_config(None, chosen)

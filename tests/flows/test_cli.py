@@ -21,7 +21,17 @@ from dynammo.inference import Predictor
 from flows.cli import app
 from tests.flows.project import Project
 
-COMMANDS = ["run", "config", "predict", "evaluate", "compare", "export", "export-model", "doctor"]
+COMMANDS = [
+    "run",
+    "config",
+    "datasets",
+    "predict",
+    "evaluate",
+    "compare",
+    "export",
+    "export-model",
+    "doctor",
+]
 
 
 def dynammo(*arguments: str | Path) -> Result:
@@ -143,7 +153,7 @@ def test_images_that_cannot_be_classified_are_named(model_folder: Path, images: 
     (images / "[bold]bad.png").write_bytes(b"no picture")
     assert f"cannot read {images}/[bold]bad.png: not a readable PNG" in error(*predict, images)
     Path("empty").mkdir()
-    assert error(*predict, "empty").startswith("empty: no image files (.bmp, .gif")
+    assert error(*predict, "empty").startswith("empty: no image files (.bmp, .dcm")
     assert error("predict", "-m", "[no]model", images).startswith("[no]model holds no usable model")
 
 
@@ -194,10 +204,24 @@ def test_the_embedded_images_are_written() -> None:
     for _ in range(2):
         assert "1797 images in [my] digits" in output("export", "digits", "[my] digits")
     assert len(list(Path("[my] digits").rglob("*.pgm"))) == 1797
-    assert "unknown embedded data set 'cifar'; known: digits" in error("export", "cifar", "x")
+    text = error("export", "cifar", "x")
+    assert "'cifar' is no data set that can be written; known: cifar100, digits, medmnist" in text
+    text = error("export", "digits", "x", "--option", "side=9")
+    assert "digits has no option 'side'; it takes none" in text
     assert not Path("x").exists()
     (Path("[my] digits") / "train" / "0" / "more.pgm").write_bytes(b"P5 1 1 255 0")
     assert "[my] digits" in error("export", "digits", "[my] digits")
+
+
+def test_data_sets_are_listed_with_their_source_licence_and_citation() -> None:
+    text = output("datasets")
+    for name in ("digits", "folder", "csv", "dicom", "cifar100", "path16", "skin8", "medmnist"):
+        assert f"\n{name}: " in f"\n{text}"
+    assert text.count("    licence:") == text.count("    citation:") == 8
+    assert "https://www.cs.toronto.edu/~kriz/cifar.html" in text
+    text = output("datasets", "medmnist")
+    assert "options:" in text and "size: 28 (default), 64, 128 or 224" in text
+    assert "unknown data source 'cifar'; known: cifar100, csv" in error("datasets", "cifar")
 
 
 @pytest.fixture

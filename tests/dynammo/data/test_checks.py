@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,23 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_no_images() -> None:
     with pytest.raises(DataError, match="/data: no images"):
         check_image_set(image_set())
+
+
+def test_repeated_pictures_of_published_sets_are_only_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    samples = (
+        Sample("train/a/1", "train", "a", "g", "x"),
+        Sample("test/a/1", "test", "a", "g", "x"),
+        Sample("train/b/1", "train", "b", None, "y"),
+        Sample("test/b/1", "test", "b", None, "z"),
+    )
+    with pytest.raises(DataError) as caught, caplog.at_level(logging.WARNING):
+        check_image_set(ImageSet(Path("/data"), samples), "warn")
+    # A patient in both splits is refused all the same.
+    assert caught.value.problems == ["group 'g' is in train and in test: train/a/1 and test/a/1"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("1 repeated pictures are kept, as data.repeats says")
+    assert record.getMessage().endswith(
+        "the same picture is in train and in test: train/a/1 and test/a/1"
+    )

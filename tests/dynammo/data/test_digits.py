@@ -53,14 +53,14 @@ def test_a_folder_that_holds_the_digits_is_left_alone(written: ImageSet) -> None
     file = written.root / written.samples[0].file
     before = file.stat().st_mtime_ns
     (written.root / "README").write_text("mine")
-    digits.materialise(written.root)
+    digits.load(written.root)
     assert digits.load(written.root) == written
     assert file.stat().st_mtime_ns == before
     assert (written.root / "README").read_text() == "mine"
 
 
 def test_an_empty_folder_is_filled_but_a_changed_file_is_refused_and_kept(tmp_path: Path) -> None:
-    digits.materialise(tmp_path)
+    digits.load(tmp_path)
     file = tmp_path / "train" / "0" / "0000.pgm"
     assert file.is_file()
     file.write_bytes(b"P5\n8 8\n255\n" + bytes(64))

@@ -68,7 +68,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         load(tmp_path)
     lost, empty, *one_sided = caught.value.problems
     assert lost == f"{tmp_path}/train/lost.png: image in no class folder"
-    assert empty.startswith(f"{tmp_path}/train/c: class folder without images (.bmp, .gif, .jpeg")
+    assert empty.startswith(
+        f"{tmp_path}/train/c: class folder without images (.bmp, .dcm, .dicom, .gif"
+    )
     assert one_sided == [
         "class 'b' is in train but not in test",
         "class 'c' is in train but not in test",

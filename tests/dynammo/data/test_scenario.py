@@ -130,3 +130,23 @@ def test_the_memory_must_hold_one_exemplar_of_each_class() -> None:
     build("abcdefgh", memory=8, classes_per_task=2)
     scenario = ScenarioConfig(classes_per_task=2)
     build_scenario(image_set("abcdefgh"), scenario, MemoryConfig(per_class=1), 1)
+
+
+def test_a_star_stands_for_any_text() -> None:
+    classes = ["colon.b", "colon.a", "lung.a", "lung", "a*b", "axb"]
+    rows = [(split, name) for split in ("train", "test") for name in classes]
+    parts = ImageSet(
+        Path("/data"),
+        tuple(Sample(f"{split}/{name}.png", split, name, None, "") for split, name in rows),
+    )
+
+    def tasks(*names: list[str]) -> list[tuple[str, ...]]:
+        config = ScenarioConfig(tasks=list(names))
+        return [task.classes for task in build_scenario(parts, config, MemoryConfig(size=9), 1)]
+
+    assert tasks(["lung.*"], ["colon.*"]) == [("lung.a",), ("colon.a", "colon.b")]
+    assert tasks(["lung*", "a*b"]) == [("lung", "lung.a", "a*b")]  # a class's own name wins
+    with pytest.raises(DataError, match=r"unknown class 'skin\.\*'"):
+        tasks(["skin.*"])
+    with pytest.raises(DataError, match=r"class 'colon\.a' is named 2 times"):
+        tasks(["*.a"], ["colon.*"])

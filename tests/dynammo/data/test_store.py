@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +203,14 @@ def test_samples_that_are_not_in_the_store_are_named(images: ImageSet, tmp_path:
 def test_an_empty_image_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="/data: no images"):
         build_store(ImageSet(Path("/data"), ()), SIZE, tmp_path)
+
+
+def test_repeated_pictures_may_be_kept(
+    images: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.open(images.root / "train/0/2.png").save(images.root / "test/1/leak.bmp")
+    listed = folder.load(images.root)
+    with caplog.at_level(logging.WARNING):
+        path = build_store(listed, SIZE, tmp_path / "store", repeated="warn")
+    assert "1 repeated pictures are kept" in caplog.text
+    assert ImageStore.open(path).load(listed.samples).shape == (9, 3, SIZE, SIZE)

@@ -1,0 +1,39 @@
+"""Call a data source by its name, with its options checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+from dynammo.data import DATA_SOURCES
+from dynammo.data.samples import ImageSet
+from dynammo.errors import ConfigError
+
+
+def load_source(name: str, path: Path, options: Mapping[str, Any] | None = None) -> ImageSet:
+    """`DATA_SOURCES[name](path, **options)`.
+
+    Args:
+        name: of the source.
+        path: `data.path`.
+        options: `data.options`, keyword arguments of the source.
+
+    Raises:
+        ConfigError: an unknown source, or options that it does not take, or
+            lacks.
+        DataError: see the source.
+    """
+    source = DATA_SOURCES[name]
+    known = list(signature(source).parameters)[1:]
+    if unknown := sorted(set(options or {}) - set(known)):
+        takes = f"known: {', '.join(known)}" if known else "it takes none"
+        raise ConfigError(
+            [f"data.options: {name} has no option {key!r}; {takes}" for key in unknown]
+        )
+    for key, parameter in list(signature(source).parameters.items())[1:]:
+        if parameter.default is Parameter.empty and key not in (options or {}):
+            raise ConfigError([f"data.options: {name} needs {key}; see: dynammo datasets {name}"])
+    image_set: ImageSet = source(path, **(options or {}))
+    return image_set
