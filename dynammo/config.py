@@ -215,7 +215,10 @@ class MergeConfig(Section):
     """How n adapters become one."""
 
     rule: Annotated[str, _Known(MERGE_RULES)] = Field(
-        "average", description="average is the paper's rule"
+        "average", description="average is the paper's rule; docs/merging.md has them all"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the rule"
     )
 
 
@@ -420,7 +423,7 @@ _EXCLUSIVE = _PAIRS + [(second, first) for first, second in _PAIRS]
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections as dotted keys. `adapter.options` and `data.options` are values."""
+    """Nested sections as dotted keys. What is called `options` is a value, not a section."""
     for key, value in overrides.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and not dotted.endswith(".options"):

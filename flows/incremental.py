@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from dynammo.adapter_statistics import check_rule
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
 from dynammo.network import build_network
@@ -21,6 +22,7 @@ from tasks.data import DataVersion, TaskData, prepare_images, version_data
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
 from tasks.heads import fine_tune_head, fine_tune_task_heads
+from tasks.merge_inputs import merge_inputs
 from tasks.merging import merge_adapters
 from tasks.publishing import check_output, publish
 from tasks.stage import Adapted, Learnt, Stage, Variant
@@ -52,8 +54,9 @@ def incremental(
     """
     config = load_config(params, overrides)
     check_output(config.output_dir)
-    # Wrong names of modules or options of an adapter are found before anything is done.
-    build_network(config.backbone, None, config.image.size, config.adapter)
+    # Wrong names of modules, options of an adapter or of a rule are found before anything is done.
+    network = build_network(config.backbone, None, config.image.size, config.adapter)
+    check_rule(config.merge, network, config.image.size)
     data = version_data(config)
     context: Context = {
         "manifest": data["manifest"],
@@ -143,7 +146,10 @@ def adapt(
     )
     adapters = [*(adapted["trained"]["adapter"] for adapted in earlier), trained["adapter"]]
     heads = [*(adapted["trained"]["head"] for adapted in earlier), trained["head"]]
-    merged = merge_adapters(settings(config, "merge"), adapters, context)
+    inputs = merge_inputs(
+        config, last["inputs"] if last else None, classes, backbone, trained, context
+    )
+    merged = merge_adapters(settings(config, "merge"), adapters, inputs, context)
     exemplars = select_exemplars(
         settings(config, "backbone", "image", "adapter", "memory"),
         classes,
@@ -156,6 +162,7 @@ def adapt(
         "trained": trained,
         "adapters": adapters,
         "heads": heads,
+        "inputs": inputs,
         "merged": merged,
         "exemplars": exemplars,
     }

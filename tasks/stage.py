@@ -7,16 +7,19 @@ from typing import TypedDict
 from dynammo.checkpoint import Ref
 from tasks.adapters import Trained
 from tasks.evaluation import Evaluated
+from tasks.merge_inputs import MergeInputs
 
 
 class Adapted(TypedDict):
     """What merged and unmerged share: `adapters` and the `heads` that they were trained with, one a
-    task so far; the `merged` adapter; the memory that its features chose.
+    task so far; `inputs`, what else the merge rule needs; the `merged` adapter; the memory that
+    its features chose.
     """
 
     trained: Trained
     adapters: list[Ref]
     heads: list[Ref]
+    inputs: MergeInputs
     merged: Ref
     exemplars: Ref
 

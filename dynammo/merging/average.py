@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dynammo.merging.state import State, check_same_layout
-
-_VARIANCE = "running_var"
-_MEAN = "running_mean"
-_COUNTER = "num_batches_tracked"
+from dynammo.merging.blend import blend
+from dynammo.merging.state import State
 
 
 def average(adapters: Iterable[State]) -> State:
@@ -51,20 +48,4 @@ def running_average(merged: State, adapter: State, count: int) -> State:
     """
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
-    check_same_layout(merged, adapter)
-    result: State = {}
-    for name, old in merged.items():
-        new = adapter[name]
-        if name.endswith(_COUNTER):
-            result[name] = new.clone()
-            continue
-        # In float64: the rounding of n single-precision updates would otherwise add up.
-        step = (new.double() - old.double()) / count
-        value = old.double() + step
-        if name.endswith(_VARIANCE):
-            mean = name.removesuffix(_VARIANCE) + _MEAN
-            shift = adapter[mean].double() - merged[mean].double()
-            # Welford's update of the variance between the means.
-            value = value + shift.square() * (count - 1) / count**2
-        result[name] = value.to(old.dtype)
-    return result
+    return blend(merged, adapter, 1 / count)

@@ -70,10 +70,14 @@ def test_a_section_of_the_file_names_its_own_choice(tmp_path: Path) -> None:
         load_config(file)
 
 
-def test_adapter_options_are_one_value(tmp_path: Path) -> None:
-    assert load_config(None, {"adapter": {"options": {"alpha": 1.0}}}).adapter.options == {
-        "alpha": 1.0
-    }
+def test_options_are_one_value(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("adapter: {options: {bias: false}}\nmerge: {rule: ties, options: {scale: 2}}\n")
+    given = {"adapter": {"options": {"alpha": 1.0}}, "merge": {"options": {"keep": 0.5}}}
+    config = load_config(file, given)
+    assert (config.adapter.options, config.merge.options) == ({"alpha": 1.0}, {"keep": 0.5})
+    added = load_config(file, {"merge.options.keep": 0.5}).merge
+    assert (added.rule, added.options) == ("ties", {"scale": 2, "keep": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dynammo.inference import Predictor
+from dynammo.merging import MERGE_RULES
 from flows.cli import app
 from tests.flows.project import Project
 
@@ -95,7 +96,8 @@ def test_all_errors_of_a_configuration_come_at_once(command: str) -> None:
     assert sorted(line.split(": ")[0].strip("- ") for line in lines[1:]) == [
         *("data.nme", "memory.size", "merge.rule", "seed", "train.epocs")
     ]
-    assert "  - merge.rule: unknown merge rule '[max]'; known: average" in lines
+    known = ", ".join(sorted(MERGE_RULES))
+    assert f"  - merge.rule: unknown merge rule '[max]'; known: {known}" in lines
 
 
 def test_settings_that_are_no_settings() -> None:

@@ -87,7 +87,11 @@ def test_the_settings_are_those_of_the_configuration() -> None:
         ("seed", "whole number, at least 0, below 4294967296"),
         ("device", "auto, cpu, cuda or mps"),
         ("adapter.name", "conv or linear"),
-        ("merge.rule", "average"),
+        (
+            "merge.rule",
+            "average, dare, ema, fisher, magmax, regmean, task_arithmetic, ties or weighted",
+        ),
+        ("merge.options", "mapping"),
         ("scenario.tasks", "list, at least 1, each: list, each: text; or null"),
         ("train.momentum", "number, at least 0, below 1"),
         ("train.flip", "true or false"),
