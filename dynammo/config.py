@@ -26,6 +26,7 @@ from pydantic_core import core_schema
 from dynammo.adapters import ADAPTERS
 from dynammo.data import DATA_SOURCES
 from dynammo.errors import ConfigError
+from dynammo.head_rules import HEAD_RULES
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from dynammo.registry import Registry
@@ -223,17 +224,31 @@ class MergeConfig(Section):
 
 
 class HeadConfig(Section):
-    """Balanced fine-tuning of the head (stage 2 of the paper: Adam on frozen features)."""
+    """The head over all classes (stage 2 of the paper: Adam on frozen features)."""
 
+    rule: Annotated[str, _Known(HEAD_RULES)] = Field(
+        "fine_tune",
+        description="fine_tune: trained on the exemplars, as the paper's; discriminant: follows "
+        "from statistics of all training images' features, which take the place of images",
+    )
     init: Literal["new", "task_heads"] = Field(
         "new",
-        description="where fine-tuning starts: from a new head, as the paper's, or from the heads "
+        description="fine_tune: starts from a new head, as the paper's, or from the heads "
         "that the adapters were trained with, merged into one",
     )
-    epochs: int = Field(100, ge=1, description="passes over the exemplars")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
-    batch_size: int = Field(32, ge=1, description="exemplars a step")
-    flip: bool = Field(True, description="train on the mirrored view of each exemplar as well")
+    epochs: int = Field(100, ge=1, description="fine_tune: passes over the exemplars")
+    learning_rate: float = Field(1e-3, gt=0, description="fine_tune: of Adam")
+    batch_size: int = Field(32, ge=1, description="fine_tune: exemplars a step")
+    flip: bool = Field(True, description="use the mirrored view of each image as well")
+    shrinkage: float = Field(
+        0.75, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
+    )
+    drift_ridge: float = Field(
+        0.1,
+        gt=0,
+        description="discriminant: how reluctantly old statistics follow the features that each "
+        "merge changes",
+    )
 
 
 class GateConfig(Section):
@@ -262,8 +277,8 @@ class TrackingConfig(Section):
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "best": {"adapter": {"name": "linear"}, "head": {"init": "task_heads"}},
-    "paper": {"adapter": {"name": "conv"}, "head": {"init": "new"}},
+    "best": {"adapter": {"name": "linear"}, "head": {"rule": "discriminant", "init": "task_heads"}},
+    "paper": {"adapter": {"name": "conv"}, "head": {"rule": "fine_tune", "init": "new"}},
 }
 
 
@@ -291,7 +306,12 @@ class Config(Section):
     methods: list[Annotated[str, _Known(METHODS)]] = Field(
         ["merged", "unmerged", "frozen"],
         min_length=1,
-        description="what is learnt and measured; without merged nothing is registered",
+        description="what is learnt and measured (docs/methods.md); without merged nothing is "
+        "registered",
+    )
+    method_options: dict[Annotated[str, _Known(METHODS)], dict[str, Any]] = Field(
+        default_factory=dict,
+        description="keyword arguments of methods, by method: {ewc: {strength: 10}}",
     )
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig(classes_per_task=2)
@@ -416,6 +436,22 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return overrides
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides upon overrides, as dotted keys: what comes later wins.
+
+    It also wins over the other of two exclusive keys: a later `memory.per_class` drops an earlier
+    `memory.size`.
+    """
+    flat: dict[str, Any] = {}
+    for layer in layers:
+        new = dict(_flatten(layer))
+        for key, other in _EXCLUSIVE:
+            if new.get(key) is not None and other not in new:
+                flat.pop(other, None)
+        flat |= new
+    return flat
 
 
 _PAIRS = [("memory.size", "memory.per_class"), ("scenario.tasks", "scenario.classes_per_task")]

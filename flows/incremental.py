@@ -15,17 +15,19 @@ from prefect.runtime import flow_run
 from dynammo.adapter_statistics import check_rule
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
+from dynammo.head_rules import HEAD_RULES
 from dynammo.network import build_network
 from flows.logs import shorten_expected_errors
 from tasks.adapters import prepare_backbone, train_adapter, weights_hash
 from tasks.data import DataVersion, TaskData, prepare_images, version_data
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
-from tasks.heads import fine_tune_head, fine_tune_task_heads
+from tasks.heads import fine_tune_task_heads, fit_head
 from tasks.merge_inputs import merge_inputs
 from tasks.merging import merge_adapters
 from tasks.publishing import check_output, publish
 from tasks.stage import Adapted, Learnt, Stage, Variant
+from tasks.statistics import update_statistics
 from tasks.tracking import close_runs, open_runs, register, track_stage
 from tasks.workspace import Classes, Context, choose_device, settings
 
@@ -178,51 +180,139 @@ def use_features(
     before: Variant | None,
     context: Context,
 ) -> Learnt:
-    """Fine-tune what merged, unmerged or frozen puts on its features, and take the test images'."""
+    """Fit what merged, unmerged or frozen puts on its features, and take the test images'."""
     number, classes = part["number"], part["train"]
-    head_settings = settings(config, "seed", "backbone", "image", "adapter", "head")
+    here = named(name, context)
 
     def test_features(label: str, adapter: Ref | None) -> Ref:
         network = settings(config, "backbone", "image", "adapter")
         shown = named(label, context)
         return extract_test_features(network, backbone, adapter, data["tests"], shown)
 
-    if adapted is None or name == "frozen":
+    if adapted is not None and name == "unmerged":
+        sizes = [len(task["train"]["names"]) for task in data["tasks"][:number]]
+        heads = [*(before["heads"] if before else []), adapted["trained"]["head"]]
+        heads = fine_tune_task_heads(
+            settings(config, "seed", "backbone", "image", "adapter", "head"),
+            sizes,
+            backbone,
+            adapted["adapters"],
+            heads,
+            adapted["exemplars"],
+            context,
+        )
+        features = [
+            *(before["features"] if before else []),
+            test_features("adapter", adapted["trained"]["adapter"]),
+        ]
+        return {
+            "adapter": None,
+            "features": features,
+            "heads": heads,
+            "exemplars": adapted["exemplars"],
+            "statistics": None,
+        }
+    if adapted is not None and name == "merged":
+        adapter, task_heads, exemplars = adapted["merged"], adapted["heads"], adapted["exemplars"]
+    else:
+        # The tasks' heads were trained on adapters' features: they are of no use to the bare ones.
+        adapter, task_heads = None, []
         exemplars = select_exemplars(
             settings(config, "backbone", "image", "adapter", "memory"),
             classes,
             backbone,
             None,
             before["exemplars"] if before else None,
-            named(name, context),
+            here,
         )
-        # The bare backbone starts anew: the tasks' heads were trained on adapters' features.
-        head = fine_tune_head(head_settings, name, backbone, None, [], exemplars, context)
-        return {
-            "features": [test_features(name, None)],
-            "heads": [head],
-            "exemplars": exemplars,
-        }
-    exemplars = adapted["exemplars"]
-    if name == "unmerged":
-        sizes = [len(task["train"]["names"]) for task in data["tasks"][:number]]
-        heads = [*(before["heads"] if before else []), adapted["trained"]["head"]]
-        heads = fine_tune_task_heads(
-            head_settings, sizes, backbone, adapted["adapters"], heads, exemplars, context
+    uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
+    statistics = None
+    if uses_statistics:
+        statistics = update_statistics(
+            settings(config, "backbone", "image", "adapter"),
+            config.head.flip,
+            config.head.drift_ridge,
+            classes,
+            backbone,
+            adapter,
+            before["adapter"] if before else None,
+            before["statistics"] if before else None,
+            before["exemplars"] if before else None,
+            here,
         )
-        features = [
-            *(before["features"] if before else []),
-            test_features("adapter", adapted["trained"]["adapter"]),
-        ]
-        return {"features": features, "heads": heads, "exemplars": exemplars}
-    start = adapted["heads"] if config.head.init == "task_heads" else []
-    head = fine_tune_head(
-        head_settings, name, backbone, adapted["merged"], start, exemplars, context
+    head = fit_head(
+        settings(config, "seed", "backbone", "image", "adapter", "head"),
+        name,
+        backbone,
+        adapter,
+        task_heads,
+        None if uses_statistics else exemplars,
+        statistics,
+        context,
     )
     return {
-        "features": [test_features(name, adapted["merged"])],
+        "adapter": adapter,
+        "features": [test_features(name, adapter)],
         "heads": [head],
         "exemplars": exemplars,
+        "statistics": statistics,
+    }
+
+
+def learn_peer(
+    config: Config,
+    name: str,
+    data: DataVersion,
+    part: TaskData,
+    backbone: Ref,
+    stages: list[Stage],
+    context: Context,
+) -> Peer:
+    """One task for one of the methods that are all learnt in the same steps."""
+    before = stages[-1]["peers"][name] if stages else None
+    number, classes, method = part["number"], part["train"], METHODS[name]
+    learnt = learn_task(
+        method_settings(config, name),
+        number,
+        classes,
+        [task["train"] for task in data["tasks"][: number - 1]],
+        backbone,
+        before["state"] if before else None,
+        before["exemplars"] if before else None,
+        context,
+    )
+    state, exemplars = learnt["state"], None
+    if method.about.memory == "exemplars":
+        remembered = remember(
+            method_settings(config, name, "memory"),
+            classes,
+            backbone,
+            state,
+            before["exemplars"] if before else None,
+            context,
+        )
+        state, exemplars = remembered["state"], remembered["exemplars"]
+    features = None
+    if method.bare:
+        network = settings(config, "backbone", "image", "adapter")
+        shown = named(name, context)
+        features = extract_test_features(network, backbone, None, data["tests"], shown)
+    evaluated = evaluate_method(
+        method_settings(config, name),
+        [task["train"]["names"] for task in data["tasks"]],
+        number,
+        data["tests"],
+        backbone,
+        state,
+        features,
+        before["evaluated"]["predictions"] if before else None,
+        context,
+    )
+    return {
+        "state": state,
+        "history": learnt["history"],
+        "exemplars": exemplars,
+        "evaluated": evaluated,
     }
 
 

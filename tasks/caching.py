@@ -25,6 +25,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
 from dynammo.adapters import ADAPTERS
+from dynammo.head_rules import HEAD_RULES
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from tasks.workspace import CHECKPOINTS, RESULTS, versions
@@ -37,6 +38,7 @@ _BY_VALUE = {
     "dynammo.errors",
     "dynammo.registry",
     "dynammo.adapters",
+    "dynammo.head_rules",
     "dynammo.merging",
     "dynammo.methods",
     "dynammo.data",
@@ -120,6 +122,8 @@ def _parts(arguments: dict[str, Any]) -> Iterator[str]:
         yield ADAPTERS.module(settings["adapter"]["name"])
     if "merge" in settings:
         yield MERGE_RULES.module(settings["merge"]["rule"])
+    if "head" in settings:
+        yield HEAD_RULES.module(settings["head"]["rule"])
     for method in settings.get("methods", ()):
         yield METHODS.module(method)
 

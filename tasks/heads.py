@@ -1,4 +1,4 @@
-"""Balanced fine-tuning: one head for merged and frozen, a head a task for unmerged."""
+"""Stage 2: one head over all classes for merged and frozen, a head a task for unmerged."""
 
 from __future__ import annotations
 
@@ -7,55 +7,61 @@ from typing import Any
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
 from dynammo.features import mirrored_views
-from dynammo.heads import fine_tune_head as fine_tune
-from dynammo.heads import new_head, task_labels
-from dynammo.merging.heads import merge_task_heads
+from dynammo.head_rules import HEAD_RULES
+from dynammo.head_rules.base import Evidence
+from dynammo.heads import fine_tune_head, task_labels
 from dynammo.seeds import derive_seed
+from dynammo.statistics import ClassStatistics
 from tasks.caching import step
 from tasks.images import Images
 from tasks.networks import load_network
 from tasks.workspace import CHECKPOINTS, Context, provenance
 
 
-@step("fine-tune head", task_run_name="fine-tune head: {variant} {context[label]}")
-def fine_tune_head(
+@step("fit head", task_run_name="fit head: {variant} {context[label]} ({settings[head][rule]})")
+def fit_head(
     settings: dict[str, Any],
     variant: str,
     backbone: Ref,
     adapter: Ref | None,
     task_heads: list[Ref],
-    exemplars: Ref,
+    exemplars: Ref | None,
+    statistics: Ref | None,
     context: Context,
 ) -> Ref:
-    """Stage 2: one head over all seen classes, on the class-balanced memory.
+    """Stage 2: one head over all seen classes, by the configured rule.
 
     Args:
         settings: sections seed, backbone, image, adapter and head.
         variant: "merged" or "frozen"; for the name alone.
         backbone: checkpoint of the frozen network.
         adapter: the merged adapter; none for the bare backbone.
-        task_heads: heads of all adapters' training to start from; none to start from a new head.
-        exemplars: the memory, the new classes' share included.
+        task_heads: heads of all adapters' training; none for the bare backbone.
+        exemplars: the memory, the new classes' share included; none if the rule does not use it.
+        statistics: of all seen classes; none if the rule does not use them.
         context: places.
     """
     config = Config.model_validate(settings)
-    pixels, labels = Images.of(context).exemplars(exemplars)
-    network = load_network(config, backbone, adapter, context["device"])
-    features = mirrored_views(network, pixels, config.head.flip)
-    classes = int(labels.max()) + 1
-    if task_heads:
-        initial = merge_task_heads([CHECKPOINTS.load(head) for head in task_heads])
-    else:
-        seed = derive_seed(config.seed, "head", classes)
-        initial = new_head(network.feature_size, classes, seed)
-    order = derive_seed(config.seed, "fine-tune", classes)
-    head = fine_tune(features, labels, initial, config.head, order)
+    features, labels = None, None
+    if exemplars is not None:
+        pixels, labels = Images.of(context).exemplars(exemplars)
+        network = load_network(config, backbone, adapter, context["device"])
+        features = mirrored_views(network, pixels, config.head.flip)
+    evidence = Evidence(
+        features,
+        labels,
+        ClassStatistics(**CHECKPOINTS.load(statistics)) if statistics else None,
+        [CHECKPOINTS.load(head) for head in task_heads],
+        config.seed,
+    )
+    head = HEAD_RULES[config.head.rule]()(evidence, config.head)
     meta = provenance(
         settings,
         backbone=backbone["sha256"],
         adapter=adapter and adapter["sha256"],
         task_heads=[head["sha256"] for head in task_heads],
-        exemplars=exemplars["sha256"],
+        exemplars=exemplars and exemplars["sha256"],
+        statistics=statistics and statistics["sha256"],
     )
     return CHECKPOINTS.save(f"head-{variant}", head, meta)
 
@@ -96,7 +102,7 @@ def fine_tune_task_heads(
     ):
         network = load_network(config, backbone, adapter, context["device"])
         features = mirrored_views(network, pixels, config.head.flip)
-        state = fine_tune(
+        state = fine_tune_head(
             features,
             task_labels(labels, first, size),
             CHECKPOINTS.load(head),

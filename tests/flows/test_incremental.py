@@ -75,7 +75,12 @@ def test_the_first_run_does_everything(finished_once: tuple[Project, dict[str, s
         *(f"train adapter {task}" for task in TASKS),
         *(f"merge adapters {task}" for task in TASKS),
         *(f"select exemplars: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
-        *(f"fine-tune head: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
+        *(f"update statistics: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
+        *(
+            f"fit head: {name} {task} (discriminant)"
+            for name in ("merged", "frozen")
+            for task in TASKS
+        ),
         *(f"fine-tune task heads: unmerged {task}" for task in TASKS),
         *(
             f"extract test features: {name} {task}"
@@ -227,13 +232,17 @@ def test_more_epochs_train_everything_again_but_the_backbone(finished: Project) 
     assert len(runs()) == 4 + 2
 
 
-@pytest.mark.parametrize("change", [{"head__epochs": 6}, {"head__init": "new"}])
-def test_another_head_keeps_adapters_merges_and_exemplars(
-    finished: Project, change: dict[str, Any]
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [({"head__shrinkage": 0.5}, "discriminant"), ({"head__rule": "fine_tune"}, "fine_tune")],
+)
+def test_another_head_keeps_adapters_merges_exemplars_and_statistics(
+    finished: Project, change: dict[str, Any], rule: str
 ) -> None:
     repeated = again(finished.run(output="another-head", **change, **SHORT))
     assert repeated == {
-        f"{step} {task}" for step in ("fine-tune head: merged", "evaluate merged") for task in TASKS
+        *(f"fit head: merged {task} ({rule})" for task in TASKS),
+        *(f"evaluate merged {task}" for task in TASKS),
     }
 
 

@@ -19,21 +19,29 @@ from tasks.adapters import prepare_backbone, train_adapter
 from tasks.caching import code_version, step, step_key
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
-from tasks.heads import fine_tune_head, fine_tune_task_heads
+from tasks.heads import fine_tune_task_heads, fit_head
 from tasks.merging import merge_adapters
+from tasks.statistics import update_statistics
 from tasks.workspace import CHECKPOINTS, RESULTS, provenance, settings
 
 SECTIONS = {
     train_adapter: ("seed", "backbone", "image", "adapter", "train"),
     merge_adapters: ("merge",),
     select_exemplars: ("backbone", "image", "adapter", "memory"),
-    fine_tune_head: ("seed", "backbone", "image", "adapter", "head"),
+    update_statistics: ("backbone", "image", "adapter"),
+    fit_head: ("seed", "backbone", "image", "adapter", "head"),
     fine_tune_task_heads: ("seed", "backbone", "image", "adapter", "head"),
     extract_test_features: ("backbone", "image", "adapter"),
     evaluate: ("backbone", "image", "adapter"),
 }
-HEADS = {"fine-tune head", "fine-tune task heads"}
-ADAPTED = HEADS | {"train adapter", "select exemplars", "extract test features", "evaluate"}
+HEADS = {"fit head", "fine-tune task heads"}
+ADAPTED = HEADS | {
+    "update statistics",
+    "train adapter",
+    "select exemplars",
+    "extract test features",
+    "evaluate",
+}
 REF: Ref = {"path": "adapter-0.safetensors", "sha256": "0" * 64}
 
 
@@ -83,7 +91,9 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("dynammo.merging.blend", {"merge adapters"}),
         ("dynammo.merging.ties", set()),
         ("dynammo.adapter_statistics", set()),
-        ("dynammo.merging.heads", HEADS),
+        ("dynammo.merging.heads", set()),  # the rule that uses it is not chosen
+        ("dynammo.head_rules.discriminant", HEADS),
+        ("dynammo.statistics", HEADS | {"update statistics"}),
         ("dynammo.adapters.linear", ADAPTED),
         ("dynammo.adapters.conv", set()),
         ("dynammo.adapters", set()),  # the table of names, one line longer

@@ -1,0 +1,49 @@
+"""What a head rule is given, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from dynammo.config import HeadConfig
+from dynammo.statistics import ClassStatistics
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the C classes seen so far, under the network as it is now.
+
+    Args:
+        exemplars: (V, M, D) features of V views of the remembered images; none for rules that do
+            not use them.
+        labels: (M,) their class indices.
+        statistics: of all C classes; none for rules that do not use them.
+        task_heads: the heads that the tasks' adapters were trained with, "others" last; empty where
+            there are no adapters.
+        seed: the experiment's.
+    """
+
+    exemplars: Tensor | None
+    labels: Tensor | None
+    statistics: ClassStatistics | None
+    task_heads: Sequence[State]
+    seed: int
+
+
+class HeadRule(Protocol):
+    """Makes one head over all classes: `weight` (C, D) and `bias` (C,).
+
+    `evidence` is what it works on: "exemplars" (remembered images), or "statistics", with which no
+    image needs to be remembered.
+    """
+
+    evidence: ClassVar[Literal["exemplars", "statistics"]]
+
+    def __call__(self, evidence: Evidence, config: HeadConfig) -> State:
+        """The head."""
+        ...

@@ -1,0 +1,81 @@
+"""Class statistics: measured when classes arrive, carried over when the merged network changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from prefect import get_run_logger
+
+from dynammo.checkpoint import Ref
+from dynammo.config import Config
+from dynammo.features import mirrored_views
+from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
+from tasks.caching import step
+from tasks.images import Images
+from tasks.networks import load_network
+from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+
+
+@step("update statistics", task_run_name="update statistics: {context[label]}")
+def update_statistics(
+    settings: dict[str, Any],
+    flip: bool,
+    ridge: float,
+    classes: Classes,
+    backbone: Ref,
+    adapter: Ref | None,
+    before: Ref | None,
+    statistics: Ref | None,
+    exemplars: Ref | None,
+    context: Context,
+) -> Ref:
+    """Measure the new classes on all their training images; carry the old classes' over.
+
+    What merging the newest adapter did to features is seen on the images at hand: the new classes'
+    and the remembered ones.
+
+    Args:
+        settings: sections backbone, image and adapter.
+        flip: measure the mirrored view of each image as well.
+        ridge: see `dynammo.statistics.correct_drift`.
+        classes: the newest task's.
+        backbone: checkpoint of the frozen network.
+        adapter: the merged adapter now; none for the bare backbone.
+        before: the merged adapter before this task.
+        statistics: of the classes before this task; none with the first task.
+        exemplars: the memory before this task.
+        context: places.
+    """
+    config = Config.model_validate(settings)
+    images = Images.of(context)
+    pixels, _ = images.load("train", classes)
+    network = load_network(config, backbone, adapter, context["device"])
+    features = mirrored_views(network, pixels, flip)
+    labels = images.labels("train", classes["names"])
+    result = measure_classes(features, labels, len(classes["names"]))
+    if statistics is not None:
+        old = ClassStatistics(**CHECKPOINTS.load(statistics))
+        if adapter != before:
+            after = features.flatten(0, 1)
+            previous = load_network(config, backbone, before, context["device"])
+            unchanged = mirrored_views(previous, pixels, flip).flatten(0, 1)
+            if exemplars is not None:
+                kept, _ = images.exemplars(exemplars)
+                views = [mirrored_views(net, kept, flip) for net in (previous, network)]
+                unchanged = torch.cat([unchanged, views[0].flatten(0, 1)])
+                after = torch.cat([after, views[1].flatten(0, 1)])
+            old = correct_drift(old, unchanged, after, ridge)
+        result = append_classes(old, result)
+    get_run_logger().info("%d classes, %d samples", len(result.means), int(result.counts.sum()))
+    meta = provenance(
+        {**settings, "flip": flip, "ridge": ridge},
+        classes=classes["names"],
+        images=classes["hash"],
+        backbone=backbone["sha256"],
+        adapter=adapter and adapter["sha256"],
+        before=before and before["sha256"],
+        statistics=statistics and statistics["sha256"],
+        exemplars=exemplars and exemplars["sha256"],
+    )
+    return CHECKPOINTS.save("statistics", result._asdict(), meta)

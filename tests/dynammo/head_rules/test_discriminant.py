@@ -1,0 +1,94 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch.nn.functional import linear
+
+from dynammo.config import HeadConfig
+from dynammo.head_rules import HEAD_RULES
+from dynammo.head_rules.base import Evidence
+from dynammo.head_rules.discriminant import discriminant_head
+from dynammo.statistics import ClassStatistics, measure_classes
+
+
+def data(seed: int, classes: int = 3, size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(20 * classes) % classes
+    means = torch.randn(classes, size, generator=generator)
+    return means[labels] + torch.randn(len(labels), size, generator=generator), labels
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.75, 1.0])
+def test_it_is_scikit_learns_discriminant_with_equal_priors(shrinkage: float) -> None:
+    """Equally frequent classes, so that both pool the covariance alike. scikit-learn's scores are
+    the same up to a constant a sample, which no softmax sees.
+    """
+    features, labels = data(0)
+    head = discriminant_head(measure_classes(features.unsqueeze(0), labels, 3), shrinkage)
+    reference = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage=shrinkage, priors=[1 / 3] * 3
+    ).fit(features.double().numpy(), labels.numpy())
+    ours = linear(features, head["weight"], head["bias"]).softmax(1)
+    theirs = torch.from_numpy(reference.predict_proba(features.double().numpy())).float()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_full_shrinkage_is_the_nearest_mean() -> None:
+    features, labels = data(1)
+    statistics = measure_classes(features.unsqueeze(0), labels, 3)
+    head = discriminant_head(statistics, 1.0)
+    nearest = torch.cdist(features.double(), statistics.means).argmin(1)
+    assert torch.equal(linear(features, head["weight"], head["bias"]).argmax(1), nearest)
+
+
+def test_a_sample_a_class_is_enough() -> None:
+    statistics = measure_classes(torch.eye(3).unsqueeze(0), torch.arange(3), 3)
+    head = discriminant_head(statistics, 0.75)
+    assert linear(torch.eye(3), head["weight"], head["bias"]).argmax(1).tolist() == [0, 1, 2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.01, 100))
+def test_neither_the_number_of_samples_nor_the_unit_changes_a_prediction(
+    seed: int, unit: float
+) -> None:
+    features, labels = data(seed)
+    once = measure_classes(features.unsqueeze(0), labels, 3)
+    thrice = measure_classes(unit * features.expand(3, -1, -1), labels, 3)
+    first, second = discriminant_head(once, 0.5), discriminant_head(thrice, 0.5)
+    torch.testing.assert_close(
+        linear(features, first["weight"], first["bias"]),
+        linear(unit * features, second["weight"], second["bias"]),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_the_rule_uses_the_configured_shrinkage() -> None:
+    features, labels = data(2)
+    statistics = measure_classes(features.unsqueeze(0), labels, 3)
+    rule = HEAD_RULES["discriminant"]()
+    head = rule(Evidence(None, None, statistics, [], 1), HeadConfig(shrinkage=0.3))
+    assert torch.equal(head["weight"], discriminant_head(statistics, 0.3)["weight"])
+
+
+def test_a_rule_says_what_it_lacks() -> None:
+    nothing = Evidence(None, None, None, [], 1)
+    for name, what in (("discriminant", "statistics"), ("fine_tune", "exemplars")):
+        rule = HEAD_RULES[name]()
+        assert rule.evidence == what
+        with pytest.raises(ValueError, match=what):
+            rule(nothing, HeadConfig())
+
+
+def test_statistics_of_one_feature() -> None:
+    statistics = ClassStatistics(
+        torch.tensor([[0.0], [2.0]]).double(),
+        torch.tensor([[4.0]]).double(),
+        torch.tensor([2.0, 2.0]).double(),
+    )
+    head = discriminant_head(statistics, 0.5)
+    # Variance 1: w = mean, b = -mean^2 / 2.
+    assert head["weight"].flatten().tolist() == [0.0, 2.0]
+    assert head["bias"].tolist() == [0.0, -2.0]
