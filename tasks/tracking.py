@@ -17,7 +17,10 @@ from tasks.stage import Stage
 from tasks.workspace import CHECKPOINTS
 
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
-_CODE = ("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation")
+_CODE = (
+    *("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation"),
+    "tasks.merge_inputs",
+)
 _BESIDE_THE_POINT: dict[str, bool | set[str]] = {
     **dict.fromkeys(("device", "output", "tracking", "gate"), True),
     "train": {"cache_mb"},
