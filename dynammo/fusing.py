@@ -55,6 +55,8 @@ def fuse_batch_norms(program: ExportedProgram) -> fx.GraphModule:
         convolution.args = (convolution.args[0], *nodes, *convolution.args[3:])
         norm.replace_all_uses_with(convolution)
         graph.erase_node(norm)
+    for node in list(graph.nodes):
+        _out_of_place(node)
     graph.eliminate_dead_code()
     _drop_unused(module)
     module.recompile()
@@ -103,6 +105,19 @@ def _constant(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
     tensor = value.detach().float().contiguous(memory_format=layout)
     module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     return module.graph.get_attr(name)
+
+
+def _out_of_place(node: fx.Node) -> None:
+    """hardtanh_(x) -> hardtanh(x), for an x that a convolution made and nothing else sees.
+
+    Tracing calls that work in place, for a batch of any size, took most of the time of an export.
+    """
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+    if not isinstance(source, fx.Node) or source.target not in _CONVOLUTIONS:
+        return
+    if name.endswith("_") and len(source.users) == 1 and hasattr(_aten, name[:-1]):
+        node.target = getattr(getattr(_aten, name[:-1]), overload)
 
 
 def _drop_unused(module: fx.GraphModule) -> None:

@@ -1,0 +1,75 @@
+"""`dynammo export-model`: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dynammo import export
+from dynammo.backbones import pretrained_weights
+from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.heads import new_head
+from dynammo.inference import Predictor, save_model
+from dynammo.network import build_network
+from flows.cli import app
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    config, adapter = BackboneConfig(name="test_resnet", pretrained=False), AdapterConfig()
+    weights = pretrained_weights(config, seed=0)
+    network = build_network(config, weights, 64, adapter)
+    save_model(
+        tmp_path / "results" / "model",
+        backbone=config,
+        size=64,
+        adapter=adapter,
+        backbone_weights=weights,
+        adapter_weights=network.adapter_state(),
+        head=new_head(network.feature_size, 2, seed=0),
+        classes=["a", "b"],
+        provenance={},
+    )
+    return tmp_path / "results"
+
+
+def test_a_results_folder_is_exported_and_the_differences_are_told(
+    results: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export-model", str(results), str(out), "-f", "safetensors"])
+    assert done.exit_code == 0, done.output
+    assert "model.safetensors" in done.stdout
+    assert "16 images" in done.stdout.replace("\n", " ")
+    assert Predictor(out).classes == ["a", "b"]
+    assert not (out / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--format", "pkl"], "unknown format 'pkl'; known: safetensors, pt2, onnx"),
+        (["--check", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_written(
+    change: list[str], message: str, results: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export-model", str(results), str(out), *change])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not out.exists()
+
+
+def test_a_model_that_answers_otherwise_is_not_exported(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "LOGIT_TOLERANCE", -1.0)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export-model", str(results), str(out), "-f", "safetensors"])
+    assert done.exit_code == 1
+    assert "does not predict what the model predicts" in done.stderr
+    assert not out.exists()
