@@ -66,8 +66,7 @@ def load(path: Path) -> ImageSet:
             found = folder.load(root / part)
         except DataError as error:
             problems += [
-                text if text.startswith(str(root)) else f"{part}: {text}"
-                for text in error.problems
+                text if text.startswith(str(root)) else f"{part}: {text}" for text in error.problems
             ]
             continue
         if len(found.classes) != count:
