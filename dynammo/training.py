@@ -1,8 +1,8 @@
-"""Adapter training: stage 1 of the method."""
+"""Training by SGD, and adapter training: stage 1 of the method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,8 +69,56 @@ def train_adapter(
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
+    prefix, suffix = split_at_first_adapter(network)
+    views = [images, images.flip(-1)] if config.flip else [images]
+    inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
+
+    def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
+        targets = labels[batch].to(device)
+        logits = head(suffix(inputs[view, batch].to(device)))
+        right = int((logits.argmax(1) == targets).sum())
+        return functional.cross_entropy(logits, targets), right
+
+    network.train()
+    parameters = [*network.adapter_parameters(), *head.parameters()]
+    history = fit(parameters, loss, len(images), config, seed, on_epoch, progress)
+    network.eval()
+    trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
+    return TrainedAdapter(network.adapter_state(), trained_head, history)
+
+
+def fit(
+    parameters: Sequence[nn.Parameter],
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, int]],
+    count: int,
+    config: TrainConfig,
+    seed: int,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Epoch]:
+    """The training loop of everything that is trained by SGD with momentum.
+
+    Each epoch visits every image once, in a random order, each as it is or, with `config.flip`,
+    mirrored with probability one half. The learning rate drops tenfold at each milestone.
+
+    Args:
+        parameters: what is trained.
+        loss: from indices (B,) of images and their views (B,), 0 as it is and 1 mirrored, to the
+            mean loss of the batch and how many of its images are predicted right.
+        count: of images.
+        config: epochs, learning rate, and so on.
+        seed: of the order of the images and the flips.
+        on_epoch: called after each epoch with its number (from 1) and means.
+        progress: called after each batch with (batches done, batches in all epochs).
+
+    Returns:
+        The means of each epoch.
+
+    Raises:
+        DynammoError: the loss became infinite or NaN.
+    """
     optimiser = torch.optim.SGD(
-        [*network.adapter_parameters(), *head.parameters()],
+        parameters,
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -80,29 +128,23 @@ def train_adapter(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
     history: list[Epoch] = []
-    prefix, suffix = split_at_first_adapter(network)
-    views = [images, images.flip(-1)] if config.flip else [images]
-    inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
-    network.train()
     for number in range(1, config.epochs + 1):
         loss_sum, right = 0.0, 0
-        batches = _batches(len(images), config.batch_size, generator)
+        batches = _batches(count, config.batch_size, generator)
         for index, batch in enumerate(batches, start=1):
             view = torch.zeros_like(batch)
             if config.flip:
                 view = (torch.rand(len(batch), generator=generator) < 0.5).long()
-            targets = labels[batch].to(device)
-            logits = head(suffix(inputs[view, batch].to(device)))
-            loss = functional.cross_entropy(logits, targets)
+            value, right_here = loss(batch, view)
             optimiser.zero_grad()
-            loss.backward()
+            value.backward()
             optimiser.step()
-            loss_sum += loss.item() * len(batch)
-            right += int((logits.argmax(1) == targets).sum())
+            loss_sum += value.item() * len(batch)
+            right += right_here
             if progress is not None:
                 progress((number - 1) * len(batches) + index, config.epochs * len(batches))
         schedule.step()
-        history.append(Epoch(loss_sum / len(images), right / len(images)))
+        history.append(Epoch(loss_sum / count, right / count))
         if not torch.isfinite(torch.tensor(loss_sum)):
             raise DynammoError(
                 f"the loss is {loss_sum} in epoch {number}: train.learning_rate "
@@ -110,9 +152,7 @@ def train_adapter(
             )
         if on_epoch is not None:
             on_epoch(number, history[-1])
-    network.eval()
-    trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
-    return TrainedAdapter(network.adapter_state(), trained_head, history)
+    return history
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:

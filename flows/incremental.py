@@ -16,6 +16,8 @@ from dynammo.adapter_statistics import check_rule
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
 from dynammo.head_rules import HEAD_RULES
+from dynammo.methods import METHODS
+from dynammo.methods.base import check_methods, is_generic
 from dynammo.network import build_network
 from flows.logs import shorten_expected_errors
 from tasks.adapters import prepare_backbone, train_adapter, weights_hash
@@ -25,8 +27,9 @@ from tasks.exemplars import select_exemplars
 from tasks.heads import fine_tune_task_heads, fit_head
 from tasks.merge_inputs import merge_inputs
 from tasks.merging import merge_adapters
+from tasks.methods import evaluate_method, learn_task, method_settings, remember
 from tasks.publishing import check_output, publish
-from tasks.stage import Adapted, Learnt, Stage, Variant
+from tasks.stage import Adapted, Learnt, Peer, Stage, Variant
 from tasks.statistics import update_statistics
 from tasks.tracking import close_runs, open_runs, register, track_stage
 from tasks.workspace import Classes, Context, choose_device, settings
@@ -56,9 +59,10 @@ def incremental(
     """
     config = load_config(params, overrides)
     check_output(config.output_dir)
-    # Wrong names of modules, options of an adapter or of a rule are found before anything is done.
+    # Wrong names of modules, options of adapters, rules, methods: found before anything is done.
     network = build_network(config.backbone, None, config.image.size, config.adapter)
     check_rule(config.merge, network, config.image.size)
+    check_methods(config)
     data = version_data(config)
     context: Context = {
         "manifest": data["manifest"],
@@ -102,7 +106,11 @@ def learn(
     if {"merged", "unmerged"} & set(config.methods):
         adapted = adapt(config, part["number"], part["train"], backbone, stages, context)
     variants: dict[str, Variant] = {}
+    peers: dict[str, Peer] = {}
     for name in config.methods:
+        if is_generic(name):
+            peers[name] = learn_peer(config, name, data, part, backbone, stages, context)
+            continue
         before = stages[-1]["variants"][name] if stages else None
         learnt = use_features(config, name, data, part, backbone, adapted, before, context)
         evaluated = evaluate(
@@ -117,7 +125,7 @@ def learn(
             context,
         )
         variants[name] = {**learnt, "evaluated": evaluated}
-    return {"number": part["number"], "adapted": adapted, "variants": variants}
+    return {"number": part["number"], "adapted": adapted, "variants": variants, "peers": peers}
 
 
 def adapt(

@@ -1,4 +1,4 @@
-"""Measure each variant on the test images after each task."""
+"""Measure each method on the test images after each task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynammo.efficiency import count_macs, count_parameters
 from dynammo.evaluation import Predictions, evaluate_stage
 from dynammo.features import extract_features
 from dynammo.folding import why_not_foldable
-from dynammo.heads import least_others_scores, unified_scores
+from dynammo.heads import Scores, least_others_scores, unified_scores
 from dynammo.network import build_network, build_unmerged_network
 from tasks.caching import step
 from tasks.images import Images
@@ -94,21 +94,6 @@ def evaluate(
         scores = least_others_scores(inputs, states)
     else:
         scores = unified_scores(inputs[0], states[0])
-    saved = {"targets": targets, **scores._asdict()}
-    metrics = evaluate_stage(
-        _predictions(saved),
-        tasks,
-        stage,
-        _predictions(CHECKPOINTS.load(previous)) if previous else None,
-    )
-    metrics |= _cost(config, variant, stage, sum(state["weight"].numel() for state in states))
-    get_run_logger().info(
-        "%s after %s: accuracy %.1f%%, mean class recall %.1f%%",
-        variant,
-        context["label"],
-        100 * metrics["accuracy"],
-        100 * metrics["mean_class_recall"],
-    )
     meta = provenance(
         settings,
         variant=variant,
@@ -116,6 +101,49 @@ def evaluate(
         images=tests["hash"],
         features=[ref["sha256"] for ref in features],
         heads=[ref["sha256"] for ref in heads],
+    )
+    cost = _cost(config, variant, stage, sum(state["weight"].numel() for state in states))
+    return measure(variant, scores, targets, tasks, stage, previous, cost, meta, context)
+
+
+def measure(
+    variant: str,
+    scores: Scores,
+    targets: torch.Tensor,
+    tasks: list[list[str]],
+    stage: int,
+    previous: Ref | None,
+    cost: dict[str, float],
+    meta: dict[str, Any],
+    context: Context,
+) -> Evaluated:
+    """Compute and save all metrics of a method's scores on the test images, for its step.
+
+    Args:
+        variant: the method.
+        scores: of all test images.
+        targets: (N,) their classes.
+        tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
+        stage: number of tasks learnt, from 1.
+        previous: the method's predictions after the task before, for negative flips.
+        cost: of a prediction: `gmacs` and `parameters`.
+        meta: where the predictions come from.
+        context: the label, for the log.
+    """
+    saved = {"targets": targets, **scores._asdict()}
+    metrics = evaluate_stage(
+        _predictions(saved),
+        tasks,
+        stage,
+        _predictions(CHECKPOINTS.load(previous)) if previous else None,
+    )
+    metrics |= cost
+    get_run_logger().info(
+        "%s after %s: accuracy %.1f%%, mean class recall %.1f%%",
+        variant,
+        context["label"],
+        100 * metrics["accuracy"],
+        100 * metrics["mean_class_recall"],
     )
     return {
         "metrics": CHECKPOINTS.save_json(f"metrics-{variant}", metrics),

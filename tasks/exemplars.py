@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import get_run_logger
+from torch import nn
 
 from dynammo.checkpoint import Ref
-from dynammo.config import Config
+from dynammo.config import Config, MemoryConfig
 from dynammo.features import extract_features
 from dynammo.memory import cut, herd, quota
 from tasks.caching import step
@@ -40,11 +41,21 @@ def select_exemplars(
         first.
     """
     config = Config.model_validate(settings)
-    images = Images.of(context)
+    network = load_network(config, backbone, adapter, context["device"])
+    return choose_exemplars(network, Images.of(context), config.memory, classes, previous)
+
+
+def choose_exemplars(
+    network: nn.Module,
+    images: Images,
+    memory: MemoryConfig,
+    classes: Classes,
+    previous: Ref | None,
+) -> Ref:
+    """The document that `select_exemplars` returns, with the features of any network."""
     old = CHECKPOINTS.load_json(previous) if previous else {"classes": [], "images": []}
     names = [*old["classes"], *classes["names"]]
-    count = quota(config.memory, len(names))
-    network = load_network(config, backbone, adapter, context["device"])
+    count = quota(memory, len(names))
     pixels, hashes = images.load("train", classes)
     labels = images.labels("train", classes["names"])
     features = extract_features(network, pixels)

@@ -25,7 +25,7 @@ from dynammo.inference import save_model
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
 from tasks.champion import current_champion, gate
 from tasks.data import DataVersion
-from tasks.stage import Stage
+from tasks.stage import Stage, measured
 from tasks.workspace import CHECKPOINTS, versions
 
 CURVES = (
@@ -116,12 +116,10 @@ def _save_merged(
 def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str, Any]:
     """The results document: configuration, data version, and every method's metrics."""
     variants = {}
-    for name in stages[-1]["variants"]:
-        measured = [
-            CHECKPOINTS.load_json(s["variants"][name]["evaluated"]["metrics"]) for s in stages
-        ]
-        cost = {key: measured[-1][key] for key in ("gmacs", "parameters")}
-        variants[name] = {"summary": {**summarise(measured), **cost}, "stages": measured}
+    for name in config.methods:
+        documents = [CHECKPOINTS.load_json(measured(stage)[name]["metrics"]) for stage in stages]
+        cost = {key: documents[-1][key] for key in ("gmacs", "parameters")}
+        variants[name] = {"summary": {**summarise(documents), **cost}, "stages": documents}
     return {
         "name": config.title,
         "created_by": {"dynammo": dynammo.__version__, **versions()},
@@ -156,10 +154,10 @@ def _write_tables(
     """`curves/<variant>.csv`, a row a task, and `predictions/<variant>.csv`, a row a test image."""
     names = data["tests"]["names"]
     tests = read_manifest(Path(data["manifest"])).select("test", names)
-    for variant, measured in results["variants"].items():
-        curves = [{key: stage[key] for key in CURVES} for stage in measured["stages"]]
+    for variant, document in results["variants"].items():
+        curves = [{key: stage[key] for key in CURVES} for stage in document["stages"]]
         _write_csv(folder / "curves" / f"{variant}.csv", curves)
-        last = CHECKPOINTS.load(stages[-1]["variants"][variant]["evaluated"]["predictions"])
+        last = CHECKPOINTS.load(measured(stages[-1])[variant]["predictions"])
         rows = [
             {
                 "file": sample.file,

@@ -43,11 +43,30 @@ class Variant(Learnt):
     evaluated: Evaluated
 
 
+class Peer(TypedDict):
+    """A method that is learnt through `dynammo.methods.base.Method`, after a task, measured.
+
+    `exemplars` is none where it remembers no images; `history` has (loss, accuracy) of each epoch.
+    """
+
+    state: Ref
+    history: list[list[float]]
+    exemplars: Ref | None
+    evaluated: Evaluated
+
+
 class Stage(TypedDict):
     """The state after one task. The next task needs nothing else. `adapted` is none where no method
-    needs adapters; `variants` has an entry a method.
+    needs adapters; `variants` and `peers` together have an entry a method.
     """
 
     number: int
     adapted: Adapted | None
     variants: dict[str, Variant]
+    peers: dict[str, Peer]
+
+
+def measured(stage: Stage) -> dict[str, Evaluated]:
+    """What each method was measured to do after the task."""
+    both = {**stage["variants"], **stage["peers"]}
+    return {name: variant["evaluated"] for name, variant in both.items()}

@@ -13,13 +13,13 @@ from dynammo.config import Config
 from tasks import champion, mlflow_runs, served_model
 from tasks.caching import step_key
 from tasks.data import DataVersion
-from tasks.stage import Stage
+from tasks.stage import Stage, measured
 from tasks.workspace import CHECKPOINTS
 
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
 _CODE = (
     *("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation"),
-    "tasks.merge_inputs",
+    *("tasks.merge_inputs", "tasks.methods"),
 )
 _BESIDE_THE_POINT: dict[str, bool | set[str]] = {
     **dict.fromkeys(("device", "output", "tracking", "gate"), True),
@@ -57,13 +57,18 @@ def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
         )
         if "merged" in stage["variants"]:
             mlflow_runs.log_files(runs["parent"], _files(adapted["merged"]), f"merged/{folder}")
+    for name, evaluated in measured(stage).items():
+        run = runs["children"][name]
+        mlflow_runs.log_stage(run, number, CHECKPOINTS.load_json(evaluated["metrics"]))
+        mlflow_runs.log_files(run, _files(evaluated["metrics"]), f"metrics/{folder}")
     for name, variant in stage["variants"].items():
         run = runs["children"][name]
-        metrics = CHECKPOINTS.load_json(variant["evaluated"]["metrics"])
-        mlflow_runs.log_stage(run, number, metrics)
         mlflow_runs.log_files(run, _files(*variant["heads"]), f"heads/{folder}")
-        mlflow_runs.log_files(run, _files(variant["exemplars"]), f"exemplars/{folder}")
-        mlflow_runs.log_files(run, _files(variant["evaluated"]["metrics"]), f"metrics/{folder}")
+    for name, peer in stage["peers"].items():
+        mlflow_runs.log_training_curve(runs["children"][name], number, peer["history"])
+    for name, learnt in {**stage["variants"], **stage["peers"]}.items():
+        if exemplars := learnt["exemplars"]:
+            mlflow_runs.log_files(runs["children"][name], _files(exemplars), f"exemplars/{folder}")
 
 
 @task(name="register model", retries=2, retry_delay_seconds=3)

@@ -1,0 +1,122 @@
+"""Dynamically expandable representation: a backbone a task, and their features side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynammo.config import Config
+from dynammo.features import mirrored_views
+from dynammo.heads import fine_tune_head, new_head
+from dynammo.methods.base import About, State, Style, Task, TaskImages, Watch
+from dynammo.methods.training import Batch, TrainedNetwork
+from dynammo.network import build_network
+from dynammo.training import Epoch
+
+
+class SideBySide(nn.Module):
+    """(B, 3, H, W) -> the features of all networks, (B, n D)."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All networks see the same images."""
+        return torch.cat([network(images) for network in self.networks], dim=1)
+
+
+class DynamicExpansion(TrainedNetwork):
+    """Each task trains a new backbone; the earlier ones stay as they are.
+
+    Minimises CE over all classes seen, on all backbones' features, + auxiliary * CE on the new
+    backbone's features over the task's classes and one "old", on new images and exemplars. Then the
+    head is made anew on the exemplars, of which there are as many of each class (`config.head`).
+
+    Args:
+        config: as of every method.
+        weights: likewise.
+        device: likewise.
+        auxiliary: lambda_a of the paper.
+    """
+
+    about = About(
+        meaning="a new backbone a task, all features side by side, one head over them (DER)",
+        source="arXiv 2103.16788",
+        memory="exemplars",
+        style=Style("#F0E442", "P"),
+    )
+    sections: ClassVar[tuple[str, ...]] = ("train", "head")
+
+    def __init__(
+        self,
+        config: Config,
+        weights: State | None,
+        device: torch.device | str = "cpu",
+        auxiliary: float = 1.0,
+    ) -> None:
+        super().__init__(config, weights, device)
+        self.auxiliary = auxiliary
+        self.single = self.feature_size  # D
+        self.networks: list[nn.Module] = []  # one a task
+
+    def learn(self, task: Task, watch: Watch) -> list[Epoch]:
+        newest = build_network(self.config.backbone, self.weights, self.config.image.size)
+        if self.networks:
+            newest.load_state_dict(self.networks[-1].state_dict())
+        self._use([*self.networks, newest])
+        self.grow(task)
+        count = task.classes - task.first
+        extra = nn.Linear(self.single, count + 1)
+        extra.load_state_dict(new_head(self.single, count + 1, self.seed("auxiliary", task.number)))
+        extra.to(self.device)
+
+        def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+            features = self.network(batch.images)
+            logits = functional.linear(features, self.weight, self.bias)
+            value = functional.cross_entropy(logits, batch.labels)
+            if task.first:
+                own = extra(features[:, -self.single :])
+                value = value + self.auxiliary * functional.cross_entropy(
+                    own, (batch.labels - task.first + 1).clamp(min=0)
+                )
+            return value, logits
+
+        newest.requires_grad_(True)
+        parameters = [*newest.parameters(), *extra.parameters()]
+        return self.fit(task.new.with_(task.old), loss, task, watch, parameters)
+
+    def grow(self, task: Task) -> None:
+        """Rows for the new classes, and columns for the new backbone's features."""
+        old = self.weight.detach().cpu(), self.bias.detach().cpu()
+        fresh = new_head(self.feature_size, task.classes, self.seed("head", task.number))
+        rows, columns = old[0].shape
+        fresh["weight"][:rows, :columns], fresh["bias"][:rows] = old
+        self.use_head(fresh)
+
+    def remember(self, memory: TaskImages) -> None:
+        classes = len(self.bias)
+        features = mirrored_views(self.network, memory.images, self.config.head.flip)
+        head = fine_tune_head(
+            features,
+            memory.labels,
+            new_head(features.shape[-1], classes, self.seed("balanced head", classes)),
+            self.config.head,
+            self.seed("balance", classes),
+        )
+        self.use_head(head)
+
+    def load_state(self, state: State) -> None:
+        count = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("network."))
+        size = self.config.image.size
+        self._use([build_network(self.config.backbone, self.weights, size) for _ in range(count)])
+        super().load_state(state)
+
+    def _use(self, networks: list[nn.Module]) -> None:
+        self.networks = networks
+        self.network = SideBySide(networks).requires_grad_(False).to(self.device)
+        self.feature_size = len(networks) * self.single

@@ -1,0 +1,115 @@
+"""What holds for every method, whatever it does."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from dynammo.config import load_config
+from dynammo.errors import ConfigError
+from dynammo.features import extract_features
+from dynammo.heads import Scores
+from dynammo.methods import METHODS
+from dynammo.methods.base import Method, check_methods, create_method, is_generic
+from tests.dynammo.methods.tiny import (
+    FIRST,
+    SECOND,
+    configured,
+    create,
+    learn,
+    weights,
+)
+
+GENERIC = [name for name in METHODS if is_generic(name)]
+
+
+def predict(method: Method) -> Scores:
+    return method.scores(extract_features(method.network, FIRST.with_(SECOND).images))
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_a_method_goes_on_from_its_state_as_if_it_had_never_stopped(name: str) -> None:
+    config = configured()
+    without_stop = create(name, config)
+    learn(without_stop, 1)
+    saved = {key: value.clone() for key, value in without_stop.state().items()}
+    trained = learn(without_stop, 2)
+
+    resumed = create(name, config)
+    resumed.load_state(saved)
+    assert learn(resumed, 2) == trained
+    again = create(name, config)
+    again.load_state(resumed.state())
+    expected = predict(without_stop)
+    for other in (resumed, again):
+        for one, two in zip(expected, predict(other), strict=True):
+            assert torch.equal(one, two)
+
+    assert expected.probabilities.shape == (24, 4)
+    assert expected.predicted.max() < 4
+    assert bool(expected.probabilities.isfinite().all())
+    assert bool(((expected.confidence >= 0) & (expected.confidence <= 1)).all())
+    assert without_stop.head_weights > 0
+    assert all(value.device.type == "cpu" for value in without_stop.state().values())
+    if not without_stop.bare:
+        assert len(trained) == config.train.epochs
+
+
+@pytest.mark.parametrize("name", GENERIC)
+def test_a_method_says_what_its_result_depends_on(name: str) -> None:
+    """With the sections that it does not name at other values, it learns the same."""
+    others = {
+        "train": {"train__epochs": 2},
+        "adapter": {"adapter__name": "conv"},
+        "head": {"head__epochs": 1},
+    }
+    make = METHODS[name]
+    ignored = {k: v for s, o in others.items() if s not in make.sections for k, v in o.items()}
+    states = []
+    for config in (configured(), configured(**ignored)):
+        method = create(name, config)
+        learn(method, 1)
+        states.append(method.state())
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+
+
+def test_every_method_is_described() -> None:
+    for name in METHODS:
+        about = METHODS[name].about
+        assert about.meaning and not about.meaning.endswith("."), name
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|baseline", about.source), name
+    styles = [METHODS[name].about.style for name in METHODS]
+    assert len(set(styles)) == len(styles), "two methods look the same in a figure"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"ewc": {"strenght": 1}}, "ewc: unknown option 'strenght'; known: strength, decay, s"),
+        ({"ncm": {"k": 1}}, "ncm: unknown option 'k'; it takes none"),
+        ({"ewc": {"strength": "high"}}, "ewc.strength must be like 100.0, got 'high'"),
+        ({"ewc": {"samples": 0.5}}, "ewc.samples must be like 256, got 0.5"),
+        ({"ranpac": {"projection": 0}}, "ranpac: projection must be at least 1, got 0"),
+        ({"merged": {"size": 1}}, "merged: it takes none, but those of the sections"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, dict[str, object]], problem: str) -> None:
+    config = configured(methods=list(options), method_options=options)
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        check_methods(config)
+
+
+def test_options_of_an_unknown_method_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'mine'; known: "):
+        load_config(None, {"method_options": {"mine": {"a": 1}}})
+
+
+def test_options_reach_the_method() -> None:
+    config = configured(method_options__ewc={"strength": 7, "decay": 0.5})
+    method = create_method("ewc", config, weights(config))
+    assert vars(method)["strength"] == 7
+    assert vars(method)["decay"] == 0.5
