@@ -203,7 +203,11 @@ class MemoryConfig(Section):
     size: int | None = Field(
         None, ge=1, description="images in all, shared equally by the classes seen"
     )
-    per_class: int | None = Field(None, ge=1, description="images kept of each class")
+    per_class: int | None = Field(
+        None,
+        ge=0,
+        description="images kept of each class; 0 keeps none, for heads and methods that need none",
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> MemoryConfig:
@@ -241,10 +245,10 @@ class HeadConfig(Section):
     batch_size: int = Field(32, ge=1, description="fine_tune: exemplars a step")
     flip: bool = Field(True, description="use the mirrored view of each image as well")
     shrinkage: float = Field(
-        0.75, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
+        0.85, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
     )
     drift_ridge: float = Field(
-        0.1,
+        0.3,
         gt=0,
         description="discriminant: how reluctantly old statistics follow the features that each "
         "merge changes",

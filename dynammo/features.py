@@ -18,7 +18,7 @@ def extract_features(
 
     Args:
         network: (B, 3, H, W) -> (B, D).
-        images: (N, 3, H, W) uint8 RGB.
+        images: (N, 3, H, W) uint8 RGB; none at all is fine.
         batch_size: images at a time.
         progress: called with (images done, N) after each batch.
 
@@ -28,7 +28,7 @@ def extract_features(
     network.eval()
     device = next(network.parameters()).device
     parts = []
-    for start in range(0, len(images), batch_size):
+    for start in range(0, max(len(images), 1), batch_size):  # no images: one empty batch
         batch = images[start : start + batch_size].to(device)
         parts.append(network(batch).float().cpu())
         if progress is not None:

@@ -1,0 +1,359 @@
+r"""What the head of the merged model is made of, and what each part of it is worth.
+
+Trains a scenario's adapters once a seed, takes the features of all images under every network that
+the rows need, and then fits many heads on them: rows differ in nothing else. Choose on a validation
+split (benchmarks/validation_split.py), never on test images.
+
+    python benchmarks/validation_split.py data/skin8/manifest.csv
+    python benchmarks/ablation.py --set data.name=skin8 --set data.source=csv \
+        --set data.path=data/skin8/validation.csv --seeds 1 50 42
+
+Every row is the mean class recall in %: average over the stages / after the last task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dynammo.backbones import pretrained_weights
+from dynammo.config import Config, HeadConfig, load_config, parse_overrides
+from dynammo.data import DATA_SOURCES
+from dynammo.data.scenario import build_scenario
+from dynammo.data.store import ImageStore, build_store
+from dynammo.features import extract_features, mirrored_views
+from dynammo.head_rules.base import Evidence
+from dynammo.head_rules.discriminant import discriminant_head
+from dynammo.head_rules.fine_tune import FineTune
+from dynammo.heads import (
+    State,
+    fine_tune_head,
+    least_others_scores,
+    new_head,
+    task_labels,
+    unified_scores,
+)
+from dynammo.memory import cut, herd, quota
+from dynammo.merging.average import average
+from dynammo.network import Network, build_network
+from dynammo.seeds import derive_seed
+from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
+from dynammo.training import train_adapter
+
+
+@dataclass
+class Features:
+    """Of all images under one network: (V, N, D) of the training, (N, D) of the test images."""
+
+    train: Tensor
+    test: Tensor
+
+
+@dataclass
+class Learnt:
+    """A scenario, learnt: what the rows are computed from. Class indices in order of arrival."""
+
+    seed: int
+    head: HeadConfig
+    sizes: list[int]
+    labels: Tensor
+    targets: Tensor
+    frozen: Features
+    alone: list[Features] = field(default_factory=list)
+    merged: list[Features] = field(default_factory=list)
+    task_heads: list[State] = field(default_factory=list)
+    exemplars: list[Tensor] = field(default_factory=list)  # indices, after each task
+
+    def seen(self, stage: int) -> int:
+        """Number of classes after a task."""
+        return sum(self.sizes[: stage + 1])
+
+    def new(self, stage: int) -> Tensor:
+        """Indices of the training images that arrive with a task."""
+        first, last = self.seen(stage) - self.sizes[stage], self.seen(stage)
+        return ((self.labels >= first) & (self.labels < last)).nonzero().flatten()
+
+
+def learn(config: Config, store: Path) -> Learnt:
+    """Train and merge the adapters of all tasks, as the pipeline does."""
+    images = DATA_SOURCES[config.data.source](Path(config.data.path))
+    scenario = build_scenario(images, config.scenario, config.memory, config.seed)
+    pixels = ImageStore.open(build_store(images, config.image.size, store))
+    order = [name for task in scenario for name in task.classes]
+
+    def split(name: str) -> tuple[Tensor, Tensor]:
+        samples = images.select(name, order)
+        return pixels.load(samples), torch.tensor([order.index(s.label) for s in samples])
+
+    train, labels = split("train")
+    test, targets = split("test")
+    weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
+
+    def network(state: State | None, seed: int = 0) -> Network:
+        net = build_network(config.backbone, weights, config.image.size, config.adapter, seed)
+        if state is not None:
+            net.load_adapter_state(state)
+        return net
+
+    def features(net: Network) -> Features:
+        return Features(mirrored_views(net, train, flip=True), extract_features(net, test))
+
+    bare = build_network(config.backbone, weights, config.image.size)
+    sizes = [len(task.classes) for task in scenario]
+    result = Learnt(config.seed, config.head, sizes, labels, targets, features(bare))
+    adapters: list[State] = []
+    kept: list[list[int]] = []
+    for stage, size in enumerate(tqdm(sizes, f"adapters, seed {config.seed}", unit="task")):
+        new = result.new(stage)
+        inputs, outputs = train[new], labels[new] - (result.seen(stage) - size)
+        if kept:
+            old = result.exemplars[-1]
+            inputs = torch.cat([inputs, train[old]])
+            outputs = torch.cat([outputs, torch.full((len(old),), size)])
+        start = adapters[-1] if adapters and config.adapter.init == "previous" else None
+        net = network(start, derive_seed(config.seed, "adapter", stage + 1))
+        seed = derive_seed(config.seed, "train", stage + 1)
+        trained = train_adapter(net, inputs, outputs, size, config.train, seed)
+        adapters.append(trained.adapter)
+        result.task_heads.append(trained.head)
+        result.alone.append(features(net))
+        result.merged.append(features(network(average(adapters))) if stage else result.alone[0])
+        count = quota(config.memory, result.seen(stage))
+        for label in range(result.seen(stage) - size, result.seen(stage)):
+            members = (labels == label).nonzero().flatten()
+            chosen = herd(result.merged[-1].train[0, members], count)
+            kept.append(members[chosen].tolist())
+        kept = [list(map(int, indices)) for indices in cut(kept, count)]
+        result.exemplars.append(torch.tensor([i for indices in kept for i in indices]))
+    return result
+
+
+Row = Callable[[Learnt], list[Tensor]]
+
+
+def of_network(net: str, learnt: Learnt, stage: int) -> Features:
+    """Under which network features are taken after a task."""
+    return {"merged": learnt.merged[stage], "first": learnt.merged[0], "frozen": learnt.frozen}[net]
+
+
+def predictions(head: State, features: Tensor) -> Tensor:
+    return unified_scores(features, head).predicted
+
+
+def tuned(net: str, init: str) -> Row:
+    """Balanced fine-tuning on the exemplars."""
+
+    def row(learnt: Learnt) -> list[Tensor]:
+        result = []
+        for stage, kept in enumerate(learnt.exemplars):
+            features = of_network(net, learnt, stage)
+            evidence = Evidence(
+                features.train[:, kept],
+                learnt.labels[kept],
+                None,
+                learnt.task_heads[: stage + 1],
+                learnt.seed,
+            )
+            head = FineTune()(evidence, learnt.head.model_copy(update={"init": init}))
+            result.append(predictions(head, features.test))
+        return result
+
+    return row
+
+
+def unmerged(learnt: Learnt) -> list[Tensor]:
+    """ACL: every adapter and head kept."""
+    result, heads = [], []
+    for stage, kept in enumerate(learnt.exemplars):
+        heads.append(learnt.task_heads[stage])
+        first = 0
+        for task, size in enumerate(learnt.sizes[: stage + 1]):
+            if stage:
+                labels = task_labels(learnt.labels[kept], first, size)
+                seed = derive_seed(learnt.seed, "fine-tune task", task + 1, stage + 1)
+                features = learnt.alone[task].train[:, kept]
+                heads[task] = fine_tune_head(features, labels, heads[task], learnt.head, seed)
+            first += size
+        tests = [features.test for features in learnt.alone[: stage + 1]]
+        result.append(least_others_scores(tests, heads).predicted)
+    return result
+
+
+def followed(
+    learnt: Learnt, net: str, drift: str = "new and exemplars", ridge: float | None = None
+) -> list[ClassStatistics]:
+    """Class statistics after each task; `drift` says which images show what merging changed."""
+    result: list[ClassStatistics] = []
+    for stage, size in enumerate(learnt.sizes):
+        new, now = learnt.new(stage), of_network(net, learnt, stage).train
+        labels = learnt.labels[new] - (learnt.seen(stage) - size)
+        statistics_ = measure_classes(now[:, new], labels, size)
+        if result:
+            old, before = result[-1], of_network(net, learnt, stage - 1).train
+            shown = {"new": new, "exemplars": learnt.exemplars[stage - 1]}
+            images = torch.cat([shown[name] for name in drift.split(" and ") if name in shown])
+            if net == "merged" and len(images):
+                old = correct_drift(
+                    old,
+                    before[:, images].flatten(0, 1),
+                    now[:, images].flatten(0, 1),
+                    learnt.head.drift_ridge if ridge is None else ridge,
+                )
+            statistics_ = append_classes(old, statistics_)
+        result.append(statistics_)
+    return result
+
+
+def discriminant(
+    net: str,
+    drift: str = "new and exemplars",
+    shrinkage: float | None = None,
+    ridge: float | None = None,
+) -> Row:
+    """The discriminant of class statistics."""
+
+    def row(learnt: Learnt) -> list[Tensor]:
+        return [
+            predictions(
+                discriminant_head(known, shrinkage or learnt.head.shrinkage),
+                of_network(net, learnt, stage).test,
+            )
+            for stage, known in enumerate(followed(learnt, net, drift, ridge))
+        ]
+
+    return row
+
+
+def measured_on(what: str) -> Row:
+    """Statistics that need no drift correction: of the exemplars under the network as it is, or, as
+    nobody may, of all images that ever were.
+    """
+
+    def row(learnt: Learnt) -> list[Tensor]:
+        result = []
+        for stage, kept in enumerate(learnt.exemplars):
+            everything = (learnt.labels < learnt.seen(stage)).nonzero().flatten()
+            images = kept if what == "exemplars" else everything
+            features = learnt.merged[stage]
+            known = measure_classes(
+                features.train[:, images], learnt.labels[images], learnt.seen(stage)
+            )
+            head = discriminant_head(known, learnt.head.shrinkage)
+            result.append(predictions(head, features.test))
+        return result
+
+    return row
+
+
+def then_tuned(learnt: Learnt) -> list[Tensor]:
+    """The discriminant as the start of balanced fine-tuning."""
+    result = []
+    for stage, known in enumerate(followed(learnt, "merged")):
+        kept, features = learnt.exemplars[stage], learnt.merged[stage]
+        start = discriminant_head(known, learnt.head.shrinkage)
+        seed = derive_seed(learnt.seed, "fine-tune", learnt.seen(stage))
+        inputs = features.train[:, kept]
+        head = fine_tune_head(inputs, learnt.labels[kept], start, learnt.head, seed)
+        result.append(predictions(head, features.test))
+    return result
+
+
+def sampled(learnt: Learnt, count: int = 100) -> list[Tensor]:
+    """Features drawn from each class's normal distribution take the place of exemplars."""
+    result = []
+    for stage, known in enumerate(followed(learnt, "merged")):
+        classes, size = known.means.shape
+        generator = torch.Generator().manual_seed(learnt.seed)
+        jitter = 1e-6 * known.covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        root = torch.linalg.cholesky(known.covariance + jitter)
+        noise = torch.randn(classes, count, size, generator=generator, dtype=torch.float64)
+        drawn = (known.means.unsqueeze(1) + noise @ root.T).float().flatten(0, 1)
+        labels = torch.arange(classes).repeat_interleave(count)
+        config = learnt.head.model_copy(update={"epochs": 30})
+        start = new_head(size, classes, learnt.seed)
+        head = fine_tune_head(drawn.unsqueeze(0), labels, start, config, learnt.seed)
+        result.append(predictions(head, learnt.merged[stage].test))
+    return result
+
+
+ROWS: dict[str, Row] = {
+    "unmerged (ACL)": unmerged,
+    "frozen, fine-tuned": tuned("frozen", "new"),
+    "frozen, discriminant": discriminant("frozen"),
+    "merged, fine-tuned from a new head": tuned("merged", "new"),
+    "merged, fine-tuned from the tasks' heads": tuned("merged", "task_heads"),
+    "merged, discriminant": discriminant("merged"),
+    "  statistics not corrected for drift": discriminant("merged", drift="nothing"),
+    "  drift seen on exemplars alone": discriminant("merged", drift="exemplars"),
+    "  drift seen on new images alone": discriminant("merged", drift="new"),
+    "  drift ridge 0.03": discriminant("merged", ridge=0.03),
+    "  drift ridge 3": discriminant("merged", ridge=3.0),
+    "  shrinkage 0.5": discriminant("merged", shrinkage=0.5),
+    "  shrinkage 0.95": discriminant("merged", shrinkage=0.95),
+    "  nearest mean (shrinkage 1)": discriminant("merged", shrinkage=1.0),
+    "  statistics of the exemplars alone": measured_on("exemplars"),
+    "  fine-tuned afterwards": then_tuned,
+    "  fine-tuned on sampled features": sampled,
+    "  statistics of all images (not allowed)": measured_on("all"),
+    "first adapter alone, discriminant, no images": discriminant("first"),
+}
+
+
+def recalls(learnt: Learnt, row: Row) -> list[float]:
+    """Mean class recall in % after each task."""
+    result = []
+    for stage, predicted in enumerate(row(learnt)):
+        right = [
+            (predicted[learnt.targets == label] == label).double().mean()
+            for label in range(learnt.seen(stage))
+        ]
+        result.append(100 * float(torch.stack(right).mean()))
+    return result
+
+
+def table(results: dict[str, dict[int, list[float]]], seeds: Sequence[int]) -> str:
+    """Markdown: a row each, its seeds and their mean."""
+    lines = [
+        "| | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |",
+        "|---|" + "---:|" * (len(seeds) + 1),
+    ]
+    for name, runs in results.items():
+        pairs = [(statistics.mean(runs[seed]), runs[seed][-1]) for seed in seeds]
+        pairs.append((statistics.mean(a for a, _ in pairs), statistics.mean(b for _, b in pairs)))
+        lines.append(f"| {name} | " + " | ".join(f"{a:.1f} / {b:.1f}" for a, b in pairs) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", default="benchmarks/medical.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 50, 42])
+    parser.add_argument("--output", type=Path, help="JSON file for the recall of every stage")
+    arguments = parser.parse_args()
+    overrides = parse_overrides(arguments.set)
+    results: dict[str, dict[int, list[float]]] = {name: {} for name in ROWS}
+    with tempfile.TemporaryDirectory() as store:
+        for seed in arguments.seeds:
+            config = load_config(arguments.params, {**overrides, "seed": seed})
+            learnt = learn(config, Path(store))
+            for name, row in tqdm(ROWS.items(), f"heads, seed {seed}", unit="row"):
+                results[name][seed] = recalls(learnt, row)
+    print(table(results, arguments.seeds))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
