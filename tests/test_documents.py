@@ -13,13 +13,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics.pairwise import cosine_similarity
 
 from dynammo.adapters import ADAPTERS
 from dynammo.data import DATA_SOURCES
 from dynammo.data.checks import check_image_set
 from dynammo.errors import DataError
+from dynammo.features import extract_features
 from dynammo.merging import MERGE_RULES
+from dynammo.methods import METHODS
+from dynammo.methods.base import is_generic, own_options
 from dynammo.network import AdaptedStage
+from tests.dynammo.methods.tiny import FIRST, SECOND, configured, learn, memory, weights
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -78,8 +83,47 @@ def test_the_data_source(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3
 
 
+def test_the_method(tmp_path: Path) -> None:
+    make = example("dynammo/methods/neighbours.py", tmp_path).Neighbours
+    config = configured()
+    method = make(config, weights(config), count=2)
+    learn(method, 1)
+    learn(method, 2)
+    kept = memory(2, FIRST, SECOND)
+    images = FIRST.with_(SECOND).images
+    features = extract_features(method.network, images)
+    scores = method.scores(features)
+    similar = cosine_similarity(features, extract_features(method.network, kept.images))
+    expected = similar.reshape(len(images), 4, 2).mean(2)  # two exemplars of each class
+    np.testing.assert_allclose(scores.knownness, expected.max(1), rtol=1e-4)
+    assert scores.predicted.tolist() == expected.argmax(1).tolist()
+    again = make(config, weights(config), count=2)
+    again.load_state(method.state())
+    assert torch.equal(again.scores(features).probabilities, scores.probabilities)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        make(config, None, count=0)
+    assert make.about.style not in [METHODS[name].about.style for name in METHODS]
+
+
+def test_every_method_and_option_is_in_the_table_of_methods() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` (\|.*)$", text, re.M))
+    assert list(rows) == list(METHODS)
+    for name, row in rows.items():
+        number = METHODS[name].about.source.removeprefix("arXiv ")
+        assert number in row
+        if is_generic(name):
+            for option in own_options(METHODS[name]):
+                assert f"`{option}` (" in row, (name, option)
+
+
 def test_the_lines_in_the_tables() -> None:
-    tables = {"adapters": ADAPTERS, "merging": MERGE_RULES, "data": DATA_SOURCES}
+    tables = {
+        "adapters": ADAPTERS,
+        "merging": MERGE_RULES,
+        "data": DATA_SOURCES,
+        "methods": METHODS,
+    }
     form = r"^The line in `dynammo/(\w+)/__init__.py`:\n\n```python\n(.*?)\n```"
     lines = dict(re.findall(form, TEXT, re.M))
     assert lines.keys() == tables.keys()
