@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,6 +168,63 @@ def compare(
         from flows.local import comparison
 
         out.print(comparison(results))
+
+
+@app.command()
+def benchmark(
+    grid: Annotated[Path, typer.Argument(help="A grid: benchmarks/grids/*.yaml, or your own.")],
+    set_: Set = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Only this data set of the grid. May be repeated.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method of the grid. May be repeated.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="This seed instead of the grid's. May be repeated.")
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Where a data set is. May be repeated."),
+    ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(help="sequential, process, dask or ray; default: what the grid says."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List the cells, what is done, and what the rest may cost."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the log of every cell.")
+    ] = False,
+) -> None:
+    """Run data sets x methods x seeds, and write one report on all of them.
+
+    What is done is not run again: killed or failed, the same command goes on. A cell that fails
+    does not stop the others. Results are in results/<grid>/, the report in its folder report/.
+
+    dynammo benchmark benchmarks/grids/medical.yaml --data skin8 --seed 1 --dry-run
+    """
+    with readable_errors():
+        asked: dict[str, Any] = {
+            "overrides": parse_overrides(set_ or []),
+            "data": data,
+            "methods": method,
+            "seeds": seed,
+            "paths": {key: str(value) for key, value in parse_overrides(path or []).items()},
+            "runner": runner,
+            "workers": workers,
+        }
+        if not verbose:  # read by Prefect when it is imported, also in other processes
+            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+        from flows.grid import run_grid, show_plan
+
+        if dry_run:
+            out.print(show_plan(str(grid), asked))
+        else:
+            out.print(run_grid(str(grid), asked))
 
 
 @app.command()

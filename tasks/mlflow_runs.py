@@ -164,6 +164,50 @@ def open_runs(
     return {"experiment_id": experiment_id, "parent": parent, "children": children}
 
 
+def open_run(
+    experiment: str, run_key: str, name: str, description: str, params: Mapping[str, Any]
+) -> str:
+    """Find or make one run that is not of a single experiment: that of a grid.
+
+    Args:
+        experiment: of MLflow; made if missing.
+        run_key: names the run; the same for the same grid.
+        name: of the run.
+        description: its note.
+        params: nested settings.
+
+    Returns:
+        The run's id. It is RUNNING.
+
+    Raises:
+        TrackingError: see `mlflow_client`.
+    """
+    with mlflow_client() as client:
+        experiment_id = _experiment(client, experiment)
+        run = _known_runs(client, experiment_id, run_key).get("grid")
+        if run is None:
+            run = client.create_run(experiment_id, run_name=name)
+            tags = {_RUN_KEY: run_key, _VARIANT: "grid", _NOTE: description}
+            tags |= {"dynammo.version": dynammo.__version__, "mlflow.source.name": "dynammo"}
+            client.log_batch(
+                run.info.run_id,
+                tags=[RunTag(key, _shown(value, _TAG_LENGTH)) for key, value in tags.items()],
+                params=[Param(key, value) for key, value in _flatten(params)],
+            )
+        elif run.info.lifecycle_stage == "deleted":
+            client.restore_run(run.info.run_id)
+        client.update_run(run.info.run_id, status="RUNNING")
+        run_id: str = run.info.run_id
+    return run_id
+
+
+def finish_run(run_id: str, metrics: Mapping[str, float | None], failed: bool) -> None:
+    """Record a run's metrics and give it its final status."""
+    _log_metrics(run_id, [(key, 0, value) for key, value in metrics.items()])
+    with mlflow_client() as client:
+        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
 def log_stage(run_id: str, step: int, stage: Mapping[str, Any]) -> None:
     """Record a variant's metrics after one task: the same keys in every run, so curves overlay.
 

@@ -27,6 +27,18 @@ _BESIDE_THE_POINT: dict[str, bool | set[str]] = {
 }
 
 
+def experiment_key(config: Config, data_hash: str, backbone: Any) -> str:
+    """The hash of all that an experiment's metrics follow from: settings, images, weights, code.
+
+    Args:
+        config: the experiment; where it runs, publishes and records does not count.
+        data_hash: content hash of the image set.
+        backbone: what names the weights: their checkpoint, or the hash of a local file.
+    """
+    values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
+    return step_key("run", {"settings": values, "data": data_hash, "backbone": backbone}, _CODE)
+
+
 @task(name="open MLflow runs", retries=2, retry_delay_seconds=3)
 def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any]:
     """Start one parent run and one child run a method, or find those that a killed flow left.
@@ -35,8 +47,7 @@ def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any
         `parent` and `children` (variant -> run id), `experiment_id`, and the pages `url` of the
         parent and `compare_url`, none without a tracking server.
     """
-    values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
-    key = step_key("run", {"settings": values, "data": data["hash"], "backbone": backbone}, _CODE)
+    key = experiment_key(config, data["hash"], backbone)
     runs = mlflow_runs.open_runs(config, key, dict(data), config.methods)
     pages = {"url": mlflow_runs.run_url(runs), "compare_url": mlflow_runs.compare_url(runs)}
     return {**runs, **pages}

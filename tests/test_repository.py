@@ -118,14 +118,15 @@ def test_the_compose_file_pins_images_and_checks_health() -> None:
         assert service["healthcheck"]["test"][0] == "CMD"
 
 
-def test_the_deployment_runs_the_flow() -> None:
-    (deployment,) = yaml.safe_load(read("prefect.yaml"))["deployments"]
-    assert deployment["name"] == "incremental"
-    file, _, function = deployment["entrypoint"].partition(":")
-    assert (ROOT / file).is_file()
-    flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), function)
-    assert isinstance(flow, Flow)
-    assert flow.name == "dynammo"
+def test_the_deployments_run_the_flows() -> None:
+    names = []
+    for deployment in yaml.safe_load(read("prefect.yaml"))["deployments"]:
+        file, _, function = deployment["entrypoint"].partition(":")
+        assert (ROOT / file).is_file()
+        flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), function)
+        assert isinstance(flow, Flow)
+        names.append(f"{flow.name}/{deployment['name']}")
+    assert names == ["dynammo/incremental", "dynammo-benchmark/grid"]
 
 
 def test_make_lists_every_command() -> None:

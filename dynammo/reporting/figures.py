@@ -72,7 +72,7 @@ def accuracy_curves(results: Mapping[str, Any]) -> Figure:
         "mean_class_recall": ("Mean class recall", "share found of the average class, %"),
     }
     for axes, (metric, (title, unit)) in zip(figure.subplots(2, 1), panels.items(), strict=True):
-        _dress(axes, title, unit)
+        dress(axes, title, unit)
         stages = results["variants"][variants(results)[0]]["stages"]
         counts = [len(stage["classes"]) for stage in stages]
         axes.set_ylim(0, 104)
@@ -92,7 +92,7 @@ def cost_curves(results: Mapping[str, Any]) -> Figure:
     """GMACs to classify one image, after each task."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    _dress(axes, "Cost of classifying one image", "billion multiply-adds (GMACs)")
+    dress(axes, "Cost of classifying one image", "billion multiply-adds (GMACs)")
     ends = {}
     counts: list[int] = []
     for variant in variants(results):
@@ -111,7 +111,7 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     """Accuracy after the last task against GMACs an image: up and to the left is better."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    _dress(axes, "Accuracy after the last task, against cost", "all test images right, %")
+    dress(axes, "Accuracy after the last task, against cost", "all test images right, %")
     ends = {}
     for variant in variants(results):
         summary = results["variants"][variant]["summary"]
@@ -121,7 +121,7 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
         ends[f"{variant} {y:.1f}"] = (x, y, colour)
     axes.set_xlim(0, 1.2 * axes.dataLim.xmax)
     axes.set_ylim(0, 104)
-    heights = _spread([y for _, y, _ in ends.values()], gap=8)
+    heights = spread([y for _, y, _ in ends.values()], gap=8)
     places = [x for x, _, _ in ends.values()]
     for (text, (x, _, colour)), height in zip(ends.items(), heights, strict=True):
         right = max(place for place in places if place - x < 0.08 * max(places))
@@ -143,7 +143,7 @@ def forgetting_bars(results: Mapping[str, Any]) -> Figure:
     """For each task but the last: the best earlier accuracy minus the accuracy at the end."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    _dress(axes, "What each earlier task has lost", "points of accuracy below its best")
+    dress(axes, "What each earlier task has lost", "points of accuracy below its best")
     shown = variants(results)
     drops = {
         variant: np.array(
@@ -182,7 +182,7 @@ def accuracy_matrix(stages: Sequence[Mapping[str, Any]], variant: str) -> Figure
     for i, stage in enumerate(stages):
         values[i, : i + 1] = [np.nan if v is None else 100 * v for v in stage["task_accuracy"]]
     axes, figure = _heat_map(values, height=min(6.6, 3.0 + 0.4 * count))
-    _dress(
+    dress(
         axes, f"{variant}: accuracy task by task", "test images of the task right, %", grid=False
     )
     axes.set_xlabel("test images of task", fontsize=TEXT)
@@ -200,7 +200,7 @@ def confusion_matrix(stage: Mapping[str, Any], variant: str) -> Figure:
     support = counts.sum(axis=1, keepdims=True)
     values = np.divide(100 * counts, support, out=np.full_like(counts, np.nan), where=support > 0)
     axes, figure = _heat_map(values, height=7.2 if len(counts) > 10 else 6.4)
-    _dress(
+    dress(
         axes,
         f"{variant}: which class is taken for which",
         "% of the true class's test images",
@@ -211,7 +211,7 @@ def confusion_matrix(stage: Mapping[str, Any], variant: str) -> Figure:
     axes.set_xlabel(f"predicted class{note}", fontsize=TEXT)
     axes.set_ylabel(f"true class{note}", fontsize=TEXT)
     ticks = np.arange(0, len(counts), every)
-    names = [_shorten(name) for name in stage["classes"][::every]]
+    names = [shorten(name) for name in stage["classes"][::every]]
     size = SMALL if len(ticks) <= 20 else 8
     axes.set_xticks(ticks, names, rotation=90, fontsize=size, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
@@ -234,7 +234,7 @@ def _numbers(stages: Sequence[Mapping[str, Any]]) -> list[int]:
     return [stage["task"] for stage in stages]
 
 
-def _dress(axes: Axes, title: str, unit: str, grid: bool = True) -> None:
+def dress(axes: Axes, title: str, unit: str, grid: bool = True) -> None:
     """Two spines, a light grid, the title in bold and below it the unit of what is shown."""
     axes.set_title(title, fontsize=TEXT + 1, fontweight="bold", loc="left", pad=24)
     axes.annotate(
@@ -271,7 +271,7 @@ def _task_axis(axes: Axes, counts: Sequence[int]) -> None:
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
     """Text right of the axes, each at the height of its line's end or as near as there is room."""
     low, high = axes.get_ylim()
-    heights = _spread([y for y, _ in ends.values()], gap=0.085 * (high - low))
+    heights = spread([y for y, _ in ends.values()], gap=0.085 * (high - low))
     for (text, (_, colour)), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
             text,
@@ -287,7 +287,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
         )
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
+def spread(heights: Sequence[float], gap: float) -> list[float]:
     """The closest heights, in least squares, that keep their order and lie at least `gap` apart."""
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(heights))
@@ -320,7 +320,8 @@ def _heat_map(values: np.ndarray[Any, Any], height: float) -> tuple[Axes, Figure
     return axes, figure
 
 
-def _shorten(name: str, most: int = 28) -> str:
+def shorten(name: str, most: int = 28) -> str:
+    """A name cut to at most so many characters."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

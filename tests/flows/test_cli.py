@@ -29,6 +29,7 @@ COMMANDS = [
     "predict",
     "evaluate",
     "compare",
+    "benchmark",
     "export",
     "export-model",
     "doctor",

@@ -339,4 +339,4 @@ def test_saved_figure_is_reproducible(results: dict[str, Any], tmp_path: Path) -
     ],
 )
 def test_labels_are_moved_apart(heights: list[float], expected: list[float]) -> None:
-    assert figures._spread(heights, gap=4) == pytest.approx(expected)
+    assert figures.spread(heights, gap=4) == pytest.approx(expected)
