@@ -163,6 +163,12 @@ class AdapterConfig(Section):
     init: Literal["previous", "fresh"] = Field(
         "previous", description="start adapter t from adapter t-1, or anew"
     )
+    tasks: int | None = Field(
+        None,
+        ge=1,
+        description="train adapters for the first so many tasks only; later tasks use what was "
+        "merged by then, so that no statistics drift",
+    )
 
 
 class TrainConfig(Section):
@@ -280,8 +286,13 @@ class TrackingConfig(Section):
     )
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "best": {"adapter": {"name": "linear"}, "head": {"rule": "discriminant", "init": "task_heads"}},
+    "no_images": {
+        "adapter": {"name": "linear", "tasks": 1},
+        "head": {"rule": "discriminant"},
+        "memory": {"per_class": 0},
+    },
     "paper": {"adapter": {"name": "conv"}, "head": {"rule": "fine_tune", "init": "new"}},
 }
 
@@ -289,11 +300,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 class Config(Section):
     """One experiment."""
 
-    preset: Literal["best", "paper"] = Field(
+    preset: Literal["best", "no_images", "paper"] = Field(
         "best",
-        description="decides adapter.name and head.init where they are not given. best: linear "
-        "adapters, folded into the deployed model where the backbone allows it, and the merged "
-        "task heads as a start; paper: as published",
+        description="decides settings that are not given (docs/presets.md). best: linear adapters, "
+        "folded into the deployed model where the backbone allows it, and the discriminant head; "
+        "no_images: the same without keeping any image, and an adapter for the first task only; "
+        "paper: as published",
     )
     seed: int = Field(
         1,
@@ -339,6 +351,12 @@ class Config(Section):
             given = values.get(section, {})
             if isinstance(given, dict):
                 values[section] = {**defaults, **given}
+        memory = values.get("memory")
+        if values.get("preset") == "no_images" and memory and memory.get("size") is not None:
+            raise ValueError(
+                f"memory.size is {memory['size']} and preset no_images keeps none: set "
+                "memory.per_class=0"
+            )
         return values
 
     @model_validator(mode="after")

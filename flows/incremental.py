@@ -138,43 +138,48 @@ def adapt(
 ) -> Adapted:
     """Train the task's adapter, merge it with the earlier ones, and choose what is remembered.
 
+    After the first `adapter.tasks` tasks nothing is trained and the merged adapter stays.
+
     The exemplars are the merged network's choice for unmerged, too: every adapter has its own
     features, and what unmerged learns must not depend on whether merged is measured beside it.
     """
-    earlier = [stage["adapted"] for stage in stages if stage["adapted"]]
-    last = earlier[-1] if earlier else None
-    previous = last["trained"]["adapter"] if last and config.adapter.init == "previous" else None
+    last = stages[-1]["adapted"] if stages else None
     remembered = last["exemplars"] if last else None
+
+    def choose(merged: Ref) -> Ref:
+        return select_exemplars(
+            settings(config, "backbone", "image", "adapter", "memory"),
+            classes,
+            backbone,
+            merged,
+            remembered,
+            named("merged", context),
+        )
+
+    if last and config.adapter.tasks is not None and number > config.adapter.tasks:
+        return {**last, "trained": None, "exemplars": choose(last["merged"])}
     trained = train_adapter(
         settings(config, "seed", "backbone", "image", "adapter", "train"),
         number,
         classes,
         backbone,
-        previous,
+        last["adapters"][-1] if last and config.adapter.init == "previous" else None,
         remembered,
         context,
     )
-    adapters = [*(adapted["trained"]["adapter"] for adapted in earlier), trained["adapter"]]
-    heads = [*(adapted["trained"]["head"] for adapted in earlier), trained["head"]]
+    adapters = [*(last["adapters"] if last else []), trained["adapter"]]
+    heads = [*(last["heads"] if last else []), trained["head"]]
     inputs = merge_inputs(
         config, last["inputs"] if last else None, classes, backbone, trained, context
     )
     merged = merge_adapters(settings(config, "merge"), adapters, inputs, context)
-    exemplars = select_exemplars(
-        settings(config, "backbone", "image", "adapter", "memory"),
-        classes,
-        backbone,
-        merged,
-        remembered,
-        named("merged", context),
-    )
     return {
         "trained": trained,
         "adapters": adapters,
         "heads": heads,
         "inputs": inputs,
         "merged": merged,
-        "exemplars": exemplars,
+        "exemplars": choose(merged),
     }
 
 
@@ -199,7 +204,7 @@ def use_features(
 
     if adapted is not None and name == "unmerged":
         sizes = [len(task["train"]["names"]) for task in data["tasks"][:number]]
-        heads = [*(before["heads"] if before else []), adapted["trained"]["head"]]
+        heads = [*(before["heads"] if before else []), adapted["heads"][-1]]
         heads = fine_tune_task_heads(
             settings(config, "seed", "backbone", "image", "adapter", "head"),
             sizes,
@@ -211,7 +216,7 @@ def use_features(
         )
         features = [
             *(before["features"] if before else []),
-            test_features("adapter", adapted["trained"]["adapter"]),
+            test_features("adapter", adapted["adapters"][-1]),
         ]
         return {
             "adapter": None,

@@ -56,6 +56,8 @@ def choose_exemplars(
     old = CHECKPOINTS.load_json(previous) if previous else {"classes": [], "images": []}
     names = [*old["classes"], *classes["names"]]
     count = quota(memory, len(names))
+    if count == 0:
+        return CHECKPOINTS.save_json("exemplars", {"classes": names, "images": [[] for _ in names]})
     pixels, hashes = images.load("train", classes)
     labels = images.labels("train", classes["names"])
     features = extract_features(network, pixels)

@@ -12,11 +12,11 @@ from tasks.merge_inputs import MergeInputs
 
 class Adapted(TypedDict):
     """What merged and unmerged share: `adapters` and the `heads` that they were trained with, one a
-    task so far; `inputs`, what else the merge rule needs; the `merged` adapter; the memory that
-    its features chose.
+    task so far, unless `adapter.tasks` left the later ones out; `trained`, this task's; `inputs`,
+    what else the merge rule needs; the `merged` adapter; the memory that its features chose.
     """
 
-    trained: Trained
+    trained: Trained | None
     adapters: list[Ref]
     heads: list[Ref]
     inputs: MergeInputs

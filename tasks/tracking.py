@@ -59,13 +59,13 @@ def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
     number = stage["number"]
     folder = f"task-{number:02d}"
     if adapted := stage["adapted"]:
-        trained = adapted["trained"]
-        mlflow_runs.log_training_curve(runs["parent"], number, trained["history"])
-        mlflow_runs.log_files(
-            runs["parent"],
-            _files(trained["adapter"], trained["head"]),
-            f"adapters/{folder}",
-        )
+        if trained := adapted["trained"]:
+            mlflow_runs.log_training_curve(runs["parent"], number, trained["history"])
+            mlflow_runs.log_files(
+                runs["parent"],
+                _files(trained["adapter"], trained["head"]),
+                f"adapters/{folder}",
+            )
         if "merged" in stage["variants"]:
             mlflow_runs.log_files(runs["parent"], _files(adapted["merged"]), f"merged/{folder}")
     for name, evaluated in measured(stage).items():

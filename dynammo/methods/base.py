@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynammo.config import Config
 from dynammo.errors import ConfigError
+from dynammo.head_rules import HEAD_RULES
 from dynammo.heads import Scores
 from dynammo.methods import METHODS
 from dynammo.network import build_network
@@ -195,10 +196,11 @@ def is_generic(name: str) -> bool:
 
 
 def check_methods(config: Config) -> None:
-    """Find out before anything is computed whether all methods take their options.
+    """Find out before anything is computed whether all methods can be learnt as configured.
 
     Raises:
-        ConfigError: one does not, or is no method. All problems at once.
+        ConfigError: one does not take its options or lacks the exemplars or adapters it needs. All
+            problems at once.
     """
     problems = []
     for name, options in config.method_options.items():
@@ -210,6 +212,26 @@ def check_methods(config: Config) -> None:
                 create_method(name, config, None)
             except ConfigError as error:
                 problems += error.problems
+    if config.adapter.tasks is not None and "unmerged" in config.methods:
+        problems.append(
+            "adapter.tasks: unmerged needs an adapter for every task; leave it out of methods"
+        )
+    if config.memory.per_class == 0:
+        own_head = {"merged", "frozen"} & set(config.methods)
+        if own_head and HEAD_RULES[config.head.rule].evidence == "exemplars":
+            problems.append(f"memory.per_class 0: head.rule {config.head.rule} needs exemplars")
+        needing = [
+            name
+            for name in config.methods
+            if name not in own_head and METHODS[name].about.memory == "exemplars"
+        ]
+        if needing:
+            problems.append(
+                f"memory.per_class 0: methods that need exemplars: {', '.join(needing)}"
+            )
+    starts = config.head.rule == "fine_tune" and config.head.init == "task_heads"
+    if config.adapter.tasks is not None and starts:
+        problems.append("adapter.tasks: head.init task_heads needs a head of every task")
     if problems:
         raise ConfigError(problems)
 

@@ -258,6 +258,33 @@ def test_gate_and_output_neither_train_nor_track_anything_new(finished: Project)
     assert client().get_model_version_by_alias(NAME, "champion").version == champion
 
 
+def test_no_images_trains_one_adapter_and_remembers_nothing(finished: Project) -> None:
+    states = finished.run(
+        preset="no_images",
+        methods=["merged", "frozen"],
+        memory__per_class=0,
+        output="no-images",
+        tracking__register_model=False,
+    )
+    assert {name for name in states if name.startswith("train adapter")} == {"train adapter 1/3"}
+    folder = finished.folder / "no-images"
+    results = json.loads((folder / "results.json").read_text())
+    assert [len(stage["classes"]) for stage in results["tasks"]] == [2, 2, 2]
+    names = [run.info.run_name for run in runs() if "mlflow.parentRunId" not in run.data.tags]
+    (parent,) = [run for run in runs() if run.info.run_name == "shapes no_images seed 3"]
+    assert names.count(parent.info.run_name) == 1
+    assert len(artifacts(parent, "adapters/task-01")) == 4
+    assert not (artifacts(parent, "adapters/task-01")[0].parents[1] / "task-02").exists()
+    child = next(
+        run
+        for run in runs()
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        and run.info.run_name == "merged"
+    )
+    (memory,) = artifacts(child, "exemplars/task-03")
+    assert json.loads(memory.read_text())["images"] == [[]] * 6
+
+
 def test_frozen_alone_trains_no_adapter_and_registers_nothing(finished: Project) -> None:
     versions = len(client().search_model_versions(f"name = '{NAME}'"))
     assert again(finished.run(methods=["frozen"], output="frozen")) == set()

@@ -103,6 +103,39 @@ def test_wrong_options_are_named(options: dict[str, dict[str, object]], problem:
         check_methods(config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"adapter.tasks": 1}, "adapter.tasks: unmerged needs an adapter for every task"),
+        (
+            {"memory.per_class": 0, "methods": ["unmerged", "ncm", "icarl"]},
+            "memory.per_class 0: methods that need exemplars: unmerged, icarl",
+        ),
+        (
+            {"memory.per_class": 0, "methods": ["frozen"], "head.rule": "fine_tune"},
+            "memory.per_class 0: head.rule fine_tune needs exemplars",
+        ),
+        (
+            {"adapter.tasks": 1, "methods": ["merged"], "head.rule": "fine_tune"},
+            "adapter.tasks: head.init task_heads needs a head of every task",
+        ),
+    ],
+)
+def test_what_a_method_cannot_do_without_is_named(
+    settings: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        check_methods(load_config(None, settings))
+
+
+def test_merged_and_frozen_need_no_image() -> None:
+    check_methods(
+        load_config(
+            None, {"preset": "no_images", "memory.per_class": 0, "methods": ["merged", "frozen"]}
+        )
+    )
+
+
 def test_options_of_an_unknown_method_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown method 'mine'; known: "):
         load_config(None, {"method_options": {"mine": {"a": 1}}})
