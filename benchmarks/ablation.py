@@ -200,7 +200,7 @@ def followed(
         if result:
             old, before = result[-1], of_network(net, learnt, stage - 1).train
             shown = {"new": new, "exemplars": learnt.exemplars[stage - 1]}
-            images = torch.cat([shown[name] for name in drift.split(" and ") if name in shown])
+            images = torch.cat([new[:0], *(shown[n] for n in shown if n in drift.split())])
             if net == "merged" and len(images):
                 old = correct_drift(
                     old,

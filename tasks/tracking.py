@@ -75,6 +75,8 @@ def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
     for name, variant in stage["variants"].items():
         run = runs["children"][name]
         mlflow_runs.log_files(run, _files(*variant["heads"]), f"heads/{folder}")
+        if variant["statistics"]:
+            mlflow_runs.log_files(run, _files(variant["statistics"]), f"statistics/{folder}")
     for name, peer in stage["peers"].items():
         mlflow_runs.log_training_curve(runs["children"][name], number, peer["history"])
     for name, learnt in {**stage["variants"], **stage["peers"]}.items():

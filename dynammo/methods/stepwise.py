@@ -31,7 +31,7 @@ class Frozen(Described):
     """The baseline that learns no features."""
 
     about = About(
-        meaning="no adapter: the pretrained backbone, and one head fine-tuned on its exemplars",
+        meaning="no adapter: the pretrained backbone, and the same kind of head as merged",
         source="baseline",
         memory="exemplars",
         style=Style("#595959", "^"),

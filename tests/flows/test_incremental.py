@@ -281,6 +281,7 @@ def test_no_images_trains_one_adapter_and_remembers_nothing(finished: Project) -
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         and run.info.run_name == "merged"
     )
+    assert len(artifacts(child, "statistics/task-03")) == 2
     (memory,) = artifacts(child, "exemplars/task-03")
     assert json.loads(memory.read_text())["images"] == [[]] * 6
 
