@@ -31,7 +31,8 @@ from dynammo.significance import spread as over_seeds
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#595959")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 _DASHES = ("-", "--", ":", "-.")
-MOST_STYLED = 8  # with more columns, or two of one method, looks come from the cycle above
+MOST_STYLED = 8  # with more columns, or two of one colour, looks come from the cycle above
+MOST_BANDS = 5  # with more columns only those that the titles are about have a band
 _LINE = 0.2  # inches from one label to the next
 _BINS = 10  # of a reliability diagram: a few hundred images fill no more
 
@@ -75,9 +76,8 @@ class SetResults(NamedTuple):
 
 def looks(columns: Mapping[str, str]) -> dict[str, Look]:
     """Column -> look, given column -> method: the method's own, or of a fixed cycle if many."""
-    methods = list(columns.values())
-    if len(methods) <= MOST_STYLED and len(set(methods)) == len(methods):
-        styles = {column: METHODS[method].about.style for column, method in columns.items()}
+    styles = {column: METHODS[method].about.style for column, method in columns.items()}
+    if len(columns) <= MOST_STYLED and len({own.colour for own in styles.values()}) == len(columns):
         return {column: Look(style.colour, style.marker, "-") for column, style in styles.items()}
     return {
         column: Look(
@@ -129,7 +129,7 @@ def open_set(results: SetResults, metric: str) -> Figure | None:
 def accuracy_against_cost(results: SetResults) -> Figure:
     """Mean class recall after the last task against GMACs an image: up and left is better."""
     names = list(results.columns)
-    figure, axes = _figure(max(4.6, 1.6 + _LINE * 1.15 * len(names)))
+    figure, axes = _figure(max(4.8, 2.3 + _LINE * 1.15 * len(names)))
     focus, other = results.focus, results.reference
     if focus == other:
         other = _best(results, "last_mean_class_recall", max)[0]
@@ -144,7 +144,7 @@ def accuracy_against_cost(results: SetResults) -> Figure:
             f"{results.name}: {focus} costs {100 * costs[0] / costs[1]:.0f} % of {other} and ends "
             f"{abs(gap):.1f} points {'higher' if gap >= 0 else 'lower'}"
         )
-    dress(axes, fill(title, 64), "mean class recall after the last task, %")
+    _dress(figure, axes, title, "mean class recall after the last task, %")
     ends = []
     for column in names:
         x = results.mean(column, "gmacs")
@@ -184,7 +184,7 @@ def calibration(results: SetResults) -> Figure:
 
     means = {column: over_seeds(last(column, "ece")).mean for column in results.columns}
     best = min((c for c in means if means[c] is not None), key=lambda c: means[c] or 0.0)
-    title = f"{results.name}: {best} is right as often as it says (off by {_points(means[best])})"
+    title = f"{results.name}: {best} comes closest to being as often right as it says"
     unit = {"ece": "expected calibration error after the last task, points; lower is better"}
     return _dots(results, title, unit, last)
 
@@ -271,9 +271,10 @@ def class_recall(results: SetResults) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     title = f"{results.name}: {shorten(hardest[0])} is the hardest class"
-    dress(
+    _dress(
+        figure,
         axes,
-        fill(title, 64),
+        title,
         "share of the class's images found after the last task, %",
         grid=False,
     )
@@ -319,7 +320,7 @@ def differences(results: SetResults, metric: str = "last_mean_class_recall") -> 
         f"{below} below in every seed"
     )
     figure, axes = _figure(2.2 + 0.3 * len(gaps))
-    dress(axes, fill(title, 64), "points of mean class recall after the last task", grid=False)
+    _dress(figure, axes, title, "points of mean class recall after the last task", grid=False)
     order = sorted(gaps, key=lambda column: float(np.mean(gaps[column])))
     for row, column in enumerate(order):
         look = results.looks[column]
@@ -377,8 +378,8 @@ def forgetting_by_task(results: SetResults, column: str) -> list[float | None]:
 
 
 def _curves(results: SetResults, metric: str, title: str, unit: str) -> Figure:
-    figure, axes = _figure(max(4.8, 1.7 + _LINE * 1.15 * len(results.columns)))
-    dress(axes, fill(title, 64), unit)
+    figure, axes = _figure(max(4.9, 2.3 + _LINE * 1.15 * len(results.columns)))
+    _dress(figure, axes, title, unit)
     ends, reach = [], []
     for column in results.columns:
         look = results.looks[column]
@@ -392,9 +393,19 @@ def _curves(results: SetResults, metric: str, title: str, unit: str) -> Figure:
         if not points:
             continue
         x, mean, deviation = (np.array(side, dtype=float) for side in zip(*points, strict=True))
-        axes.fill_between(x, mean - deviation, mean + deviation, color=look.colour, alpha=0.1, lw=0)
+        told = column in (results.focus, results.reference)
+        if told or len(results.columns) <= MOST_BANDS:
+            low, high = mean - deviation, mean + deviation
+            axes.fill_between(x, low, high, color=look.colour, alpha=0.12, lw=0)
         axes.plot(
-            x, mean, look.dashes, color=look.colour, marker=look.marker, ms=5.5, lw=2, alpha=0.9
+            x,
+            mean,
+            look.dashes,
+            color=look.colour,
+            marker=look.marker,
+            ms=5.5,
+            lw=3 if told else 1.8,
+            alpha=0.9,
         )
         last = values[int(x[-1]) - 1]
         text = f"{column} {_points(last.mean)}"
@@ -424,7 +435,7 @@ def _dots(
     order = sorted(means, key=lambda column: (means[column] is None, means[column]), reverse=True)
     rows = 0.9 + 0.28 * len(order)
     figure = Figure(figsize=(WIDTH, 0.6 + (rows + 0.5) * len(panels)), layout="constrained")
-    figure.suptitle(fill(title, 64), fontsize=TEXT + 1, fontweight="bold", x=0.01, ha="left")
+    _title(figure, title)
     for axes, (key, unit) in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
     ):
@@ -455,6 +466,17 @@ def _dots(
     return figure
 
 
+def _title(figure: Figure, title: str) -> None:
+    figure.suptitle(fill(title, 62), fontsize=TEXT + 1, fontweight="bold", x=0.01, ha="left")
+
+
+def _dress(figure: Figure, axes: Axes, title: str, unit: str, grid: bool = True) -> None:
+    """The message over the whole figure, the unit over the axes, two spines, a light grid."""
+    _title(figure, title)
+    dress(axes, "", unit, grid)
+    axes.set_title("", loc="left", pad=18)
+
+
 def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
@@ -465,7 +487,7 @@ def _panels(count: int, title: str, side: float) -> tuple[Figure, list[Axes]]:
     across = min(4, count)
     down = -(-count // across)
     figure = Figure(figsize=(WIDTH, 0.9 + side * down), layout="constrained")
-    figure.suptitle(fill(title, 64), fontsize=TEXT + 1, fontweight="bold", x=0.01, ha="left")
+    _title(figure, title)
     all_axes = list(figure.subplots(down, across, squeeze=False).flat)
     for axes in all_axes[count:]:
         axes.set_axis_off()
@@ -490,7 +512,7 @@ def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     low, high = axes.get_ylim()
     figure = axes.get_figure(root=True)
     assert figure is not None
-    inches = figure.get_figheight() - 1.5  # less title and ticks
+    inches = figure.get_figheight() - 2.1  # less title and ticks
     gap = (high - low) * _LINE / inches
     heights = np.array(spread([y for _, _, y, _ in ends], gap))
     order = np.argsort(heights, kind="stable")

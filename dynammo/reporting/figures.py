@@ -182,9 +182,7 @@ def accuracy_matrix(stages: Sequence[Mapping[str, Any]], variant: str) -> Figure
     for i, stage in enumerate(stages):
         values[i, : i + 1] = [np.nan if v is None else 100 * v for v in stage["task_accuracy"]]
     axes, figure = _heat_map(values, height=min(6.6, 3.0 + 0.4 * count))
-    dress(
-        axes, f"{variant}: accuracy task by task", "test images of the task right, %", grid=False
-    )
+    dress(axes, f"{variant}: accuracy task by task", "test images of the task right, %", grid=False)
     axes.set_xlabel("test images of task", fontsize=TEXT)
     axes.set_ylabel("after learning task", fontsize=TEXT)
     every = 1 + (count - 1) // 20
