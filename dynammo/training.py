@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dynammo.config import TrainConfig
 from dynammo.errors import DynammoError
+from dynammo.frozen import without_frozen_norms
 from dynammo.heads import State, new_head
 from dynammo.network import Network
 from dynammo.prefix import run_once, split_at_first_adapter
@@ -44,9 +45,9 @@ def train_adapter(
     """Train the network's adapters and a temporary head on one task.
 
     Minimises the cross-entropy over |C_t| + 1 outputs: the task's classes and "others". The
-    backbone is frozen and its BatchNorm stays in eval mode, so what comes before the first adapter
-    is computed once, as each image is and mirrored. SGD with momentum; the learning rate drops
-    tenfold at each milestone.
+    backbone is frozen and its BatchNorm stays in eval mode, so its convolutions do the BatchNorms'
+    work as well, and what comes before the first adapter is computed once, as each image is and
+    mirrored. SGD with momentum; the learning rate drops tenfold at each milestone.
 
     Args:
         network: its adapters are the starting point and are changed in place.
@@ -69,7 +70,7 @@ def train_adapter(
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
-    prefix, suffix = split_at_first_adapter(network)
+    prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
     views = [images, images.flip(-1)] if config.flip else [images]
     inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
 
