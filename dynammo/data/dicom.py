@@ -1,25 +1,18 @@
 """DICOM: images of radiology and others as the modalities write them, read with pydicom.
 
-Files are decoded where all images are (`dynammo.data.images.decode`), so that training and serving
-see the same; the sources `folder` and `csv` read them, too. This source adds the patients.
+Files are decoded where all images are (`dynammo.data.images.decode`, with
+`dynammo.data.dicom_pixels`), so that training and serving see the same; the sources `folder` and
+`csv` read them, too. This source adds the patients.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
-from pydicom.pixels.utils import pixel_array
 
 from dynammo.data import csv_manifest, folder
 from dynammo.data.about import About
@@ -37,9 +30,6 @@ ABOUT = About(
     layout="a folder with train/<class>/*.dcm and test/<class>/*.dcm, or a CSV as for csv",
     options="patients: true (default) groups files by PatientID; false where all have the same",
 )
-
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *_COLOUR)
 
 
 def load(path: Path, patients: bool = True) -> ImageSet:
@@ -77,109 +67,3 @@ def load(path: Path, patients: bool = True) -> ImageSet:
     if problems:
         raise DataError(problems)
     return ImageSet(image_set.root, tuple(samples))
-
-
-def decode_dicom(content: bytes) -> NDArray[np.uint8]:
-    """The picture of a DICOM file as it would be shown, (H, W) or (H, W, 3) uint8.
-
-    Grey: the modality LUT, or v -> slope v + intercept; then the VOI LUT, or the first window; then
-    round(255 x); x -> 1 - x for MONOCHROME1, whose smallest value is white. Without LUT and
-    window the full range of the stored bits is shown. Palettes and YBR become RGB; more than 8 bits
-    of colour are scaled by their full range. Source: DICOM PS3.3, C.7.6.3, C.11.1, C.11.2.
-
-    Raises:
-        ValueError: several frames, no pixels, a kind of picture that is not known, a compression
-            that cannot be read, a window of no width, too many pixels.
-    """
-    dataset = dcmread(BytesIO(content))
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise ValueError(f"it has {frames} frames; expected a single picture")
-    if "PixelData" not in dataset:
-        raise ValueError("it holds no pixels (PixelData)")
-    kind = str(dataset.get("PhotometricInterpretation"))
-    if kind not in _KINDS:
-        raise ValueError(f"PhotometricInterpretation {kind}; expected one of {', '.join(_KINDS)}")
-    count, limit = int(dataset.Rows) * int(dataset.Columns), Image.MAX_IMAGE_PIXELS
-    if limit is not None and count > limit:
-        raise ValueError(f"{dataset.Columns} x {dataset.Rows} pixels exceed the limit of {limit}")
-    try:
-        values = pixel_array(dataset)
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        reason = " ".join(str(error).split())
-        raise ValueError(f"its compression, {syntax}, cannot be read: {reason}") from None
-    if kind == "PALETTE COLOR":
-        colours = apply_color_lut(values, dataset)
-        eight = np.asarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
-        return eight[..., :3]  # a palette may have an alpha channel
-    if kind in _COLOUR:
-        full = 2 ** int(dataset.BitsStored) - 1
-        return np.asarray(values.astype(np.int64) * 255 // full, np.uint8)
-    shown = _shown(values, dataset)
-    if kind == "MONOCHROME1":
-        shown = 1 - shown
-    return np.rint(255 * shown).astype(np.uint8)
-
-
-def _shown(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float64]:
-    """Stored values (H, W) -> brightness in [0, 1], before the inversion of MONOCHROME1."""
-    values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = apply_voi(np.rint(values).astype(np.int64), dataset)
-        return np.asarray(looked_up / (2.0**bits - 1), np.float64)
-    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if centre is not None and width is not None:
-        return window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
-    if sequence := dataset.get("ModalityLUTSequence"):
-        low, high = 0.0, 2.0 ** int(sequence[0].LUTDescriptor[2]) - 1
-    else:
-        bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
-        ends = np.array(
-            [-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]
-        )
-        if "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
-            ends = float(dataset.RescaleSlope) * ends + float(dataset.RescaleIntercept)
-        low, high = float(ends.min()), float(ends.max())
-        if low == high:
-            raise ValueError("RescaleSlope 0; expected another number")
-    return np.asarray(np.clip((values - low) / (high - low), 0, 1), np.float64)
-
-
-def window(
-    values: NDArray[np.float64], centre: float, width: float, function: str = "LINEAR"
-) -> NDArray[np.float64]:
-    """Values seen through a window, in [0, 1] (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3).
-
-    LINEAR: ((v - (c - 0.5)) / (w - 1) + 0.5), clipped to [0, 1]; for w = 1 a step above c - 0.5.
-    LINEAR_EXACT: ((v - c) / w + 0.5), clipped. SIGMOID: 1 / (1 + exp(-4 (v - c) / w)).
-
-    Args:
-        values: of any shape, in units of the modality.
-        centre: c.
-        width: w, at least 1 for LINEAR, above 0 else.
-        function: one of the three.
-
-    Raises:
-        ValueError: a width too small, or an unknown function.
-    """
-    if width <= 0 or (function == "LINEAR" and width < 1):
-        raise ValueError(f"WindowWidth {width:g}; expected at least 1, or above 0 unless LINEAR")
-    if function == "LINEAR":
-        if width == 1:
-            return (values > centre - 0.5).astype(np.float64)
-        return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    if function == "LINEAR_EXACT":
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if function == "SIGMOID":
-        # The exponent is bounded so that far values do not overflow.
-        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    raise ValueError(f"VOILUTFunction {function}; expected LINEAR, LINEAR_EXACT or SIGMOID")
-
-
-def _first(value: Any) -> float | None:
-    """A window may be one of several alternatives; the first is the default."""
-    if isinstance(value, MultiValue | list | tuple):
-        value = value[0] if len(value) else None
-    return None if value is None or value == "" else float(value)

@@ -38,7 +38,7 @@ def decode(source: Source, name: str | None = None) -> Pixels:
     - 16-bit greyscale is scaled by its full range, v -> v // 257 (v -> 255 v // 4095 for 12-bit
       TIFF); 16-bit colour is cut to its high bytes by Pillow. The range of 32-bit integers, signed
       integers and floating-point files cannot be known: refused.
-    - DICOM files are shown as `dynammo.data.dicom.decode_dicom` says.
+    - DICOM files are shown as `dynammo.data.dicom_pixels.decode_dicom` says.
     - Animations and stacks of pages are refused. Of a camera's MPO file the main picture is taken.
 
     Args:
@@ -65,7 +65,7 @@ def decode(source: Source, name: str | None = None) -> Pixels:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         if content[128:132] == b"DICM":
             # Imported here: pydicom is not needed where there is no DICOM.
-            from dynammo.data.dicom import decode_dicom
+            from dynammo.data.dicom_pixels import decode_dicom
 
             return _from_array(decode_dicom(content))
         with Image.open(BytesIO(content), formats=_FORMATS) as image:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from dynammo.config import Config, load_config
@@ -76,7 +77,7 @@ def test_the_settings_are_those_of_the_configuration() -> None:
     found = {setting.name: setting.default for group in groups() for setting in group.settings}
     expected = {}
     for name, value in Config().model_dump(mode="json").items():
-        section = isinstance(value, dict)
+        section = isinstance(getattr(Config(), name), BaseModel)
         expected |= {f"{name}.{k}": v for k, v in value.items()} if section else {name: value}
     assert found == expected
 

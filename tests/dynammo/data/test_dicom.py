@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from dynammo.data import dicom, folder
 from dynammo.data.checks import check_image_set
-from dynammo.data.dicom import window
+from dynammo.data.dicom_pixels import window
 from dynammo.data.images import decode
 from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import DataError
