@@ -176,6 +176,12 @@ class TrainConfig(Section):
 
     epochs: int = Field(8, ge=1, description="passes over a task's images; the paper takes 200")
     learning_rate: float = Field(0.01, gt=0, description="of SGD, at the start")
+    network_learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="likewise, of methods that train the whole network: a tenth of the adapters', "
+        "which a pretrained network does not stand",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
     batch_size: int = Field(32, ge=2, description="images a step; BatchNorm needs at least 2")

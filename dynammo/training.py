@@ -96,6 +96,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[int, Epoch], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    rate: str = "learning_rate",
 ) -> list[Epoch]:
     """The training loop of everything that is trained by SGD with momentum.
 
@@ -111,6 +112,7 @@ def fit(
         seed: of the order of the images and the flips.
         on_epoch: called after each epoch with its number (from 1) and means.
         progress: called after each batch with (batches done, batches in all epochs).
+        rate: the setting that holds the learning rate.
 
     Returns:
         The means of each epoch.
@@ -120,7 +122,7 @@ def fit(
     """
     optimiser = torch.optim.SGD(
         parameters,
-        lr=config.learning_rate,
+        lr=getattr(config, rate),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
@@ -148,8 +150,8 @@ def fit(
         history.append(Epoch(loss_sum / count, right / count))
         if not torch.isfinite(torch.tensor(loss_sum)):
             raise DynammoError(
-                f"the loss is {loss_sum} in epoch {number}: train.learning_rate "
-                f"{config.learning_rate} is too high for these images"
+                f"the loss is {loss_sum} in epoch {number}: train.{rate} "
+                f"{getattr(config, rate)} is too high for these images"
             )
         if on_epoch is not None:
             on_epoch(number, history[-1])

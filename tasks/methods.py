@@ -44,8 +44,11 @@ def method_settings(config: Config, name: str, *sections: str) -> dict[str, Any]
         sections: further ones, beside those that the method itself names.
     """
     own = METHODS[name].sections
+    values = settings(config, "seed", "backbone", "image", *own, *sections)
+    if METHODS[name].trains_network:
+        values["train"]["network_learning_rate"] = config.train.network_learning_rate
     return {
-        **settings(config, "seed", "backbone", "image", *own, *sections),
+        **values,
         "methods": [name],
         "method_options": {name: config.method_options.get(name, {})},
     }
@@ -144,7 +147,8 @@ def remember(
     """
     config, name, method = _load(settings, backbone, state, context)
     images = Images.of(context)
-    exemplars = choose_exemplars(method.network, images, config.memory, classes, previous)
+    features_of = partial(extract_features, method.network)
+    exemplars = choose_exemplars(features_of, images, config.memory, classes, previous)
     method.remember(TaskImages(*images.exemplars(exemplars)))
     meta = provenance(
         settings,

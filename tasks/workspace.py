@@ -75,4 +75,5 @@ def settings(config: Config, *sections: str) -> dict[str, Any]:
         values["backbone"] = {key: values["backbone"][key] for key in ("name", "positions")}
     if "train" in values:
         del values["train"]["cache_mb"]  # changes no result; travels in the context
+        del values["train"]["network_learning_rate"]  # of some methods (tasks/methods.py)
     return values

@@ -111,6 +111,8 @@ class Method(Described, ABC):
     sections: ClassVar[tuple[str, ...]] = ()
     # Whether the features are always those of the bare backbone: then they are taken once.
     bare: ClassVar[bool] = False
+    # Whether it trains the whole network, and so depends on train.network_learning_rate.
+    trains_network: ClassVar[bool] = False
 
     def __init__(
         self, config: Config, weights: State | None, device: torch.device | str = "cpu"

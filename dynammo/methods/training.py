@@ -29,12 +29,14 @@ Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 class TrainedNetwork(Method):
     """The whole backbone and one linear head over all classes seen, trained together.
 
-    Trained as the adapters are (`config.train`: SGD with momentum, epochs, batch size, flips).
+    Trained as the adapters are (`config.train`: SGD with momentum, epochs, batch size, flips), with
+    a learning rate of its own, `network_learning_rate`.
     BatchNorm stays in eval mode, with the pretrained means and variances: a batch of a few images
     of a few classes estimates them badly, and the old classes' would be lost with every task.
     """
 
     sections: ClassVar[tuple[str, ...]] = ("train",)
+    trains_network = True
 
     def __init__(
         self, config: Config, weights: State | None, device: torch.device | str = "cpu"
@@ -67,7 +69,8 @@ class TrainedNetwork(Method):
 
     def frozen_copy(self) -> Callable[[Tensor], Tensor]:
         """`logits` as they are now, whatever is learnt later."""
-        network, weight, bias = deepcopy(self.network), self.weight.detach(), self.bias.detach()
+        network = deepcopy(self.network)
+        weight, bias = self.weight.detach().clone(), self.bias.detach().clone()
 
         @torch.no_grad()
         def logits(images: Tensor) -> Tensor:
@@ -102,7 +105,9 @@ class TrainedNetwork(Method):
         body = self.network.parameters() if parameters is None else parameters
         seed = self.seed("learn", task.number)
         trained = [*body, self.weight, self.bias]
-        return fit(trained, of, len(data.labels), self.config.train, seed, *watch)
+        settings = self.config.train
+        rate = "network_learning_rate"
+        return fit(trained, of, len(data.labels), settings, seed, *watch, rate=rate)
 
     def batch(self, data: TaskImages, indices: Tensor, views: Tensor) -> Batch:
         """Images by index (B,), each as it is (view 0) or mirrored (view 1)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynammo.errors import DynammoError
 from dynammo.features import extract_features
 from dynammo.folding import why_not_foldable
 from dynammo.merging.average import average
@@ -28,7 +29,11 @@ from tests.dynammo.methods.tiny import (
 )
 
 # So small a step that the loss of the epoch is the loss before it.
-STILL = {"train__learning_rate": 1e-12, "train__weight_decay": 0.0}
+STILL = {
+    "train__learning_rate": 1e-12,
+    "train__network_learning_rate": 1e-12,
+    "train__weight_decay": 0.0,
+}
 ONE = TaskImages(FIRST.images[:1], FIRST.labels[:1])  # every draw from such a memory is known
 
 
@@ -53,6 +58,19 @@ def test_the_pretrained_network_is_trained_and_its_batchnorm_statistics_are_not(
     assert changed
     assert {name for name in before if "running" in name}
     assert not {name for name in changed if "running" in name or "num_batches" in name}
+
+
+def test_the_network_has_a_learning_rate_of_its_own() -> None:
+    heads = []
+    for change in ({}, {"train__learning_rate": 0.5}, {"train__network_learning_rate": 0.5}):
+        method = create("finetune", configured(**change))
+        learn(method, 1)
+        heads.append(method.weight.detach())
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.allclose(heads[0], heads[2])
+    much = create("finetune", configured(train__network_learning_rate=1e30, train__epochs=2))
+    with pytest.raises(DynammoError, match=r"train\.network_learning_rate 1e\+30 is too high"):
+        learn(much, 1)
 
 
 def test_joint_forgets_its_state_and_learns_all_images_at_once() -> None:
@@ -107,7 +125,7 @@ def test_dark_replay_adds_the_logits_of_their_time() -> None:
 
 
 def test_an_exemplar_keeps_the_logits_that_it_was_chosen_with() -> None:
-    method = create("derpp", configured(train__learning_rate=0.1))
+    method = create("derpp", configured(train__network_learning_rate=0.1))
     learn(method, 1)
     first = method.kept.clone()
     assert first.shape == (6, 2)
@@ -229,7 +247,7 @@ def test_icarl_starts_from_yes_or_no() -> None:
 
 
 def test_expansion_leaves_earlier_backbones_as_they_were() -> None:
-    method = create("der", configured(train__learning_rate=0.1))
+    method = create("der", configured(train__network_learning_rate=0.1))
     learn(method, 1)
     size = method.single
     old = extract_features(method.network, FIRST.images)
