@@ -147,8 +147,7 @@ def remember(
     """
     config, name, method = _load(settings, backbone, state, context)
     images = Images.of(context)
-    features_of = partial(extract_features, method.network)
-    exemplars = choose_exemplars(features_of, images, config.memory, classes, previous)
+    exemplars = choose_exemplars(method.network, images, config.memory, classes, previous)
     method.remember(TaskImages(*images.exemplars(exemplars)))
     meta = provenance(
         settings,
