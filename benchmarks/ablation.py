@@ -160,6 +160,8 @@ def tuned(net: str, init: str) -> Row:
                 features.train[:, kept],
                 learnt.labels[kept],
                 None,
+                None,
+                None,
                 learnt.task_heads[: stage + 1],
                 learnt.seed,
             )

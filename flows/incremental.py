@@ -24,6 +24,7 @@ from tasks.adapters import prepare_backbone, train_adapter, weights_hash
 from tasks.data import DataVersion, TaskData, prepare_images, version_data
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
+from tasks.features import extract_training_features
 from tasks.heads import fine_tune_task_heads, fit_head
 from tasks.merge_inputs import merge_inputs
 from tasks.merging import merge_adapters
@@ -146,18 +147,16 @@ def adapt(
     last = stages[-1]["adapted"] if stages else None
     remembered = last["exemplars"] if last else None
 
-    def choose(merged: Ref) -> Ref:
-        return select_exemplars(
-            settings(config, "backbone", "image", "adapter", "memory"),
-            classes,
-            backbone,
-            merged,
-            remembered,
-            named("merged", context),
-        )
+    def use(merged: Ref) -> tuple[Ref, Ref]:
+        """Features of the task's images under the merged adapter, and the memory they choose."""
+        here = named("merged", context)
+        features = training_features(config, classes, backbone, merged, here)
+        memory = settings(config, "memory")
+        return features, select_exemplars(memory, classes, features, remembered, here)
 
     if last and config.adapter.tasks is not None and number > config.adapter.tasks:
-        return {**last, "trained": None, "exemplars": choose(last["merged"])}
+        features, exemplars = use(last["merged"])
+        return {**last, "trained": None, "features": features, "exemplars": exemplars}
     trained = train_adapter(
         settings(config, "seed", "backbone", "image", "adapter", "train"),
         number,
@@ -173,14 +172,26 @@ def adapt(
         config, last["inputs"] if last else None, classes, backbone, trained, context
     )
     merged = merge_adapters(settings(config, "merge"), adapters, inputs, context)
+    features, exemplars = use(merged)
     return {
         "trained": trained,
         "adapters": adapters,
         "heads": heads,
         "inputs": inputs,
         "merged": merged,
-        "exemplars": choose(merged),
+        "features": features,
+        "exemplars": exemplars,
     }
+
+
+def training_features(
+    config: Config, classes: Classes, backbone: Ref, adapter: Ref | None, context: Context
+) -> Ref:
+    """Features of a task's images: both views where statistics are taken of them."""
+    uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
+    network = settings(config, "backbone", "image", "adapter")
+    flip = config.head.flip and uses_statistics
+    return extract_training_features(network, flip, classes, backbone, adapter, context)
 
 
 def use_features(
@@ -214,30 +225,24 @@ def use_features(
             adapted["exemplars"],
             context,
         )
-        features = [
-            *(before["features"] if before else []),
-            test_features("adapter", adapted["adapters"][-1]),
-        ]
+        newest = test_features("adapter", adapted["adapters"][-1])
         return {
             "adapter": None,
-            "features": features,
+            "features": [*(before["features"] if before else []), newest],
             "heads": heads,
             "exemplars": adapted["exemplars"],
             "statistics": None,
         }
     if adapted is not None and name == "merged":
-        adapter, task_heads, exemplars = adapted["merged"], adapted["heads"], adapted["exemplars"]
+        adapter, task_heads = adapted["merged"], adapted["heads"]
+        features, exemplars = adapted["features"], adapted["exemplars"]
     else:
         # The tasks' heads were trained on adapters' features: they are of no use to the bare ones.
         adapter, task_heads = None, []
-        exemplars = select_exemplars(
-            settings(config, "backbone", "image", "adapter", "memory"),
-            classes,
-            backbone,
-            None,
-            before["exemplars"] if before else None,
-            here,
-        )
+        features = training_features(config, classes, backbone, None, here)
+        remembered = before["exemplars"] if before else None
+        memory = settings(config, "memory")
+        exemplars = select_exemplars(memory, classes, features, remembered, here)
     uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
     statistics = None
     if uses_statistics:
@@ -246,6 +251,7 @@ def use_features(
             config.head.flip,
             config.head.drift_ridge,
             classes,
+            features,
             backbone,
             adapter,
             before["adapter"] if before else None,
@@ -261,6 +267,8 @@ def use_features(
         task_heads,
         None if uses_statistics else exemplars,
         statistics,
+        classes,
+        features,
         context,
     )
     return {

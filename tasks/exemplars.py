@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prefect import get_run_logger
-from torch import nn
+from torch import Tensor
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, MemoryConfig
-from dynammo.features import extract_features
 from dynammo.memory import cut, herd, quota
 from tasks.caching import step
 from tasks.images import Images
-from tasks.networks import load_network
 from tasks.workspace import CHECKPOINTS, Classes, Context
 
 
@@ -21,18 +20,16 @@ from tasks.workspace import CHECKPOINTS, Classes, Context
 def select_exemplars(
     settings: dict[str, Any],
     classes: Classes,
-    backbone: Ref,
-    adapter: Ref | None,
+    features: Ref,
     previous: Ref | None,
     context: Context,
 ) -> Ref:
-    """Herd the new classes' images on a network's features; cut the old classes' to size.
+    """Herd the new classes' images on their features; cut the old classes' to size.
 
     Args:
-        settings: sections backbone, image, adapter and memory.
+        settings: section memory.
         classes: the newest task's.
-        backbone: checkpoint of the frozen network.
-        adapter: checkpoint of the merged adapter; none for the bare backbone.
+        features: of its training images, the first view un-augmented.
         previous: the memory before this task.
         context: places.
 
@@ -41,18 +38,21 @@ def select_exemplars(
         first.
     """
     config = Config.model_validate(settings)
-    network = load_network(config, backbone, adapter, context["device"])
-    return choose_exemplars(network, Images.of(context), config.memory, classes, previous)
+
+    def known(_pixels: Tensor) -> Tensor:
+        return CHECKPOINTS.load(features)["features"][0]
+
+    return choose_exemplars(known, Images.of(context), config.memory, classes, previous)
 
 
 def choose_exemplars(
-    network: nn.Module,
+    features_of: Callable[[Tensor], Tensor],
     images: Images,
     memory: MemoryConfig,
     classes: Classes,
     previous: Ref | None,
 ) -> Ref:
-    """The document that `select_exemplars` returns, with the features of any network."""
+    """The document that `select_exemplars` returns; `features_of` maps images to (N, D)."""
     old = CHECKPOINTS.load_json(previous) if previous else {"classes": [], "images": []}
     names = [*old["classes"], *classes["names"]]
     count = quota(memory, len(names))
@@ -60,7 +60,7 @@ def choose_exemplars(
         return CHECKPOINTS.save_json("exemplars", {"classes": names, "images": [[] for _ in names]})
     pixels, hashes = images.load("train", classes)
     labels = images.labels("train", classes["names"])
-    features = extract_features(network, pixels)
+    features = features_of(pixels)
     chosen = []
     for label in range(len(classes["names"])):
         members = (labels == label).nonzero().flatten()

@@ -15,7 +15,7 @@ from dynammo.statistics import ClassStatistics
 from tasks.caching import step
 from tasks.images import Images
 from tasks.networks import load_network
-from tasks.workspace import CHECKPOINTS, Context, provenance
+from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
 @step("fit head", task_run_name="fit head: {variant} {context[label]} ({settings[head][rule]})")
@@ -27,6 +27,8 @@ def fit_head(
     task_heads: list[Ref],
     exemplars: Ref | None,
     statistics: Ref | None,
+    classes: Classes,
+    features: Ref,
     context: Context,
 ) -> Ref:
     """Stage 2: one head over all seen classes, by the configured rule.
@@ -39,21 +41,24 @@ def fit_head(
         task_heads: heads of all adapters' training; none for the bare backbone.
         exemplars: the memory, the new classes' share included; none if the rule does not use it.
         statistics: of all seen classes; none if the rule does not use them.
+        classes: the newest task's.
+        features: of its training images.
         context: places.
     """
     config = Config.model_validate(settings)
-    features, labels = None, None
+    images = Images.of(context)
+    kept, kept_labels, known, new, new_labels = None, None, None, None, None
     if exemplars is not None:
-        pixels, labels = Images.of(context).exemplars(exemplars)
+        pixels, kept_labels = images.exemplars(exemplars)
         network = load_network(config, backbone, adapter, context["device"])
-        features = mirrored_views(network, pixels, config.head.flip)
-    evidence = Evidence(
-        features,
-        labels,
-        ClassStatistics(**CHECKPOINTS.load(statistics)) if statistics else None,
-        [CHECKPOINTS.load(head) for head in task_heads],
-        config.seed,
-    )
+        kept = mirrored_views(network, pixels, config.head.flip)
+    if statistics is not None:
+        known = ClassStatistics(**CHECKPOINTS.load(statistics))
+        new = CHECKPOINTS.load(features)["features"]
+        labels = images.labels("train", classes["names"])
+        new_labels = labels + len(known.means) - len(classes["names"])
+    heads = [CHECKPOINTS.load(head) for head in task_heads]
+    evidence = Evidence(kept, kept_labels, known, new, new_labels, heads, config.seed)
     head = HEAD_RULES[config.head.rule]()(evidence, config.head)
     meta = provenance(
         settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypedDict
 
 from prefect import get_run_logger
@@ -147,7 +148,8 @@ def remember(
     """
     config, name, method = _load(settings, backbone, state, context)
     images = Images.of(context)
-    exemplars = choose_exemplars(method.network, images, config.memory, classes, previous)
+    features_of = partial(extract_features, method.network)
+    exemplars = choose_exemplars(features_of, images, config.memory, classes, previous)
     method.remember(TaskImages(*images.exemplars(exemplars)))
     meta = provenance(
         settings,

@@ -13,7 +13,8 @@ from tasks.merge_inputs import MergeInputs
 class Adapted(TypedDict):
     """What merged and unmerged share: `adapters` and the `heads` that they were trained with, one a
     task so far, unless `adapter.tasks` left the later ones out; `trained`, this task's; `inputs`,
-    what else the merge rule needs; the `merged` adapter; the memory that its features chose.
+    what else the merge rule needs; the `merged` adapter; `features` of this task's images under it;
+    the memory that they chose.
     """
 
     trained: Trained | None
@@ -21,6 +22,7 @@ class Adapted(TypedDict):
     heads: list[Ref]
     inputs: MergeInputs
     merged: Ref
+    features: Ref
     exemplars: Ref
 
 

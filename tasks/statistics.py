@@ -23,6 +23,7 @@ def update_statistics(
     flip: bool,
     ridge: float,
     classes: Classes,
+    features: Ref,
     backbone: Ref,
     adapter: Ref | None,
     before: Ref | None,
@@ -40,6 +41,7 @@ def update_statistics(
         flip: measure the mirrored view of each image as well.
         ridge: see `dynammo.statistics.correct_drift`.
         classes: the newest task's.
+        features: of its training images under the network now, as `flip` says.
         backbone: checkpoint of the frozen network.
         adapter: the merged adapter now; none for the bare backbone.
         before: the merged adapter before this task.
@@ -49,29 +51,28 @@ def update_statistics(
     """
     config = Config.model_validate(settings)
     images = Images.of(context)
-    pixels, _ = images.load("train", classes)
-    network = load_network(config, backbone, adapter, context["device"])
-    features = mirrored_views(network, pixels, flip)
+    now = CHECKPOINTS.load(features)["features"]
     labels = images.labels("train", classes["names"])
-    result = measure_classes(features, labels, len(classes["names"]))
+    result = measure_classes(now, labels, len(classes["names"]))
     if statistics is not None:
         old = ClassStatistics(**CHECKPOINTS.load(statistics))
         if adapter != before:
-            after = features.flatten(0, 1)
+            network = load_network(config, backbone, adapter, context["device"])
             previous = load_network(config, backbone, before, context["device"])
-            unchanged = mirrored_views(previous, pixels, flip).flatten(0, 1)
+            pixels, _ = images.load("train", classes)
+            was, now = mirrored_views(previous, pixels, flip).flatten(0, 1), now.flatten(0, 1)
             if exemplars is not None:
                 kept, _ = images.exemplars(exemplars)
-                views = [mirrored_views(net, kept, flip) for net in (previous, network)]
-                unchanged = torch.cat([unchanged, views[0].flatten(0, 1)])
-                after = torch.cat([after, views[1].flatten(0, 1)])
-            old = correct_drift(old, unchanged, after, ridge)
+                was = torch.cat([was, mirrored_views(previous, kept, flip).flatten(0, 1)])
+                now = torch.cat([now, mirrored_views(network, kept, flip).flatten(0, 1)])
+            old = correct_drift(old, was, now, ridge)
         result = append_classes(old, result)
     get_run_logger().info("%d classes, %d samples", len(result.means), int(result.counts.sum()))
     meta = provenance(
         {**settings, "flip": flip, "ridge": ridge},
         classes=classes["names"],
         images=classes["hash"],
+        features=features["sha256"],
         backbone=backbone["sha256"],
         adapter=adapter and adapter["sha256"],
         before=before and before["sha256"],

@@ -23,6 +23,9 @@ class Evidence:
             not use them.
         labels: (M,) their class indices.
         statistics: of all C classes; none for rules that do not use them.
+        new: (V, N, D) features of V views of the newest task's training images, on which its
+            classes' statistics were measured; none for rules that do not use statistics.
+        new_labels: (N,) their class indices.
         task_heads: the heads that the tasks' adapters were trained with, "others" last; empty where
             there are no adapters.
         seed: the experiment's.
@@ -31,6 +34,8 @@ class Evidence:
     exemplars: Tensor | None
     labels: Tensor | None
     statistics: ClassStatistics | None
+    new: Tensor | None
+    new_labels: Tensor | None
     task_heads: Sequence[State]
     seed: int
 

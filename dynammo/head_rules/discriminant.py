@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
 
 from dynammo.config import HeadConfig
 from dynammo.head_rules.base import Evidence, State
-from dynammo.statistics import ClassStatistics
+from dynammo.statistics import ClassStatistics, measure_classes
 
 
 class Discriminant:
-    """Shrunk linear discriminant analysis of the class statistics, see `discriminant_head`."""
+    """Shrunk linear discriminant analysis of the class statistics (`discriminant_head`), its
+    outputs divided by a temperature (`calibration_temperature`).
+    """
 
     evidence: ClassVar[Literal["exemplars", "statistics"]] = "statistics"
 
@@ -20,11 +26,15 @@ class Discriminant:
         """The head.
 
         Raises:
-            ValueError: no statistics.
+            ValueError: no statistics, or not the images of the newest task.
         """
-        if evidence.statistics is None:
-            raise ValueError("the discriminant needs class statistics")
-        return discriminant_head(evidence.statistics, config.shrinkage)
+        if evidence.statistics is None or evidence.new is None or evidence.new_labels is None:
+            raise ValueError("the discriminant needs class statistics and the newest images")
+        head = discriminant_head(evidence.statistics, config.shrinkage)
+        temperature = calibration_temperature(
+            evidence.statistics, evidence.new, evidence.new_labels, config.shrinkage
+        )
+        return {name: value / temperature for name, value in head.items()}
 
 
 def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
@@ -54,3 +64,52 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     weight = torch.linalg.solve(shrunk, statistics.means.T).T
     bias = -0.5 * (weight * statistics.means).sum(1)
     return {"weight": weight.float(), "bias": bias.float()}
+
+
+def calibration_temperature(
+    statistics: ClassStatistics, features: Tensor, labels: Tensor, shrinkage: float
+) -> float:
+    """The temperature T that makes softmax(logits / T) as right as it says it is.
+
+    The discriminant is far too sure of itself: it was measured on the images that made it, in many
+    dimensions. So every fifth image of the newest classes is left out of their statistics, and T
+    minimises the cross-entropy of its class among all classes seen, each new class weighing the
+    same. Predictions do not change.
+
+    Args:
+        statistics: of all C classes, the newest task's last and measured on `features`.
+        features: (V, N, D), V views of the newest task's training images.
+        labels: (N,) class indices.
+        shrinkage: as for the head.
+
+    Returns:
+        T within exp(-3) and exp(6), or 1 where no new class has five images.
+
+    Source: Guo 2017 (arXiv 1706.04599), temperature scaling.
+    """
+    first = int(labels.min())
+    new = len(statistics.means) - first
+    rank = torch.zeros_like(labels)
+    for label in range(first, first + new):
+        mine = labels == label
+        rank[mine] = torch.arange(int(mine.sum()))
+    held = rank % 5 == 4
+    if not bool(held.any()):
+        return 1.0
+    whole = measure_classes(features, labels - first, new)
+    rest = measure_classes(features[:, ~held], labels[~held] - first, new)
+    reduced = ClassStatistics(
+        torch.cat([statistics.means[:first], rest.means]),
+        statistics.scatter - whole.scatter + rest.scatter,
+        torch.cat([statistics.counts[:first], rest.counts]),
+    )
+    head = discriminant_head(reduced, shrinkage)
+    logits = linear(features[0, held], head["weight"], head["bias"]).double()
+    targets = labels[held]
+    weights = 1 / torch.bincount(targets).double()[targets]
+
+    def loss(log_temperature: float) -> float:
+        losses = cross_entropy(logits / math.exp(log_temperature), targets, reduction="none")
+        return float((weights * losses).sum())
+
+    return math.exp(minimize_scalar(loss, bounds=(-3, 6), method="bounded").x)

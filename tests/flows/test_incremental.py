@@ -75,6 +75,11 @@ def test_the_first_run_does_everything(finished_once: tuple[Project, dict[str, s
         *(f"train adapter {task}" for task in TASKS),
         *(f"merge adapters {task}" for task in TASKS),
         *(f"select exemplars: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
+        *(
+            f"extract training features: {name} {task}"
+            for name in ("merged", "frozen")
+            for task in TASKS
+        ),
         *(f"update statistics: {name} {task}" for name in ("merged", "frozen") for task in TASKS),
         *(
             f"fit head: {name} {task} (discriminant)"

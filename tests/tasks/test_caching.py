@@ -19,6 +19,7 @@ from tasks.adapters import prepare_backbone, train_adapter
 from tasks.caching import code_version, step, step_key
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
+from tasks.features import extract_training_features
 from tasks.heads import fine_tune_task_heads, fit_head
 from tasks.merging import merge_adapters
 from tasks.statistics import update_statistics
@@ -27,7 +28,8 @@ from tasks.workspace import CHECKPOINTS, RESULTS, provenance, settings
 SECTIONS = {
     train_adapter: ("seed", "backbone", "image", "adapter", "train"),
     merge_adapters: ("merge",),
-    select_exemplars: ("backbone", "image", "adapter", "memory"),
+    extract_training_features: ("backbone", "image", "adapter"),
+    select_exemplars: ("memory",),
     update_statistics: ("backbone", "image", "adapter"),
     fit_head: ("seed", "backbone", "image", "adapter", "head"),
     fine_tune_task_heads: ("seed", "backbone", "image", "adapter", "head"),
@@ -38,7 +40,7 @@ HEADS = {"fit head", "fine-tune task heads"}
 ADAPTED = HEADS | {
     "update statistics",
     "train adapter",
-    "select exemplars",
+    "extract training features",
     "extract test features",
     "evaluate",
 }

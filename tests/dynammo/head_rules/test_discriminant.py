@@ -3,13 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from dynammo.config import HeadConfig
 from dynammo.head_rules import HEAD_RULES
 from dynammo.head_rules.base import Evidence
-from dynammo.head_rules.discriminant import discriminant_head
-from dynammo.statistics import ClassStatistics, measure_classes
+from dynammo.head_rules.discriminant import calibration_temperature, discriminant_head
+from dynammo.statistics import ClassStatistics, append_classes, measure_classes
 
 
 def data(seed: int, classes: int = 3, size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,21 +65,68 @@ def test_neither_the_number_of_samples_nor_the_unit_changes_a_prediction(
     )
 
 
-def test_the_rule_uses_the_configured_shrinkage() -> None:
+def test_the_rule_uses_the_configured_shrinkage_and_a_temperature() -> None:
     features, labels = data(2)
-    statistics = measure_classes(features.unsqueeze(0), labels, 3)
+    views = features.unsqueeze(0)
+    statistics = measure_classes(views, labels, 3)
     rule = HEAD_RULES["discriminant"]()
-    head = rule(Evidence(None, None, statistics, [], 1), HeadConfig(shrinkage=0.3))
-    assert torch.equal(head["weight"], discriminant_head(statistics, 0.3)["weight"])
+    head = rule(Evidence(None, None, statistics, views, labels, [], 1), HeadConfig(shrinkage=0.3))
+    temperature = calibration_temperature(statistics, views, labels, 0.3)
+    assert temperature != 1
+    expected = discriminant_head(statistics, 0.3)
+    torch.testing.assert_close(head["weight"] * temperature, expected["weight"])
+    torch.testing.assert_close(head["bias"] * temperature, expected["bias"])
 
 
 def test_a_rule_says_what_it_lacks() -> None:
-    nothing = Evidence(None, None, None, [], 1)
+    nothing = Evidence(None, None, None, None, None, [], 1)
     for name, what in (("discriminant", "statistics"), ("fine_tune", "exemplars")):
         rule = HEAD_RULES[name]()
         assert rule.evidence == what
         with pytest.raises(ValueError, match=what):
             rule(nothing, HeadConfig())
+
+
+def test_the_temperature_mends_overconfidence() -> None:
+    """Few samples, many dimensions: on new samples of these classes, the cross-entropy is lower
+    with the temperature than without, and near the lowest that any temperature gives.
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = 0.4 * torch.randn(4, 60, generator=generator)
+    labels = torch.arange(120) % 4
+
+    def draw(targets: torch.Tensor) -> torch.Tensor:
+        return means[targets] + torch.randn(len(targets), 60, generator=generator)
+
+    features, targets = draw(labels).unsqueeze(0), torch.arange(2000) % 4
+    statistics = measure_classes(features, labels, 4)
+    head, fresh = discriminant_head(statistics, 0.2), draw(targets)
+    logits = linear(fresh, head["weight"], head["bias"])
+
+    def loss(temperature: float) -> float:
+        return float(cross_entropy(logits / temperature, targets))
+
+    temperature = calibration_temperature(statistics, features, labels, 0.2)
+    best = min(loss(t) for t in torch.logspace(-1, 2, 100).tolist())
+    assert temperature > 1.5
+    assert loss(temperature) < loss(1.0) - 0.1
+    assert loss(temperature) < best + 0.05
+
+
+def test_only_the_newest_classes_are_left_out() -> None:
+    """Old classes' images are gone: the temperature must not need them."""
+    features, labels = data(3, classes=4)
+    old, new = labels < 2, labels >= 2
+    statistics = append_classes(
+        measure_classes(features[old].unsqueeze(0), labels[old], 2),
+        measure_classes(features[new].unsqueeze(0), labels[new] - 2, 2),
+    )
+    assert calibration_temperature(statistics, features[new].unsqueeze(0), labels[new], 0.5) > 0
+
+
+def test_classes_too_small_to_leave_one_out_keep_their_temperature() -> None:
+    features, labels = torch.eye(4).unsqueeze(0), torch.tensor([0, 0, 1, 1])
+    assert calibration_temperature(measure_classes(features, labels, 2), features, labels, 0.5) == 1
 
 
 def test_statistics_of_one_feature() -> None:

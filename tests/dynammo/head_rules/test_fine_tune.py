@@ -16,7 +16,7 @@ def task_head(classes: int) -> State:
 
 
 def test_it_starts_from_the_heads_of_the_tasks_only_if_told_to() -> None:
-    evidence = Evidence(FEATURES, LABELS, None, [task_head(1), task_head(2)], 1)
+    evidence = Evidence(FEATURES, LABELS, None, None, None, [task_head(1), task_head(2)], 1)
     merged = FineTune()(evidence, HeadConfig(init="task_heads", **STILL))
     # A class's row minus the row of "others", the last one.
     torch.testing.assert_close(merged["bias"], torch.tensor([-1.0, -2.0, -1.0]))
@@ -27,14 +27,14 @@ def test_it_starts_from_the_heads_of_the_tasks_only_if_told_to() -> None:
 
 def test_without_heads_of_tasks_it_starts_anew() -> None:
     config = HeadConfig(init="task_heads", **STILL)
-    first = FineTune()(Evidence(FEATURES, LABELS, None, [], 1), config)
-    again = FineTune()(Evidence(FEATURES, LABELS, None, [], 1), config)
-    other = FineTune()(Evidence(FEATURES, LABELS, None, [], 2), config)
+    first = FineTune()(Evidence(FEATURES, LABELS, None, None, None, [], 1), config)
+    again = FineTune()(Evidence(FEATURES, LABELS, None, None, None, [], 1), config)
+    other = FineTune()(Evidence(FEATURES, LABELS, None, None, None, [], 2), config)
     assert torch.equal(first["weight"], again["weight"])
     assert not torch.equal(first["weight"], other["weight"])
 
 
 def test_it_learns_the_exemplars() -> None:
-    head = FineTune()(Evidence(FEATURES, LABELS, None, [], 1), HeadConfig(epochs=300))
+    head = FineTune()(Evidence(FEATURES, LABELS, None, None, None, [], 1), HeadConfig(epochs=300))
     predicted = torch.nn.functional.linear(FEATURES[0], head["weight"], head["bias"]).argmax(1)
     assert torch.equal(predicted, LABELS)
