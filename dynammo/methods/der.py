@@ -48,7 +48,7 @@ class DynamicExpansion(TrainedNetwork):
         meaning="a new backbone a task, all features side by side, one head over them (DER)",
         source="arXiv 2103.16788",
         memory="exemplars",
-        style=Style("#F0E442", "P"),
+        style=Style("#8B6C00", "P"),
     )
     sections: ClassVar[tuple[str, ...]] = ("train", "head")
 

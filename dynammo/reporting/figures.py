@@ -28,6 +28,7 @@ WIDTH = 7.2  # inches: narrow, so that the text is still read when scaled down t
 DPI = 180  # of the saved file, for sharp text on dense screens
 TEXT, SMALL = 12, 10  # points
 MOST_NUMBERED = 20  # a matrix with more rows shows colours only
+MOST_BARS = 5  # with more variants, forgetting is drawn as markers
 MOST_NAMED = 40  # a matrix with more rows names every k-th class only
 
 
@@ -121,13 +122,14 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
         ends[f"{variant} {y:.1f}"] = (x, y, colour)
     axes.set_xlim(0, 1.2 * axes.dataLim.xmax)
     axes.set_ylim(0, 104)
-    heights = spread([y for _, y, _ in ends.values()], gap=8)
+    heights = spread([y for _, y, _ in ends.values()], gap=min(8, 100 / len(ends)))
+    lower = max(0.0, max(heights) - 100)  # many labels would stand in the title
     places = [x for x, _, _ in ends.values()]
     for (text, (x, _, colour)), height in zip(ends.items(), heights, strict=True):
         right = max(place for place in places if place - x < 0.08 * max(places))
         axes.annotate(
             text,
-            (right, height),  # right of its marker, and of one that is close by
+            (right, height - lower),  # right of its marker, and of one that is close by
             xytext=(12, 0),
             textcoords="offset points",
             va="center",
@@ -140,7 +142,10 @@ def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
 
 
 def forgetting_bars(results: Mapping[str, Any]) -> Figure:
-    """For each task but the last: the best earlier accuracy minus the accuracy at the end."""
+    """For each task but the last: the best earlier accuracy minus the accuracy at the end.
+
+    Bars, or where there are many variants their markers, for bars would share colours.
+    """
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
     dress(axes, "What each earlier task has lost", "points of accuracy below its best")
@@ -158,9 +163,14 @@ def forgetting_bars(results: Mapping[str, Any]) -> Figure:
         axes.set(xticks=[], yticks=[])
         return figure
     width = 0.8 / len(shown)
+    many = len(shown) > MOST_BARS
     for place, (variant, points) in enumerate(drops.items()):
+        colour, marker = style(variant)
         x = np.arange(1, len(points) + 1) + (place - (len(shown) - 1) / 2) * width
-        bars = axes.bar(x, points, 0.92 * width, color=style(variant).colour, label=variant)
+        if many:
+            axes.plot(x, points, marker, color=colour, ms=8, label=variant)
+            continue
+        bars = axes.bar(x, points, 0.92 * width, color=colour, label=variant)
         if len(points) * len(shown) <= MOST_NUMBERED:
             labels = ["" if np.isnan(value) else f"{value:.0f}" for value in points]
             axes.bar_label(bars, labels, padding=2, fontsize=SMALL)
@@ -171,7 +181,8 @@ def forgetting_bars(results: Mapping[str, Any]) -> Figure:
     axes.set_xticks(range(1, tasks + 1)[:: 1 + (tasks - 1) // 20])
     middle, half = (tasks + 1) / 2, max(tasks, 3) / 2 + 0.1
     axes.set_xlim(middle - half, middle + half)
-    figure.legend(loc="outside lower center", ncols=len(shown), fontsize=TEXT, frameon=False)
+    columns = min(len(shown), MOST_BARS)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=TEXT, frameon=False)
     return figure
 
 
@@ -269,7 +280,8 @@ def _task_axis(axes: Axes, counts: Sequence[int]) -> None:
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
     """Text right of the axes, each at the height of its line's end or as near as there is room."""
     low, high = axes.get_ylim()
-    heights = spread([y for y, _ in ends.values()], gap=0.085 * (high - low))
+    gap = min(0.085, 1.1 / len(ends)) * (high - low)
+    heights = spread([y for y, _ in ends.values()], gap)
     for (text, (_, colour)), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
             text,

@@ -321,6 +321,24 @@ def test_a_variant_keeps_its_colour(results: dict[str, Any]) -> None:
         assert [line.get_color() for line in lines] == expected
 
 
+def test_many_methods_can_be_told_apart(results: dict[str, Any]) -> None:
+    one = results["variants"]["merged"]
+    many = {"tasks": results["tasks"], "variants": dict.fromkeys(METHODS, one)}
+    axes = figures.forgetting_bars(many).axes[0]
+    drawn = [
+        (line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() != "None"
+    ]
+    assert len(set(drawn)) == len(METHODS)
+    (axes,) = figures.accuracy_against_cost(many).axes
+    low, high = axes.get_ylim()
+    heights = sorted(
+        text.xy[1] for text in axes.texts if text.get_text().startswith(tuple(METHODS))
+    )
+    assert len(heights) == len(METHODS)
+    assert low < heights[0] and heights[-1] < high
+    assert np.diff(heights).min() > 5
+
+
 def test_saved_figure_is_reproducible(results: dict[str, Any], tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         figures.save_figure(figures.cost_curves(results), tmp_path / name)
