@@ -635,7 +635,8 @@ def learn_tasks(
                     new = append_classes(correct_drift(statistic, *moved, 0.3), new)
                 statistic, previous = new, merged
                 count = quota(memory, number + 1)
-                kept.append([pixels[i] for i in herd(mine[0], count)])
+                # Copies: a part of a tensor holds all of it.
+                kept.append([pixels[i].clone() for i in herd(mine[0], count)])
                 kept[:] = [part[:count] for part in kept]
 
             def head() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dynammo.network import Network
+from dynammo.tracing import trace
 
 _PLAIN = ("Conv2d", "Conv2dSame")  # torch's, and timm's with another padding
 _NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation in it
@@ -37,7 +38,7 @@ def without_frozen_norms(network: Network) -> Network:
     # What is in the memo already is not copied.
     fused = copy.deepcopy(network, {id(adapter): adapter for adapter in adapters})
     try:
-        graph = _Tracer(adapters).trace(fused)
+        graph = trace(_Tracer(adapters), fused)
     except Exception:  # a backbone's own code ran, on stand-ins for tensors: anything may come
         return fused
     modules = dict(fused.named_modules(remove_duplicate=False))

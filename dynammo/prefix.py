@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from dynammo.errors import DynammoError
 from dynammo.network import Network
+from dynammo.tracing import as_module, trace
 
 
 def split_at_first_adapter(network: Network) -> tuple[nn.Module, nn.Module]:
@@ -27,7 +28,7 @@ def split_at_first_adapter(network: Network) -> tuple[nn.Module, nn.Module]:
     first = network.positions[0] if network.adapters() else None
     whole = nn.Identity(), network
     try:
-        graph = _Tracer(network.positions).trace(network)
+        graph = trace(_Tracer(network.positions), network)
     except Exception:  # a backbone's own code ran, on stand-ins for tensors: anything may come
         return whole
     cut = next((node for node in graph.nodes if node.target == f"backbone.{first}"), None)
@@ -114,10 +115,7 @@ def _before(network: Network, graph: fx.Graph, cut: fx.Node) -> nn.Module:
             break
         copies[node] = part.node_copy(node, lambda n: copies[n])
     part.output(copies[cut.all_input_nodes[0]])
-    module = fx.GraphModule(network, part)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    return as_module(network, part)
 
 
 def _after(network: Network, graph: fx.Graph, cut: fx.Node) -> nn.Module:
@@ -130,4 +128,4 @@ def _after(network: Network, graph: fx.Graph, cut: fx.Node) -> nn.Module:
         started = started or node is cut
         if started:
             copies[node] = part.node_copy(node, lambda n: copies[n])
-    return fx.GraphModule(network, part)
+    return as_module(network, part)

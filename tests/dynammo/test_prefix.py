@@ -1,3 +1,7 @@
+import copy
+import gc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ from torch import Tensor, nn
 from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import DynammoError
+from dynammo.frozen import without_frozen_norms
 from dynammo.network import AdaptedStage, Network, build_network
 from dynammo.prefix import run_once, split_at_first_adapter
 
@@ -42,6 +47,23 @@ def test_the_suffix_shares_its_modules_with_the_network(network: Network) -> Non
     _, suffix = split_at_first_adapter(network)
     shared = {id(parameter) for parameter in suffix.parameters()}
     assert {id(parameter) for parameter in network.adapter_parameters()} <= shared
+
+
+@pytest.mark.parametrize("make", [split_at_first_adapter, without_frozen_norms])
+def test_networks_go_when_nothing_needs_them_any_more(
+    network: Network, make: Callable[[Network], object]
+) -> None:
+    """Without waiting for Python to look for cycles: a task's networks are many MB."""
+    gc.disable()
+    try:
+        trainable = copy.deepcopy(network)
+        made = make(trainable)
+        parts = [trainable, *([made] if isinstance(made, nn.Module) else made)]
+        modules = [weakref.ref(module) for part in parts for module in part.modules()]
+        del trainable, made, parts
+        assert not [module() for module in modules if module() is not None]
+    finally:
+        gc.enable()
 
 
 class Around(nn.Module):
