@@ -7,6 +7,7 @@ are refused together, in one `ConfigError`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -358,10 +359,10 @@ class Config(Section):
             if isinstance(given, dict):
                 values[section] = {**defaults, **given}
         memory = values.get("memory")
-        if values.get("preset") == "no_images" and memory and memory.get("size") is not None:
+        given = memory.get("size") if isinstance(memory, dict) else None
+        if values.get("preset") == "no_images" and given is not None:
             raise ValueError(
-                f"memory.size is {memory['size']} and preset no_images keeps none: set "
-                "memory.per_class=0"
+                f"memory.size is {given} and preset no_images keeps none: set memory.per_class=0"
             )
         return values
 
@@ -429,9 +430,11 @@ def load_config(
             )
     # What these leave out has a default only where the file leaves out the whole section.
     default = Config()
-    for section in ("scenario", "memory"):
+    keeps_none = (overrides or {}).get("preset", values.get("preset")) == "no_images"
+    for section in ("scenario",) if keeps_none else ("scenario", "memory"):
         values.setdefault(section, getattr(default, section).model_dump())
-    flat = dict(_flatten(overrides or {}))
+    # Copied: dotted keys are written into the nested values, which are the caller's.
+    flat = copy.deepcopy(dict(_flatten(overrides or {})))
     for key, other in _EXCLUSIVE:
         # Choosing one of two exclusive keys drops the file's or the default choice of the other.
         if flat.get(key) is not None and other not in flat:

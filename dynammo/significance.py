@@ -85,7 +85,7 @@ def compare_paired(
     t_test = float(stats.ttest_rel(ours, theirs).pvalue)
     if n < FEW:
         note = f"{n} seeds are too few for a test to mean much"
-    elif (least := 2.0 ** (1 - n)) > 0.05:
+    elif (least := 2.0 ** (1 - np.count_nonzero(differences))) > 0.05:
         note = f"with {n} seeds Wilcoxon's p cannot fall below {least:.3f}"
     else:
         note = ""

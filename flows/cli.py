@@ -63,7 +63,7 @@ class Format(StrEnum):
 
 @app.command()
 def run(params: Params = None, set_: Set = None) -> None:
-    """Run the whole pipeline: train, merge, fine-tune, evaluate, register. Needs no server.
+    """Run the whole pipeline: train, merge, fit heads, evaluate, register. Needs no server.
 
     Killed or failed, the same command takes up where it stopped.
     """

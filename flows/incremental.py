@@ -1,7 +1,7 @@
 """The flow `dynammo`: learn the tasks of a scenario one after another.
 
 Version the data; then for each task and method learn, select exemplars and evaluate (with adapters:
-train one, merge, select, fine-tune heads); finally publish and register. Run it with `dynammo run`,
+train one, merge, select, fit heads); finally publish and register. Run it with `dynammo run`,
 with `python -m flows.incremental`, or as the deployment `dynammo/incremental`.
 """
 

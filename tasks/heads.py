@@ -62,6 +62,9 @@ def fit_head(
     head = HEAD_RULES[config.head.rule]()(evidence, config.head)
     meta = provenance(
         settings,
+        classes=classes["names"],
+        images=classes["hash"],
+        features=features["sha256"],
         backbone=backbone["sha256"],
         adapter=adapter and adapter["sha256"],
         task_heads=[head["sha256"] for head in task_heads],

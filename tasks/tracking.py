@@ -19,7 +19,7 @@ from tasks.workspace import CHECKPOINTS
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
 _CODE = (
     *("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation"),
-    *("tasks.merge_inputs", "tasks.methods"),
+    *("tasks.merge_inputs", "tasks.methods", "tasks.features", "tasks.statistics", "tasks.data"),
 )
 _BESIDE_THE_POINT: dict[str, bool | set[str]] = {
     **dict.fromkeys(("device", "output", "tracking", "gate"), True),

@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
     from platform import python_version
 
-    packages = ("torch", "timm", "numpy", "pillow", "scikit-learn", _WEIGHTS)
+    packages = ("torch", "timm", "numpy", "pillow", "pydicom", "scikit-learn", "scipy", _WEIGHTS)
     return {"python": python_version(), **{name: version(name) for name in packages}}
 
 

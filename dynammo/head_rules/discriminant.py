@@ -83,7 +83,8 @@ def calibration_temperature(
         shrinkage: as for the head.
 
     Returns:
-        T within exp(-3) and exp(6), or 1 where no new class has five images.
+        T from 1 to exp(6): a few images that are all right are no reason to be surer. 1 where no
+        new class has five images.
 
     Source: Guo 2017 (arXiv 1706.04599), temperature scaling.
     """
@@ -112,4 +113,6 @@ def calibration_temperature(
         losses = cross_entropy(logits / math.exp(log_temperature), targets, reduction="none")
         return float((weights * losses).sum())
 
-    return math.exp(minimize_scalar(loss, bounds=(-3, 6), method="bounded").x)
+    if loss(0.0) < 1e-6:  # nothing to learn from: any temperature would do
+        return 1.0
+    return math.exp(minimize_scalar(loss, bounds=(0, 6), method="bounded").x)

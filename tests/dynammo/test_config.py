@@ -124,10 +124,16 @@ def test_presets_fill_in_what_is_not_given() -> None:
 
 
 def test_no_images_keeps_none_or_refuses() -> None:
-    config = load_config(None, {"preset": "no_images", "memory.per_class": 0})
+    config = load_config(None, {"preset": "no_images"})
     assert (config.memory.size, config.memory.per_class, config.adapter.tasks) == (None, 0, 1)
     with pytest.raises(ConfigError, match=r"memory\.size is 40 and preset no_images keeps none"):
         load_config(None, {"preset": "no_images", "memory.size": 40})
+
+
+def test_overrides_stay_as_they_are_given() -> None:
+    overrides = {"merge.options": {"scale": 0.5}, "merge.options.keep": 0.5}
+    load_config(None, overrides)
+    assert overrides == {"merge.options": {"scale": 0.5}, "merge.options.keep": 0.5}
 
 
 def test_a_dumped_configuration_loads_as_itself(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from tests.flows.project import Project
 ROOT = Path(__file__).parents[2]
 SHORT = {"train.epochs": 1, "head.epochs": 2, "scenario.class_order": "seed"}
 
+# Given here, for the command sets it for good, which would silence the runs of other tests.
+QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
+
 
 def write_grid(project: Project, **changes: Any) -> str:
     pictures = yaml.safe_load(project.params.read_text())["data"]["path"]
@@ -174,7 +177,7 @@ def test_all_problems_come_at_once(new: Project) -> None:
         pictures = yaml.safe_load(new.params.read_text())["data"]["path"]
         arguments = ["benchmark", file, "--path", f"shapes={pictures}", "--runner", "process"]
         for more in ([], ["--dry-run"]):
-            result = CliRunner().invoke(app, [*arguments, *more])
+            result = CliRunner(env=QUIET).invoke(app, [*arguments, *more])
             assert result.exit_code == 1
             text = result.stderr.partition("error: ")[2]
             assert "adapter.name: unknown adapter 'foo'" in text
@@ -185,9 +188,7 @@ def test_all_problems_come_at_once(new: Project) -> None:
 
 def test_a_dry_run_runs_nothing(new: Project) -> None:
     with new.entered():
-        # Given here, for the command sets it for good, which would silence the runs of other tests.
-        quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
-        result = CliRunner(env=quiet).invoke(app, ["benchmark", write_grid(new), "--dry-run"])
+        result = CliRunner(env=QUIET).invoke(app, ["benchmark", write_grid(new), "--dry-run"])
         assert result.exit_code == 0, result.output
         assert "small: 4 cells" in result.stdout
         assert "TMACs" in result.stdout

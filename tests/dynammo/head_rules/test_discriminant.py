@@ -113,6 +113,14 @@ def test_the_temperature_mends_overconfidence() -> None:
     assert loss(temperature) < best + 0.05
 
 
+def test_images_that_are_all_right_make_it_no_surer() -> None:
+    labels = torch.arange(20) % 2
+    features = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    features[:, 0] += 20 * labels
+    views = features.unsqueeze(0)
+    assert calibration_temperature(measure_classes(views, labels, 2), views, labels, 0.5) >= 1
+
+
 def test_only_the_newest_classes_are_left_out() -> None:
     """Old classes' images are gone: the temperature must not need them."""
     features, labels = data(3, classes=4)
