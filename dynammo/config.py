@@ -257,6 +257,13 @@ class HeadConfig(Section):
     learning_rate: float = Field(1e-3, gt=0, description="fine_tune: of Adam")
     batch_size: int = Field(32, ge=1, description="fine_tune: exemplars a step")
     flip: bool = Field(True, description="use the mirrored view of each image as well")
+    power: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="discriminant: to which power features are raised before they are scaled to "
+        "unit length",
+    )
     shrinkage: float = Field(
         0.85, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
     )
@@ -297,7 +304,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {"adapter": {"name": "linear"}, "head": {"rule": "discriminant", "init": "task_heads"}},
     "no_images": {
         "adapter": {"name": "linear", "tasks": 1},
-        "head": {"rule": "discriminant"},
+        "head": {"rule": "discriminant", "shrinkage": 0.5},
         "memory": {"per_class": 0},
     },
     "paper": {"adapter": {"name": "conv"}, "head": {"rule": "fine_tune", "init": "new"}},

@@ -200,8 +200,7 @@ def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
 
 def _program(model: Classifier, size: int) -> tuple[ExportedProgram, int]:
     """The traced network with adapters and BatchNorms in its convolutions; BatchNorms left."""
-    head = {name: value.cpu() for name, value in model.head.state_dict().items()}
-    network = Deployed(Classifier(cheapen(model.network), head))
+    network = Deployed(Classifier(cheapen(model.network), model.head_state))
     fused = fuse_batch_norms(_trace(network, size))
     # Its weights are laid out plainly: what torch.export.save cannot write otherwise it warns of.
     for owner in fused.modules():

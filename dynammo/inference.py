@@ -22,6 +22,7 @@ from dynammo.errors import CheckpointError, DynammoError
 from dynammo.folding import fold_adapters, why_not_foldable
 from dynammo.heads import State
 from dynammo.network import Network, build_network
+from dynammo.normalisation import power_normalise
 
 _WEIGHTS = "model.safetensors"
 _MANIFEST = "model.json"
@@ -37,13 +38,26 @@ class Classifier(nn.Module):
         self.network = network
         classes, features = head["weight"].shape
         self.head = nn.Linear(features, classes)
-        self.head.load_state_dict(head)
+        self.head.load_state_dict({name: head[name] for name in ("weight", "bias")})
+        self.power = float(head["power"]) if "power" in head else None
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) RGB pixels in 0..255 -> logits (B, C)."""
-        logits: Tensor = self.head(self.network(images))
+        features: Tensor = self.network(images)
+        if self.power is not None:
+            features = power_normalise(features, self.power)
+        logits: Tensor = self.head(features)
         return logits
+
+    @property
+    def head_state(self) -> State:
+        """The head that it was made with, on the CPU."""
+        state = {name: value.cpu() for name, value in self.head.state_dict().items()}
+        power = (
+            {} if self.power is None else {"power": torch.tensor(self.power, dtype=torch.float64)}
+        )
+        return {**state, **power}
 
 
 class Answer(NamedTuple):
@@ -78,7 +92,7 @@ def save_model(
         adapter: kind of the adapters.
         backbone_weights: the frozen network's.
         adapter_weights: the merged adapter's.
-        head: `weight` (C, D) and `bias` (C,).
+        head: as a head rule makes it.
         classes: names in the order of the head's outputs.
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
 

@@ -249,6 +249,7 @@ def use_features(
         statistics = update_statistics(
             settings(config, "backbone", "image", "adapter"),
             config.head.flip,
+            config.head.power,
             config.head.drift_ridge,
             classes,
             features,

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from prefect import get_run_logger
+from torch import Tensor
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
 from dynammo.features import mirrored_views
+from dynammo.network import Network
+from dynammo.normalisation import power_normalise
 from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
 from tasks.caching import step
 from tasks.images import Images
@@ -21,6 +24,7 @@ from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
 def update_statistics(
     settings: dict[str, Any],
     flip: bool,
+    power: float,
     ridge: float,
     classes: Classes,
     features: Ref,
@@ -39,6 +43,7 @@ def update_statistics(
     Args:
         settings: sections backbone, image and adapter.
         flip: measure the mirrored view of each image as well.
+        power: see `dynammo.normalisation`.
         ridge: see `dynammo.statistics.correct_drift`.
         classes: the newest task's.
         features: of its training images under the network now, as `flip` says.
@@ -51,7 +56,7 @@ def update_statistics(
     """
     config = Config.model_validate(settings)
     images = Images.of(context)
-    now = CHECKPOINTS.load(features)["features"]
+    now = power_normalise(CHECKPOINTS.load(features)["features"], power)
     labels = images.labels("train", classes["names"])
     result = measure_classes(now, labels, len(classes["names"]))
     if statistics is not None:
@@ -60,16 +65,21 @@ def update_statistics(
             network = load_network(config, backbone, adapter, context["device"])
             previous = load_network(config, backbone, before, context["device"])
             pixels, _ = images.load("train", classes)
-            was, now = mirrored_views(previous, pixels, flip).flatten(0, 1), now.flatten(0, 1)
+
+            def seen(network: Network, pixels: Tensor) -> Tensor:
+                views = mirrored_views(network, pixels, flip)
+                return power_normalise(views.flatten(0, 1), power)
+
+            was, now = seen(previous, pixels), now.flatten(0, 1)
             if exemplars is not None:
                 kept, _ = images.exemplars(exemplars)
-                was = torch.cat([was, mirrored_views(previous, kept, flip).flatten(0, 1)])
-                now = torch.cat([now, mirrored_views(network, kept, flip).flatten(0, 1)])
+                was = torch.cat([was, seen(previous, kept)])
+                now = torch.cat([now, seen(network, kept)])
             old = correct_drift(old, was, now, ridge)
         result = append_classes(old, result)
     get_run_logger().info("%d classes, %d samples", len(result.means), int(result.counts.sum()))
     meta = provenance(
-        {**settings, "flip": flip, "ridge": ridge},
+        {**settings, "flip": flip, "power": power, "ridge": ridge},
         classes=classes["names"],
         images=classes["hash"],
         features=features["sha256"],

@@ -22,7 +22,8 @@ class Evidence:
         exemplars: (V, M, D) features of V views of the remembered images; none for rules that do
             not use them.
         labels: (M,) their class indices.
-        statistics: of all C classes; none for rules that do not use them.
+        statistics: of all C classes, of their power-normalised features (`config.power`); none for
+            rules that do not use them.
         new: (V, N, D) features of V views of the newest task's training images, on which its
             classes' statistics were measured; none for rules that do not use statistics.
         new_labels: (N,) their class indices.
@@ -41,7 +42,8 @@ class Evidence:
 
 
 class HeadRule(Protocol):
-    """Makes one head over all classes: `weight` (C, D) and `bias` (C,).
+    """Makes one head over all classes: `weight` (C, D), `bias` (C,), and `power` () if it takes
+    power-normalised features (`dynammo.normalisation`).
 
     `evidence` is what it works on: "exemplars" (remembered images), or "statistics", with which no
     image needs to be remembered.

@@ -12,12 +12,13 @@ from torch.nn.functional import cross_entropy, linear
 
 from dynammo.config import HeadConfig
 from dynammo.head_rules.base import Evidence, State
+from dynammo.normalisation import power_normalise
 from dynammo.statistics import ClassStatistics, measure_classes
 
 
 class Discriminant:
-    """Shrunk linear discriminant analysis of the class statistics (`discriminant_head`), its
-    outputs divided by a temperature (`calibration_temperature`).
+    """Shrunk linear discriminant analysis of the class statistics (`discriminant_head`) of
+    power-normalised features, its outputs divided by a temperature (`calibration_temperature`).
     """
 
     evidence: ClassVar[Literal["exemplars", "statistics"]] = "statistics"
@@ -31,10 +32,12 @@ class Discriminant:
         if evidence.statistics is None or evidence.new is None or evidence.new_labels is None:
             raise ValueError("the discriminant needs class statistics and the newest images")
         head = discriminant_head(evidence.statistics, config.shrinkage)
+        new = power_normalise(evidence.new, config.power)
         temperature = calibration_temperature(
-            evidence.statistics, evidence.new, evidence.new_labels, config.shrinkage
+            evidence.statistics, new, evidence.new_labels, config.shrinkage
         )
-        return {name: value / temperature for name, value in head.items()}
+        power = torch.tensor(config.power, dtype=torch.float64)
+        return {**{name: value / temperature for name, value in head.items()}, "power": power}
 
 
 def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:

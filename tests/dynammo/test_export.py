@@ -25,6 +25,7 @@ from dynammo.export import export_model, sample_pixels
 from dynammo.heads import new_head
 from dynammo.inference import Predictor, save_model
 from dynammo.network import build_network
+from dynammo.normalisation import head_features
 
 SIZE = 64
 CLASSES = ["naevus", "mélanome", "keratosis"]
@@ -32,7 +33,12 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "deploying.md"
 
 
 def saved(
-    folder: Path, name: str, adapter: AdapterConfig, *positions: str, centred: bool = False
+    folder: Path,
+    name: str,
+    adapter: AdapterConfig,
+    *positions: str,
+    centred: bool = False,
+    power: float | None = None,
 ) -> Path:
     """A model whose numbers are anything but neutral.
 
@@ -53,12 +59,13 @@ def saved(
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.05)
     pixels = torch.from_numpy(sample_pixels(SIZE, 8)).permute(0, 3, 1, 2)
+    normalised = {} if power is None else {"power": torch.tensor(power, dtype=torch.float64)}
     with torch.no_grad():
-        features = network(pixels)
+        features = head_features(network(pixels), normalised)
     weight = new_head(network.feature_size, 3, seed=2)["weight"]
     weight = 20 * weight / (features @ weight.T).abs().max()
     bias = -weight @ features.mean(0)
-    head = {"weight": weight, "bias": bias if centred else torch.zeros(3)}
+    head = {"weight": weight, "bias": bias if centred else torch.zeros(3), **normalised}
     save_model(
         folder,
         backbone=config,
@@ -77,7 +84,7 @@ def saved(
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = AdapterConfig(options={"alpha": 0.5})
     folder = tmp_path_factory.mktemp("results") / "model"
-    return saved(folder, "test_resnet", adapter, centred=True)
+    return saved(folder, "test_resnet", adapter, centred=True, power=0.5)
 
 
 @pytest.fixture(scope="module")

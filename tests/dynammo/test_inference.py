@@ -125,6 +125,20 @@ def test_a_linear_adapter_is_folded_away(tmp_path: Path) -> None:
     torch.testing.assert_close(predictor.probabilities(pixels), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_head_with_a_power_takes_normalised_features(
+    weights: dict[str, Tensor], merged: Network, head: dict[str, Tensor], tmp_path: Path
+) -> None:
+    pixels = tensor(pictures(8))
+    with torch.no_grad():
+        roots = merged(pixels).clamp(min=0).sqrt()  # none of its features is negative
+    normalised = roots / roots.norm(dim=1, keepdim=True)
+    bias = -head["weight"] @ normalised.mean(0)
+    power = torch.tensor(0.5, dtype=torch.float64)
+    predictor = Predictor(saved(tmp_path, weights, merged, {**head, "bias": bias, "power": power}))
+    expected = (normalised @ head["weight"].T + bias).double().softmax(1)
+    torch.testing.assert_close(predictor.probabilities(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_answers_are_those_of_the_classifier(
     predictor: Predictor, merged: Network, head: dict[str, Tensor]
 ) -> None:

@@ -9,6 +9,7 @@ from dynammo.config import HeadConfig
 from dynammo.head_rules import HEAD_RULES
 from dynammo.head_rules.base import Evidence
 from dynammo.head_rules.discriminant import calibration_temperature, discriminant_head
+from dynammo.normalisation import power_normalise
 from dynammo.statistics import ClassStatistics, append_classes, measure_classes
 
 
@@ -68,11 +69,14 @@ def test_neither_the_number_of_samples_nor_the_unit_changes_a_prediction(
 def test_the_rule_uses_the_configured_shrinkage_and_a_temperature() -> None:
     features, labels = data(2)
     views = features.unsqueeze(0)
-    statistics = measure_classes(views, labels, 3)
+    normalised = power_normalise(views, 0.7)
+    statistics = measure_classes(normalised, labels, 3)
     rule = HEAD_RULES["discriminant"]()
-    head = rule(Evidence(None, None, statistics, views, labels, [], 1), HeadConfig(shrinkage=0.3))
-    temperature = calibration_temperature(statistics, views, labels, 0.3)
+    evidence = Evidence(None, None, statistics, views, labels, [], 1)
+    head = rule(evidence, HeadConfig(shrinkage=0.3, power=0.7))
+    temperature = calibration_temperature(statistics, normalised, labels, 0.3)
     assert temperature != 1
+    assert head["power"] == 0.7
     expected = discriminant_head(statistics, 0.3)
     torch.testing.assert_close(head["weight"] * temperature, expected["weight"])
     torch.testing.assert_close(head["bias"] * temperature, expected["bias"])
