@@ -194,7 +194,12 @@ class TrainConfig(Section):
     flip: bool = Field(
         True, description="random horizontal flips; turn off where left and right differ"
     )
-
+    processes: int = Field(
+        1,
+        ge=1,
+        description="that train an adapter together, each on its share of every batch; on CUDA "
+        "each has a GPU of its own. Not for adapters with BatchNorm",
+    )
     cache_mb: int = Field(
         2000,
         ge=0,

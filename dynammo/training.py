@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from dynammo.frozen import without_frozen_norms
 from dynammo.heads import State, new_head
 from dynammo.network import Network
 from dynammo.prefix import run_once, split_at_first_adapter
+from dynammo.processes import Share, Tell, together
 
 
 class Epoch(NamedTuple):
@@ -60,23 +62,29 @@ def train_adapter(
         progress: called after each batch with (batches done, batches in all epochs).
 
     Raises:
-        DynammoError: fewer than two images, or the loss became infinite or NaN.
+        DynammoError: fewer than two images, the loss became infinite or NaN, or `config.processes`
+            is more than one and the adapters have BatchNorm, which needs the whole batch.
 
     Source: arXiv 2304.09042 and 2404.14099.
     """
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
     device = next(network.parameters()).device
+    share = Share.mine()
+    if config.processes > 1 and share.size == 1:
+        arguments = (network, images, labels, classes, config, seed)
+        return _train_together(arguments, device, on_epoch, progress)
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
-    views = [images, images.flip(-1)] if config.flip else [images]
+    own = images[share.of(torch.arange(len(images)))]
+    views = [own, own.flip(-1)] if config.flip else [own]
     inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
 
     def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
         targets = labels[batch].to(device)
-        logits = head(suffix(inputs[view, batch].to(device)))
+        logits = head(suffix(inputs[view, share.place(batch)].to(device)))
         right = int((logits.argmax(1) == targets).sum())
         return functional.cross_entropy(logits, targets), right
 
@@ -86,6 +94,55 @@ def train_adapter(
     network.eval()
     trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
     return TrainedAdapter(network.adapter_state(), trained_head, history)
+
+
+def _train_together(
+    arguments: tuple[Network, Tensor, Tensor, int, TrainConfig, int],
+    device: torch.device,
+    on_epoch: Callable[[int, Epoch], None] | None,
+    progress: Callable[[int, int], None] | None,
+) -> TrainedAdapter:
+    network = arguments[0]
+    batch_norms = nn.modules.batchnorm._BatchNorm
+    if any(isinstance(m, batch_norms) for a in network.adapters().values() for m in a.modules()):
+        raise DynammoError(
+            f"train.processes is {arguments[4].processes}, but these adapters have BatchNorm, "
+            "whose means are a whole batch's: set it to 1, or take adapter.name linear"
+        )
+
+    def tell(what: str, *values: Any) -> None:
+        told = {"epoch": on_epoch, "progress": progress}[what]
+        if told is not None:
+            told(*values)
+
+    copy = deepcopy(network).cpu()
+    trained: TrainedAdapter = together(
+        _train_share, arguments[4].processes, device, (copy, *arguments[1:]), tell
+    )
+    network.load_adapter_state(trained.adapter)
+    return trained
+
+
+def _train_share(
+    device: torch.device,
+    tell: Tell,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    config: TrainConfig,
+    seed: int,
+) -> TrainedAdapter:
+    return train_adapter(
+        deepcopy(network).to(device),  # the processes share the memory of what they are given
+        images,
+        labels,
+        classes,
+        config,
+        seed,
+        on_epoch=lambda *values: tell("epoch", *values),
+        progress=lambda *values: tell("progress", *values),
+    )
 
 
 def fit(
@@ -101,12 +158,14 @@ def fit(
     """The training loop of everything that is trained by SGD with momentum.
 
     Each epoch visits every image once, in a random order, each as it is or, with `config.flip`,
-    mirrored with probability one half. The learning rate drops tenfold at each milestone.
+    mirrored with probability one half. The learning rate drops tenfold at each milestone. Where
+    several processes train together, each computes the loss of its own images (`Share`), and the
+    gradients are summed, which gives what one process would compute up to rounding.
 
     Args:
         parameters: what is trained.
-        loss: from indices (B,) of images and their views (B,), 0 as it is and 1 mirrored, to the
-            mean loss of the batch and how many of its images are predicted right.
+        loss: from indices (B,) of this process's images and their views (B,), 0 as it is and 1
+            mirrored, to their mean loss and how many of them are predicted right.
         count: of images.
         config: epochs, learning rate, and so on.
         seed: of the order of the images and the flips.
@@ -130,23 +189,28 @@ def fit(
     drops = [max(1, round(fraction * config.epochs)) for fraction in config.milestones]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
+    share = Share.mine()
     history: list[Epoch] = []
     for number in range(1, config.epochs + 1):
-        loss_sum, right = 0.0, 0
+        loss_sum, right = 0.0, 0.0
         batches = _batches(count, config.batch_size, generator)
         for index, batch in enumerate(batches, start=1):
             view = torch.zeros_like(batch)
             if config.flip:
                 view = (torch.rand(len(batch), generator=generator) < 0.5).long()
-            value, right_here = loss(batch, view)
+            mine = share.of(batch)
             optimiser.zero_grad()
-            value.backward()
+            if count_here := int(mine.sum()):
+                value, right_here = loss(batch[mine], view[mine])
+                (value * (count_here / len(batch))).backward()
+                loss_sum += value.item() * count_here
+                right += right_here
+            share.sum_gradients(parameters)
             optimiser.step()
-            loss_sum += value.item() * len(batch)
-            right += right_here
             if progress is not None:
                 progress((number - 1) * len(batches) + index, config.epochs * len(batches))
         schedule.step()
+        loss_sum, right = share.sum(loss_sum, right)
         history.append(Epoch(loss_sum / count, right / count))
         if not torch.isfinite(torch.tensor(loss_sum)):
             raise DynammoError(
