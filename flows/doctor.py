@@ -87,10 +87,10 @@ def _torch() -> str:
 
 
 def _configuration(params: str | None) -> str:
-    from dynammo.network import build_network
+    from dynammo.checks import check_parts
 
     config = load_config(params)
-    build_network(config.backbone, None, config.image.size, config.adapter)
+    check_parts(config)
     return f"{params or 'defaults'}: {config.data.name}, {config.backbone.name}"
 
 
@@ -104,14 +104,18 @@ def _weights(params: str | None) -> str:
 def _data(params: str | None) -> str:
     from dynammo.data.about import about
     from dynammo.data.checks import check_image_set
+    from dynammo.data.scenario import build_scenario
     from dynammo.data.sources import load_source
 
-    config = load_config(params).data
-    if about(config.source).written and not Path(config.path).exists():
-        return f"{config.path} will be written by the first run"
-    image_set = load_source(config.source, Path(config.path), config.options)
-    check_image_set(image_set, config.repeats)
-    return f"{config.path}: {len(image_set.samples)} images, {len(image_set.classes)} classes"
+    config = load_config(params)
+    data = config.data
+    if about(data.source).written and not Path(data.path).exists():
+        return f"{data.path} will be written by the first run"
+    image_set = load_source(data.source, Path(data.path), data.options)
+    check_image_set(image_set, data.repeats)
+    tasks = len(build_scenario(image_set, config.scenario, config.memory, config.seed))
+    images, classes = len(image_set.samples), len(image_set.classes)
+    return f"{data.path}: {images} images, {classes} classes; tasks: {tasks}"
 
 
 def _dvc() -> str:

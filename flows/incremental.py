@@ -12,13 +12,12 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dynammo.adapter_statistics import check_rule
 from dynammo.checkpoint import Ref
+from dynammo.checks import check_parts
 from dynammo.config import Config, load_config
 from dynammo.head_rules import HEAD_RULES
 from dynammo.methods import METHODS
-from dynammo.methods.base import check_methods, is_generic
-from dynammo.network import build_network
+from dynammo.methods.base import is_generic
 from flows.logs import shorten_expected_errors
 from tasks.adapters import prepare_backbone, train_adapter, weights_hash
 from tasks.data import DataVersion, TaskData, prepare_images, version_data
@@ -60,10 +59,7 @@ def incremental(
     """
     config = load_config(params, overrides)
     check_output(config.output_dir)
-    # Wrong names of modules, options of adapters, rules, methods: found before anything is done.
-    network = build_network(config.backbone, None, config.image.size, config.adapter)
-    check_rule(config.merge, network, config.image.size)
-    check_methods(config)
+    check_parts(config)
     data = version_data(config)
     context: Context = {
         "manifest": data["manifest"],

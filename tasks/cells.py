@@ -12,6 +12,7 @@ from typing import Any
 
 from dynammo.backbones import pretrained_weights
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.checks import check_parts
 from dynammo.config import Config
 from dynammo.data.checks import check_image_set
 from dynammo.data.samples import ImageSet
@@ -20,8 +21,6 @@ from dynammo.data.sources import load_source
 from dynammo.data.store import build_store
 from dynammo.errors import DataError, DynammoError
 from dynammo.grid import Cell, where
-from dynammo.methods.base import check_methods
-from dynammo.network import build_network
 from tasks.adapters import weights_hash
 from tasks.dvc_data import hint_if_missing
 from tasks.publishing import check_output
@@ -68,14 +67,12 @@ def inspect(cells: Iterable[Cell], weights: bool = True) -> tuple[dict[str, Know
     for cell in cells:
         config = cell.config
         values = config.model_dump(mode="json")
-        parts = [values[part] for part in ("backbone", "image", "adapter")]
         results = [
             once("output", values["output"], lambda c=config: check_output(c.output_dir)),
-            once("network", parts, lambda c=config: _build(c)),
             once(
-                "method",
+                "parts",
                 {**values, "seed": 0, "output": "", "data": 0},
-                lambda c=config: check_methods(c),
+                lambda c=config: check_parts(c),
             ),
             once("file", values["backbone"], lambda c=config: weights_hash(c.backbone)),
         ]
@@ -179,10 +176,6 @@ def _shortened(problems: list[str], most: int = 10) -> list[str]:
     """A data set may have a problem an image: they must not hide those of the others."""
     more = len(problems) - most
     return problems if more <= 0 else [*problems[:most], f"... and {more} more of this kind"]
-
-
-def _build(config: Config) -> None:
-    build_network(config.backbone, None, config.image.size, config.adapter)
 
 
 def _load(config: Config) -> ImageSet:

@@ -254,7 +254,7 @@ def test_the_doctor_finds_nothing(healthy: dict[str, Any]) -> None:
     status, found = doctor(healthy)
     assert {name: mark for name, (mark, _) in found.items() if mark != "ok"} == {}
     assert status == 0
-    assert found["data"][1] == "pictures: 4 images, 2 classes"
+    assert found["data"][1] == "pictures: 4 images, 2 classes; tasks: 1"
     assert found["configuration"][1] == "params.yaml: pictures, test_resnet"
     assert list(found) == [
         *("Python", "packages", "torch", "configuration", "weights", "data", "DVC"),
@@ -278,6 +278,18 @@ def test_the_doctor_finds_what_is_wrong(
     assert "dvc init" in wrong["DVC"]
     assert "127.0.0.1:9/health does not answer" in wrong["MLflow"]
     assert "hunter2" not in str(found)
+
+
+def test_the_doctor_finds_what_a_run_would_refuse(healthy: dict[str, Any]) -> None:
+    healthy |= {"methods": ["icarl"], "memory": {"per_class": 0}}
+    healthy["scenario"] = {"tasks": [["amber"], ["cedar"]]}
+    status, found = doctor(healthy)
+    assert status == 1
+    wrong = {name: detail for name, (mark, detail) in found.items() if mark == "problem"}
+    assert wrong.keys() == {"configuration", "data"}
+    told = dynammo("doctor").stdout
+    assert "methods that need exemplars: icarl" in told
+    assert "cedar" in told
 
 
 def test_the_doctor_names_what_is_wrong_with_the_configuration() -> None:

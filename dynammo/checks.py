@@ -1,0 +1,29 @@
+"""Whether what a configuration names fits together, found out before anything is computed."""
+
+from __future__ import annotations
+
+from dynammo.adapter_statistics import check_rule
+from dynammo.config import Config
+from dynammo.methods import METHODS
+from dynammo.methods.base import check_methods
+from dynammo.network import build_network
+
+
+def check_parts(config: Config) -> None:
+    """Try the network, the merge rule and the methods, untrained.
+
+    Adapters and the merge rule count only where a method has adapters.
+
+    Raises:
+        DynammoError: wrong names of modules, options of adapters, merge rules, methods, or parts
+            that do not suit each other.
+    """
+    adapted = any(
+        name in ("merged", "unmerged") or "adapter" in getattr(METHODS[name], "sections", ())
+        for name in config.methods
+    )
+    adapter = config.adapter if adapted else None
+    network = build_network(config.backbone, None, config.image.size, adapter)
+    if adapted:
+        check_rule(config.merge, network, config.image.size)
+    check_methods(config)

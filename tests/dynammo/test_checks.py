@@ -1,0 +1,36 @@
+from typing import Any
+
+import pytest
+
+from dynammo.checks import check_parts
+from dynammo.config import load_config
+from dynammo.errors import ConfigError
+
+SMALL: dict[str, Any] = {
+    "preset": "paper",
+    "backbone": {"name": "test_resnet", "pretrained": False},
+    "image": {"size": 32},
+}
+
+
+@pytest.mark.parametrize("method", ["merged", "unmerged", "acmap"])
+def test_images_too_small_for_the_adapters_are_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match=r"image\.size 32 leaves"):
+        check_parts(load_config(None, {**SMALL, "methods": [method]}))
+
+
+@pytest.mark.parametrize("method", ["frozen", "er", "ncm"])
+def test_methods_without_adapters_do_not_mind(method: str) -> None:
+    check_parts(load_config(None, {**SMALL, "methods": [method]}))
+
+
+def test_merge_rules_and_methods_are_tried_too() -> None:
+    large = {**SMALL, "image": {"size": 64}}
+    with pytest.raises(ConfigError, match=r"merge\.options.*dare"):
+        check_parts(load_config(None, {**large, "merge": {"rule": "dare", "options": {"drop": 3}}}))
+    with pytest.raises(ConfigError, match=r"method_options\.ewc"):
+        check_parts(
+            load_config(
+                None, {**large, "methods": ["ewc"], "method_options": {"ewc": {"stength": 1}}}
+            )
+        )
