@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from dynammo.errors import ConfigError
 from dynammo.merging.state import State
 from dynammo.network import AdaptedStage, Network
+from dynammo.tracing import trace
 
 _PLAIN = ("Conv2d", "Conv2dSame")  # torch's, and timm's with another padding
 
@@ -149,7 +150,7 @@ def _consumers(stage: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]
         ValueError: something else takes the input as well, or the stage cannot be traced.
     """
     try:
-        graph = _Tracer().trace(stage)
+        graph = trace(_Tracer(), stage)
     except Exception as error:  # the stage's own code ran, on stand-ins for tensors
         raise ValueError(f"the stage behind it cannot be traced ({error})") from None
     modules = dict(stage.named_modules())

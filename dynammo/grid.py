@@ -237,13 +237,14 @@ def where(places: Iterable[str]) -> str:
 
 
 def estimate_gmacs(config: Config, images: Sequence[int], classes: Sequence[int]) -> float:
-    """Billions of multiply-adds to learn a scenario, at most.
+    """Billions of multiply-adds to learn a scenario, roughly.
 
         sum over tasks of MACs * images * epochs * 3
 
     The backward pass is taken to cost twice the forward one. A method that trains no network takes
     one pass instead of 3 * epochs. What is frozen before the first adapter, or in the cache
-    already, costs less; remembered images are counted, the test images and the head are not.
+    already, costs less. A method that replays exemplars in every step costs up to three times as
+    much, and a teacher's passes a third more. Test images and the head are not counted.
 
     Args:
         config: with one method.

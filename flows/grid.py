@@ -80,7 +80,7 @@ def show_plan(grid: str, asked: dict[str, Any]) -> Group:
             )
     tera, hours = _cost(total, chosen.gmacs_per_second)
     note = Text(
-        f"In all at most {tera} TMACs (10^12 multiply-adds), {hours} hours at "
+        f"In all roughly {tera} TMACs (10^12 multiply-adds), {hours} hours at "
         f"{chosen.gmacs_per_second:g} GMACs a second (gmacs_per_second of the grid), one after "
         "another. Cells that share adapters take them from the cache."
     )

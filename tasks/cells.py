@@ -144,7 +144,7 @@ def record(folder: Path, key: str, seconds: float) -> None:
 
 
 def finished(folder: Path, key: str) -> bool:
-    """Whether a cell's results are there, as they were written, and would come out the same."""
+    """Whether a cell's results and predictions are there, and would come out the same."""
     return _results(folder, key) is not None
 
 
@@ -162,6 +162,8 @@ def _results(folder: Path, key: str) -> bytes | None:
         note = json.loads(_note(folder).read_text(encoding="utf-8"))
         content = (folder / "results.json").read_bytes()
         intact = note["key"] == key and note["results"] == hashlib.sha256(content).hexdigest()
+        methods = json.loads(content)["config"]["methods"] if intact else []
+        intact &= all((folder / "predictions" / f"{name}.csv").is_file() for name in methods)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if intact else None

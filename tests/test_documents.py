@@ -16,14 +16,20 @@ from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
 from dynammo.adapters import ADAPTERS
+from dynammo.config import HeadConfig
 from dynammo.data import DATA_SOURCES
 from dynammo.data.checks import check_image_set
 from dynammo.errors import DataError
 from dynammo.features import extract_features
+from dynammo.head_rules import HEAD_RULES
+from dynammo.head_rules.base import Evidence
+from dynammo.heads import unified_scores
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import is_generic, own_options
 from dynammo.network import AdaptedStage
+from dynammo.normalisation import head_features, power_normalise
+from dynammo.statistics import measure_classes
 from tests.dynammo.methods.tiny import FIRST, SECOND, configured, learn, memory, weights
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +68,19 @@ def test_the_merge_rule(tmp_path: Path) -> None:
         median([])
     with pytest.raises(ValueError, match="w: shape"):
         median([{"w": torch.zeros(1)}, {"w": torch.zeros(2)}])
+
+
+def test_the_head_rule(tmp_path: Path) -> None:
+    rule = example("dynammo/head_rules/nearest_mean.py", tmp_path).NearestMean()
+    assert rule.evidence == "statistics"
+    features = torch.rand(1, 8, 3, generator=torch.Generator().manual_seed(0))
+    known = measure_classes(power_normalise(features, 0.5), torch.arange(8) % 2, 2)
+    head = rule(Evidence(None, None, known, None, None, [], 1), HeadConfig())
+    inputs = power_normalise(features[0], 0.5).double()
+    nearest = torch.cdist(inputs, known.means).argmin(1)
+    assert torch.equal(unified_scores(head_features(features[0], head), head).predicted, nearest)
+    with pytest.raises(ValueError, match="needs class statistics"):
+        rule(Evidence(None, None, None, None, None, [], 1), HeadConfig())
 
 
 def test_the_data_source(tmp_path: Path) -> None:
@@ -121,6 +140,7 @@ def test_the_lines_in_the_tables() -> None:
     tables = {
         "adapters": ADAPTERS,
         "merging": MERGE_RULES,
+        "head_rules": HEAD_RULES,
         "data": DATA_SOURCES,
         "methods": METHODS,
     }

@@ -59,7 +59,7 @@ class ElasticWeightConsolidation(TrainedNetwork):
         history = self.fit(task.new, loss, task, watch)
         new = self.measure(task.new, self.seed("fisher", task.number))
         for name, old in self.fisher.items():
-            new[name][: len(old)] += self.decay * old
+            known_part(new[name], old).add_(self.decay * old)
         self.fisher = new
         return history
 
@@ -97,10 +97,15 @@ class ElasticWeightConsolidation(TrainedNetwork):
         self.fisher = {k: v.to(self.device) for k, v in part(state, "fisher").items()}
 
 
+def known_part(value: Tensor, old: Tensor) -> Tensor:
+    """The first rows of a weight, as many as it had before the head grew; a view."""
+    return value if value.shape == old.shape else value[: len(old)]
+
+
 def penalty(weights: dict[str, nn.Parameter], anchor: State, fisher: State) -> Tensor:
     """sum_i F_i (w_i - w*_i)^2; rows of the head that are new have no w* and count nothing."""
     terms = [
-        (fisher[name] * (weights[name][: len(old)] - old).square()).sum()
+        (fisher[name] * (known_part(weights[name], old) - old).square()).sum()
         for name, old in anchor.items()
     ]
     return torch.stack(terms).sum()

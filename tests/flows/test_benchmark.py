@@ -116,6 +116,8 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
 
         assert undone({"head.epochs": 1}) == 4
         assert undone({"tracking.register_model": True, "device": "auto"}) == 0
+        (folder / "shapes" / "frozen" / "1" / "predictions" / "frozen.csv").unlink()
+        assert undone({}) == 1
 
         # The cells are runs of the flow like others: the report says what they say.
         own = {

@@ -72,6 +72,11 @@ def test_the_penalty_is_zero_where_the_weights_were_and_counts_no_new_rows() -> 
     assert moved["weight"].grad.tolist() == [[2 * 4 * 3, 0], [0, 0]]
 
 
+def test_the_penalty_takes_weights_without_rows() -> None:
+    one, three = torch.tensor(1.0), Parameter(torch.tensor(3.0))
+    assert penalty({"scale": three}, {"scale": one}, {"scale": 5 * one}).item() == 5 * 2**2
+
+
 def test_new_weights_become_as_long_as_old_ones() -> None:
     weight = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 10.0], [2.0, 0.0]])
     # Mean lengths 3 and 6.

@@ -1,0 +1,16 @@
+from prefect import Task
+
+from flows import incremental
+from tasks import tracking
+from tasks.caching import StepCache
+
+
+def test_a_runs_key_follows_from_the_code_of_every_step() -> None:
+    """Else a run of changed code would be taken for one that is done."""
+    steps = {
+        value.fn.__module__
+        for value in vars(incremental).values()
+        if isinstance(value, Task) and isinstance(value.cache_policy, StepCache)
+    }
+    assert len(steps) > 5
+    assert steps <= set(tracking._CODE)
