@@ -152,5 +152,5 @@ def test_the_lines_in_the_tables() -> None:
         module, _, attribute = target.partition(":")
         file = f"{module.replace('.', '/')}.py"
         assert module.startswith(f"dynammo.{package}.") and f"`{file}`:" in TEXT
-        assert re.search(rf"^(class|def) {attribute}\(", TEXT, re.M)
+        assert re.search(rf"^(class|def) {attribute}[(:]", TEXT, re.M)
         assert name not in tables[package], "an example must not take a name that is in use"
