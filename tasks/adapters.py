@@ -15,11 +15,10 @@ from dynammo.data.samples import hash_file
 from dynammo.errors import WeightsError
 from dynammo.network import build_network
 from dynammo.seeds import derive_seed
-from dynammo.training import Epoch
 from dynammo.training import train_adapter as train
 from tasks.caching import step
 from tasks.images import Images
-from tasks.progress import progress_bar
+from tasks.progress import epoch_lines, progress_bar
 from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
@@ -113,15 +112,6 @@ def train_adapter(
         len(classes["names"]) + 1,
     )
 
-    def report(epoch: int, means: Epoch) -> None:
-        logger.info(
-            "epoch %d/%d: loss %.4f, %.1f%% right",
-            epoch,
-            config.train.epochs,
-            means.loss,
-            100 * means.accuracy,
-        )
-
     with progress_bar(f"train adapter {context['label']}", "batch") as progress:
         trained = train(
             network,
@@ -130,7 +120,7 @@ def train_adapter(
             len(classes["names"]),
             config.train.model_copy(update={"cache_mb": context["cache_mb"]}),
             derive_seed(config.seed, "train", number),
-            on_epoch=report,
+            on_epoch=epoch_lines(config.train.epochs),
             progress=progress,
         )
     meta = provenance(

@@ -13,12 +13,11 @@ from dynammo.efficiency import count_macs, count_parameters
 from dynammo.features import extract_features
 from dynammo.methods import METHODS
 from dynammo.methods.base import Method, Task, TaskImages, Watch, create_method
-from dynammo.training import Epoch
 from tasks.caching import step
 from tasks.evaluation import Evaluated, measure
 from tasks.exemplars import choose_exemplars
 from tasks.images import Images
-from tasks.progress import progress_bar
+from tasks.progress import epoch_lines, progress_bar
 from tasks.workspace import CHECKPOINTS, Classes, Context, provenance, settings
 
 
@@ -99,18 +98,9 @@ def learn_task(
         len(old.labels),
     )
 
-    def report(epoch: int, means: Epoch) -> None:
-        logger.info(
-            "epoch %d/%d: loss %.4f, %.1f%% right",
-            epoch,
-            config.train.epochs,
-            means.loss,
-            100 * means.accuracy,
-        )
-
     with progress_bar(f"learn {name} {context['label']}", "batch") as progress:
         task = Task(number, first, first + len(classes["names"]), new, old)
-        history = method.learn(task, Watch(report, progress))
+        history = method.learn(task, Watch(epoch_lines(config.train.epochs), progress))
     meta = provenance(
         settings,
         method=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from prefect import get_run_logger
 from tqdm import tqdm
 
 
@@ -18,3 +19,14 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+def epoch_lines(epochs: int) -> Callable[[int, tuple[float, float]], None]:
+    """A function `report(number, (loss, accuracy))` that logs each of so many epochs in a line."""
+    logger = get_run_logger()
+
+    def report(number: int, means: tuple[float, float]) -> None:
+        loss, accuracy = means
+        logger.info("epoch %d/%d: loss %.4f, %.1f%% right", number, epochs, loss, 100 * accuracy)
+
+    return report

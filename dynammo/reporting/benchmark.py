@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from dynammo.methods import METHODS
 from dynammo.reporting import benchmark_figures as figures
 from dynammo.reporting.benchmark_figures import SetResults
 from dynammo.reporting.figures import to_png
-from dynammo.reporting.report import NOTHING, millions, percent, significant
+from dynammo.reporting.report import NOTHING, millions, percent, significant, to_csv
 from dynammo.significance import FEW, Paired, Spread, compare_paired, spread
 
 COMPARED = {  # what is tested against the reference -> how it is called
@@ -161,9 +160,7 @@ def write_report(benchmark: Benchmark, directory: str | Path) -> Path:
         "cells.csv": _cells(benchmark),
         "per_class.csv": _per_class(benchmark),
     }.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(table)
-        write_atomically(directory / name, text.getvalue().encode())
+        write_atomically(directory / name, to_csv(table))
     write_atomically(directory / "table.md", markdown_tables(benchmark).encode())
     write_atomically(directory / "benchmark.json", to_json(_document(benchmark, rows)))
     page = directory / "report.html"

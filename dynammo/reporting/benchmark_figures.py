@@ -25,6 +25,7 @@ from dynammo.reporting.figures import (
     shorten,
     significant,
     spread,
+    write_values,
 )
 from dynammo.significance import spread as over_seeds
 
@@ -238,18 +239,7 @@ def accuracy_matrices(results: SetResults) -> Figure:
         mean = _nan_mean(values)
         axes.imshow(mean, cmap="Blues", vmin=0, vmax=100)
         if tasks <= 5:
-            for (row, place), value in np.ndenumerate(mean):
-                if not np.isnan(value):
-                    colour = "white" if value > 55 else "black"
-                    axes.text(
-                        place,
-                        row,
-                        f"{value:.0f}",
-                        ha="center",
-                        va="center",
-                        color=colour,
-                        fontsize=9,
-                    )
+            write_values(axes, mean, 9)
         _small(axes, column, results.looks[column].colour)
         ticks = np.arange(0, tasks, 1 + (tasks - 1) // 5)
         axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])

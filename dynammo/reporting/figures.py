@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from dynammo.checkpoint import write_atomically
@@ -315,19 +316,17 @@ def _heat_map(values: np.ndarray[Any, Any], height: float) -> tuple[Axes, Figure
     bar.ax.tick_params(labelsize=SMALL)
     if len(values) <= MOST_NUMBERED:
         size = TEXT if len(values) <= 10 else 8
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                colour = "white" if value > 55 else "black"
-                axes.text(
-                    column,
-                    row,
-                    f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    color=colour,
-                    fontsize=size,
-                )
+        write_values(axes, values, size)
     return axes, figure
+
+
+def write_values(axes: Axes, values: NDArray[np.float64], size: float) -> None:
+    """Write the percentages (rows, columns) of a picture in blues into its cells; not NaN."""
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "white" if value > 55 else "black"
+            text = f"{value:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
 def shorten(name: str, most: int = 28) -> str:

@@ -96,7 +96,7 @@ def write_report(results: Mapping[str, Any], directory: str | Path) -> Path:
         "per_class.csv": _per_class(results),
         "confusion.csv": _confusions(results),
     }.items():
-        write_atomically(directory / name, _csv(rows))
+        write_atomically(directory / name, to_csv(rows))
     write_atomically(directory / "table.md", markdown_table(comparison_table(results)).encode())
     html = directory / "report.html"
     write_atomically(html, _html(results, pictures).encode())
@@ -220,7 +220,7 @@ def _confusions(results: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
                 yield [variant, actual, predicted, count]
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
+def to_csv(rows: Iterable[Sequence[Any]]) -> bytes:
     """UTF-8, a comma between values, nothing where there is no value."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
