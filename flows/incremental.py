@@ -229,6 +229,7 @@ def use_features(
             "exemplars": adapted["exemplars"],
             "statistics": None,
         }
+    uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
     if adapted is not None and name == "merged":
         adapter, task_heads = adapted["merged"], adapted["heads"]
         features, exemplars = adapted["features"], adapted["exemplars"]
@@ -236,10 +237,11 @@ def use_features(
         # The tasks' heads were trained on adapters' features: they are of no use to the bare ones.
         adapter, task_heads = None, []
         features = training_features(config, classes, backbone, None, here)
-        remembered = before["exemplars"] if before else None
-        memory = settings(config, "memory")
-        exemplars = select_exemplars(memory, classes, features, remembered, here)
-    uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
+        exemplars = None  # statistics of features that never change need none
+        if not uses_statistics:
+            remembered = before["exemplars"] if before else None
+            memory = settings(config, "memory")
+            exemplars = select_exemplars(memory, classes, features, remembered, here)
     statistics = None
     if uses_statistics:
         statistics = update_statistics(

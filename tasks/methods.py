@@ -215,6 +215,8 @@ def _load(
     settings: dict[str, Any], backbone: Ref, state: Ref | None, context: Context
 ) -> tuple[Config, str, Method]:
     config = Config.model_validate(settings)
+    train = config.train.model_copy(update={"cache_mb": context["cache_mb"]})
+    config = config.model_copy(update={"train": train})
     (name,) = config.methods
     method = create_method(name, config, CHECKPOINTS.load(backbone), context["device"])
     if state is not None:

@@ -28,14 +28,14 @@ class Adapted(TypedDict):
 
 class Learnt(TypedDict):
     """One method after a task: `features` (of all test images) and `heads` have one entry, or for
-    unmerged one a task. `adapter` is the merged one, and `statistics` those of the classes seen,
-    where the method has them.
+    unmerged one a task. `adapter` is the merged one, `exemplars` the images remembered and
+    `statistics` those of the classes seen, where the method has them.
     """
 
     adapter: Ref | None
     features: list[Ref]
     heads: list[Ref]
-    exemplars: Ref
+    exemplars: Ref | None
     statistics: Ref | None
 
 
