@@ -78,7 +78,7 @@ def train_adapter(
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
-    own = images[share.of(torch.arange(len(images)))]
+    own = images[share.rank :: share.size]
     views = [own, own.flip(-1)] if config.flip else [own]
     inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
 
