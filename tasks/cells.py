@@ -145,28 +145,23 @@ def record(folder: Path, key: str, seconds: float) -> None:
 
 def finished(folder: Path, key: str) -> bool:
     """Whether a cell's results and predictions are there, and would come out the same."""
-    return _results(folder, key) is not None
+    return read(folder, key) is not None
 
 
 def read(folder: Path, key: str) -> dict[str, Any] | None:
     """A finished cell's results document, with the `seconds` it took; none if not finished."""
-    content = _results(folder, key)
-    if content is None:
-        return None
-    note = json.loads(_note(folder).read_text(encoding="utf-8"))
-    return {**json.loads(content), "seconds": note["seconds"]}
-
-
-def _results(folder: Path, key: str) -> bytes | None:
     try:
         note = json.loads(_note(folder).read_text(encoding="utf-8"))
         content = (folder / "results.json").read_bytes()
-        intact = note["key"] == key and note["results"] == hashlib.sha256(content).hexdigest()
-        methods = json.loads(content)["config"]["methods"] if intact else []
-        intact &= all((folder / "predictions" / f"{name}.csv").is_file() for name in methods)
+        if note["key"] != key or note["results"] != hashlib.sha256(content).hexdigest():
+            return None
+        document = {**json.loads(content), "seconds": note["seconds"]}
+        predictions = [
+            folder / "predictions" / f"{name}.csv" for name in document["config"]["methods"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return content if intact else None
+    return document if all(file.is_file() for file in predictions) else None
 
 
 def _note(folder: Path) -> Path:
