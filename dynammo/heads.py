@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import HeadConfig
+from dynammo.normalisation import head_features
 
 State = dict[str, Tensor]
 
@@ -85,8 +86,9 @@ def unified_scores(features: Tensor, head: State) -> Scores:
 
     Args:
         features: (N, D).
-        head: `weight` (C, D), `bias` (C,).
+        head: `weight` (C, D), `bias` (C,), and `power` () if it takes normalised features.
     """
+    features = head_features(features, head)
     logits = functional.linear(features, head["weight"], head["bias"])
     probabilities = logits.double().softmax(1)
     confidence, predicted = probabilities.max(1)

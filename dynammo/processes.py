@@ -34,6 +34,10 @@ class Share(NamedTuple):
             return cls(0, 1)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
+    def own(self, images: Tensor) -> Tensor:
+        """This process's images (N / size, ...) of all (N, ...); a view."""
+        return images[self.rank :: self.size]
+
     def of(self, indices: Tensor) -> Tensor:
         """Which of these indices (B,) are this process's, as a mask."""
         return indices % self.size == self.rank

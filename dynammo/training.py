@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -69,16 +70,16 @@ def train_adapter(
     """
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
-    device = next(network.parameters()).device
     share = Share.mine()
     if config.processes > 1 and share.size == 1:
-        arguments = (network, images, labels, classes, config, seed)
-        return _train_together(arguments, device, on_epoch, progress)
+        watch = {"epoch": on_epoch, "progress": progress}
+        return _train_together(network, images, labels, classes, config, seed, watch)
+    device = next(network.parameters()).device
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
-    own = images[share.rank :: share.size]
+    own = share.own(images)
     views = [own, own.flip(-1)] if config.flip else [own]
     inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
 
@@ -97,28 +98,28 @@ def train_adapter(
 
 
 def _train_together(
-    arguments: tuple[Network, Tensor, Tensor, int, TrainConfig, int],
-    device: torch.device,
-    on_epoch: Callable[[int, Epoch], None] | None,
-    progress: Callable[[int, int], None] | None,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    config: TrainConfig,
+    seed: int,
+    watch: dict[str, Callable[..., None] | None],
 ) -> TrainedAdapter:
-    network = arguments[0]
     batch_norms = nn.modules.batchnorm._BatchNorm
     if any(isinstance(m, batch_norms) for a in network.adapters().values() for m in a.modules()):
         raise DynammoError(
-            f"train.processes is {arguments[4].processes}, but these adapters have BatchNorm, "
+            f"train.processes is {config.processes}, but these adapters have BatchNorm, "
             "whose means are a whole batch's: set it to 1, or take adapter.name linear"
         )
 
     def tell(what: str, *values: Any) -> None:
-        told = {"epoch": on_epoch, "progress": progress}[what]
-        if told is not None:
+        if (told := watch[what]) is not None:
             told(*values)
 
-    copy = deepcopy(network).cpu()
-    trained: TrainedAdapter = together(
-        _train_share, arguments[4].processes, device, (copy, *arguments[1:]), tell
-    )
+    device = next(network.parameters()).device
+    arguments = deepcopy(network).cpu(), (images, labels, classes, config, seed)
+    trained: TrainedAdapter = together(_train_share, config.processes, device, arguments, tell)
     network.load_adapter_state(trained.adapter)
     return trained
 
@@ -127,22 +128,10 @@ def _train_share(
     device: torch.device,
     tell: Tell,
     network: Network,
-    images: Tensor,
-    labels: Tensor,
-    classes: int,
-    config: TrainConfig,
-    seed: int,
+    arguments: tuple[Tensor, Tensor, int, TrainConfig, int],
 ) -> TrainedAdapter:
-    return train_adapter(
-        deepcopy(network).to(device),  # the processes share the memory of what they are given
-        images,
-        labels,
-        classes,
-        config,
-        seed,
-        on_epoch=lambda *values: tell("epoch", *values),
-        progress=lambda *values: tell("progress", *values),
-    )
+    own = deepcopy(network).to(device)  # the processes share the memory of what they are given
+    return train_adapter(own, *arguments, partial(tell, "epoch"), partial(tell, "progress"))
 
 
 def fit(

@@ -16,7 +16,6 @@ from dynammo.features import extract_features
 from dynammo.folding import why_not_foldable
 from dynammo.heads import Scores, least_others_scores, unified_scores
 from dynammo.network import build_network, build_unmerged_network
-from dynammo.normalisation import head_features
 from tasks.caching import step
 from tasks.images import Images
 from tasks.networks import load_network
@@ -94,7 +93,7 @@ def evaluate(
     if variant == "unmerged":
         scores = least_others_scores(inputs, states)
     else:
-        scores = unified_scores(head_features(inputs[0], states[0]), states[0])
+        scores = unified_scores(inputs[0], states[0])
     meta = provenance(
         settings,
         variant=variant,

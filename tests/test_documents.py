@@ -28,7 +28,7 @@ from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import is_generic, own_options
 from dynammo.network import AdaptedStage
-from dynammo.normalisation import head_features, power_normalise
+from dynammo.normalisation import power_normalise
 from dynammo.statistics import measure_classes
 from tests.dynammo.methods.tiny import FIRST, SECOND, configured, learn, memory, weights
 
@@ -78,7 +78,7 @@ def test_the_head_rule(tmp_path: Path) -> None:
     head = rule(Evidence(None, None, known, None, None, [], 1), HeadConfig())
     inputs = power_normalise(features[0], 0.5).double()
     nearest = torch.cdist(inputs, known.means).argmin(1)
-    assert torch.equal(unified_scores(head_features(features[0], head), head).predicted, nearest)
+    assert torch.equal(unified_scores(features[0], head).predicted, nearest)
     with pytest.raises(ValueError, match="needs class statistics"):
         rule(Evidence(None, None, None, None, None, [], 1), HeadConfig())
 
