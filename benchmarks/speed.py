@@ -229,10 +229,11 @@ def section_2(arguments: argparse.Namespace) -> dict[str, Any]:
     config, weights = backbone(arguments)
     images = noise(arguments.images, arguments.size)
     labels = torch.arange(arguments.images) % 3
-    train = TrainConfig(epochs=arguments.epochs)
     adapter = AdapterConfig(name=arguments.adapter)
 
-    def learn(*changes: Any) -> Callable[[], None]:
+    def learn(*changes: Any, precision: str = "float32") -> Callable[[], None]:
+        train = TrainConfig(epochs=arguments.epochs, precision=precision)
+
         def run() -> None:
             network = build_network(config, weights, arguments.size, adapter)
             with ExitStack() as stack:
@@ -247,7 +248,7 @@ def section_2(arguments: argparse.Namespace) -> dict[str, Any]:
         "+ channels last": learn(_no_split, _norms_stay),
         "+ frozen layers once": learn(_norms_stay),
         "+ frozen BatchNorms in the convolutions: as it is": learn(),
-        "as it is, in bf16 (autocast)": learn(_bf16),
+        "as it is, with train.precision bfloat16": learn(precision="bfloat16"),
     }
     learn()()  # oneDNN prepares its kernels
     result = compare(in_turns(rows, arguments.repeats))
@@ -271,27 +272,6 @@ def _torch_layout() -> Iterator[None]:
         "dynammo.training.split_at_first_adapter", lambda n: (nn.Identity(), plain.Whole(n))
     ):
         yield
-
-
-@contextmanager
-def _bf16() -> Iterator[None]:
-    def split(network: Network) -> tuple[nn.Module, nn.Module]:
-        prefix, suffix = split_at_first_adapter(network)
-        return prefix, _Autocast(suffix)
-
-    with patch("dynammo.training.split_at_first_adapter", split):
-        yield
-
-
-class _Autocast(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            features: Tensor = self.inner(x)
-        return features.float()
 
 
 def _steps(

@@ -18,10 +18,7 @@ def check_parts(config: Config) -> None:
         DynammoError: wrong names of modules, options of adapters, merge rules, methods, or parts
             that do not suit each other.
     """
-    adapted = any(
-        name in ("merged", "unmerged") or "adapter" in getattr(METHODS[name], "sections", ())
-        for name in config.methods
-    )
+    adapted = any("adapter" in METHODS[name].sections for name in config.methods)
     adapter = config.adapter if adapted else None
     network = build_network(config.backbone, None, config.image.size, adapter)
     if adapted:

@@ -200,6 +200,11 @@ class TrainConfig(Section):
         description="that train an adapter together, each on its share of every batch; on CUDA "
         "each has a GPU of its own. Not for adapters with BatchNorm",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: autocast of the training's passes, for large networks on processors "
+        "with instructions for it; it slows the default backbone down",
+    )
     cache_mb: int = Field(
         2000,
         ge=0,

@@ -81,11 +81,12 @@ def train_adapter(
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
     own = share.own(images)
     views = [own, own.flip(-1)] if config.flip else [own]
-    inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
+    with autocast(config, device):
+        inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
 
     def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
         targets = labels[batch].to(device)
-        logits = head(suffix(inputs[view, share.place(batch)].to(device)))
+        logits = head(suffix(inputs[view, share.place(batch)].to(device))).float()
         right = int((logits.argmax(1) == targets).sum())
         return functional.cross_entropy(logits, targets), right
 
@@ -190,7 +191,8 @@ def fit(
             mine = share.of(batch)
             optimiser.zero_grad()
             if count_here := int(mine.sum()):
-                value, right_here = loss(batch[mine], view[mine])
+                with autocast(config, parameters[0].device):
+                    value, right_here = loss(batch[mine], view[mine])
                 (value * (count_here / len(batch))).backward()
                 loss_sum += value.item() * count_here
                 right += right_here
@@ -209,6 +211,11 @@ def fit(
         if on_epoch is not None:
             on_epoch(number, history[-1])
     return history
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """In which forward passes compute as `config.precision` says; parameters stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:

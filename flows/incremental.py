@@ -180,13 +180,18 @@ def adapt(
     }
 
 
+def takes_statistics(config: Config) -> bool:
+    """Whether the head follows from class statistics, not from exemplars."""
+    evidence: str = HEAD_RULES[config.head.rule].evidence
+    return evidence == "statistics"
+
+
 def training_features(
     config: Config, classes: Classes, backbone: Ref, adapter: Ref | None, context: Context
 ) -> Ref:
     """Features of a task's images: both views where statistics are taken of them."""
-    uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
     network = settings(config, "backbone", "image", "adapter")
-    flip = config.head.flip and uses_statistics
+    flip = config.head.flip and takes_statistics(config)
     return extract_training_features(network, flip, classes, backbone, adapter, context)
 
 
@@ -229,7 +234,7 @@ def use_features(
             "exemplars": adapted["exemplars"],
             "statistics": None,
         }
-    uses_statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
+    uses_statistics = takes_statistics(config)
     if adapted is not None and name == "merged":
         adapter, task_heads = adapted["merged"], adapted["heads"]
         features, exemplars = adapted["features"], adapted["exemplars"]

@@ -47,6 +47,8 @@ class Described:
     """Base of every entry of `METHODS`."""
 
     about: ClassVar[About]
+    # Sections of the configuration that the result depends on beside seed, backbone and image.
+    sections: ClassVar[tuple[str, ...]] = ()
 
 
 class TaskImages(NamedTuple):
@@ -107,8 +109,6 @@ class Method(Described, ABC):
         device: where to compute.
     """
 
-    # Sections of the configuration that the result depends on beside seed, backbone and image.
-    sections: ClassVar[tuple[str, ...]] = ()
     # Whether the features are always those of the bare backbone: then they are taken once.
     bare: ClassVar[bool] = False
     # Whether it trains the whole network, and so depends on train.network_learning_rate.

@@ -77,10 +77,10 @@ class DynamicExpansion(TrainedNetwork):
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
             features = self.network(batch.images)
-            logits = functional.linear(features, self.weight, self.bias)
+            logits = functional.linear(features, self.weight, self.bias).float()
             value = functional.cross_entropy(logits, batch.labels)
             if task.first:
-                own = extra(features[:, -self.single :])
+                own = extra(features[:, -self.single :]).float()
                 value = value + self.auxiliary * functional.cross_entropy(
                     own, (batch.labels - task.first + 1).clamp(min=0)
                 )

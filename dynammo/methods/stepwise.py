@@ -14,6 +14,7 @@ class Merged(Described):
         memory="exemplars",
         style=Style("#0072B2", "o"),
     )
+    sections = ("adapter", "train", "memory", "merge", "head")
 
 
 class Unmerged(Described):
@@ -25,6 +26,7 @@ class Unmerged(Described):
         memory="exemplars",
         style=Style("#D55E00", "s"),
     )
+    sections = ("adapter", "train", "memory", "merge", "head")  # merged chooses its exemplars
 
 
 class Frozen(Described):
@@ -36,3 +38,4 @@ class Frozen(Described):
         memory="exemplars",
         style=Style("#595959", "^"),
     )
+    sections = ("memory", "head")

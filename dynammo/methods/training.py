@@ -56,7 +56,7 @@ class TrainedNetwork(Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C), as they are trained."""
-        return functional.linear(self.network(images), self.weight, self.bias)
+        return functional.linear(self.network(images), self.weight, self.bias).float()
 
     def cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss over all classes seen, mean over the batch; a `Loss`."""

@@ -246,6 +246,20 @@ def test_metrics_with_and_without_caches_are_the_same(
     assert (kept.predicted == truth).double().mean() > 0.8  # something was learnt
 
 
+def test_bfloat16_rounds_the_passes_and_not_the_parameters(weights: dict[str, Tensor]) -> None:
+    exact, rounded = (
+        train_adapter(fresh(weights), *task(), 2, PLAIN.model_copy(update={"precision": p}), seed=0)
+        for p in ("float32", "bfloat16")
+    )
+    # bfloat16 keeps 8 bits; the loss of one step, mean over 12 images
+    assert rounded.history[0].loss == pytest.approx(exact.history[0].loss, rel=2**-6)
+    assert rounded.history[0].loss != exact.history[0].loss
+    for name, value in rounded.adapter.items():
+        assert value.dtype == exact.adapter[name].dtype
+        if value.is_floating_point():
+            assert torch.allclose(value, exact.adapter[name], atol=1e-3), name
+
+
 def test_the_images_are_left_as_they_were(network: Network) -> None:
     images, labels = task()
     train_adapter(network, images, labels, 2, QUICK, seed=0)

@@ -13,6 +13,7 @@ from dynammo.errors import DynammoError
 from dynammo.features import extract_features
 from dynammo.folding import why_not_foldable
 from dynammo.merging.average import average
+from dynammo.methods import METHODS
 from dynammo.methods.base import Task, TaskImages, Watch
 from dynammo.methods.training import Replay, TrainedNetwork
 from dynammo.network import build_network
@@ -58,6 +59,19 @@ def test_the_pretrained_network_is_trained_and_its_batchnorm_statistics_are_not(
     assert changed
     assert {name for name in before if "running" in name}
     assert not {name for name in changed if "running" in name or "num_batches" in name}
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if issubclass(METHODS[n], TrainedNetwork)])
+def test_bfloat16_is_near_float32(name: str) -> None:
+    heads = []
+    for precision in ("float32", "bfloat16"):
+        method = create(name, configured(train__precision=precision))
+        for number in (1, 2):
+            history = learn(method, number)
+            assert all(math.isfinite(epoch.loss) for epoch in history)
+        heads.append(method.head()["weight"])
+    assert heads[1].dtype == torch.float32 and not torch.equal(*heads)
+    assert torch.allclose(*heads, atol=1e-3)
 
 
 def test_the_network_has_a_learning_rate_of_its_own() -> None:
