@@ -176,12 +176,17 @@ class TrainConfig(Section):
     """Adapter training (stage 1 of the paper: SGD, step schedule, flip)."""
 
     epochs: int = Field(8, ge=1, description="passes over a task's images; the paper takes 200")
-    learning_rate: float = Field(0.01, gt=0, description="of SGD, at the start")
+    learning_rate: float = Field(
+        0.01,
+        gt=0,
+        description="of SGD, at the start; the paper takes 0.01. Too high does harm: lower it where "
+        "merged falls below frozen",
+    )
     network_learning_rate: float = Field(
         1e-3,
         gt=0,
-        description="likewise, of methods that train the whole network: a tenth of the adapters', "
-        "which a pretrained network does not stand",
+        description="likewise, of methods that train the whole network: a tenth of the paper's for "
+        "adapters, which a pretrained network does not stand",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
@@ -275,7 +280,7 @@ class HeadConfig(Section):
         "unit length",
     )
     shrinkage: float = Field(
-        0.85, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
+        0.5, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
     )
     drift_ridge: float = Field(
         0.3,
@@ -311,10 +316,15 @@ class TrackingConfig(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {"adapter": {"name": "linear"}, "head": {"rule": "discriminant", "init": "task_heads"}},
+    "best": {
+        "adapter": {"name": "linear"},
+        "train": {"learning_rate": 0.003},
+        "head": {"rule": "discriminant", "init": "task_heads"},
+    },
     "no_images": {
         "adapter": {"name": "linear", "tasks": 1},
-        "head": {"rule": "discriminant", "shrinkage": 0.5},
+        "train": {"learning_rate": 0.001},
+        "head": {"rule": "discriminant"},
         "memory": {"per_class": 0},
     },
     "paper": {"adapter": {"name": "conv"}, "head": {"rule": "fine_tune", "init": "new"}},
