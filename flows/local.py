@@ -20,7 +20,7 @@ from dynammo.data.folder import image_files
 from dynammo.errors import DataError
 from dynammo.evaluation import Predictions, evaluate_stage
 from dynammo.inference import Predictor
-from dynammo.reporting.report import COLUMNS, comparison_table
+from dynammo.reporting.report import COLUMNS, advice, comparison_table
 
 
 def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
         f"             {config.experiment}: its newest run links to the curves to compare",
     ]
     console = Console()
-    console.print(comparison([folder]))
+    console.print(comparison([folder]), *advice(read_results(folder)), sep="\n")
     console.print(Panel(Text("\n".join(lines)), title="where to look"))
 
 

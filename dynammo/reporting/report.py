@@ -137,8 +137,25 @@ def headline(results: Mapping[str, Any]) -> str:
             f" the end, {percent(recall[best])} %, and {least} the lowest,"
             f" {percent(recall[least])} %."
         )
+    sentences += advice(results)
     sentences.append("This is one run with one seed; another seed gives other numbers.")
     return " ".join(sentences)
+
+
+def advice(results: Mapping[str, Any]) -> list[str]:
+    """What to try where the frozen backbone is better than the merged model; else nothing."""
+    found = results["variants"]
+    if not {"merged", "frozen"} <= set(found):
+        return []
+    recall = {v: found[v]["summary"]["average_mean_class_recall"] for v in ("merged", "frozen")}
+    points = percent(recall["frozen"] - recall["merged"])
+    if recall["merged"] >= recall["frozen"] or points == "0.0":
+        return []
+    return [
+        "Adapters have not paid here: averaged over the tasks, the merged model's mean class recall"
+        f" is {points} points below that of the frozen backbone. Try a lower train.learning_rate,"
+        " a third say."
+    ]
 
 
 _MOST_COMPARED = 3  # with more variants, the headline names the best and the worst

@@ -17,6 +17,7 @@ from dynammo.evaluation import Predictions, evaluate_stage, summarise
 from dynammo.methods import METHODS
 from dynammo.reporting import figures
 from dynammo.reporting.report import (
+    advice,
     comparison_table,
     headline,
     markdown_table,
@@ -231,6 +232,16 @@ def test_headline_is_honest_in_both_directions() -> None:
     text = headline({"variants": worse})
     assert "20.0 points less accuracy and the same mean class recall, at 200 % of the cost" in text
     assert "Compared" not in headline({"variants": {"merged": better["merged"]}})
+
+
+def test_where_the_frozen_backbone_is_better_there_is_advice() -> None:
+    found = {"merged": variant(0.8, 0.7, 2.0), "frozen": variant(0.8, 0.7, 1.0)}
+    assert advice({"variants": found}) == []
+    found["frozen"]["summary"]["average_mean_class_recall"] = 0.9123
+    assert "1.2 points below that of the frozen backbone" in headline({"variants": found})
+    assert "Try a lower train.learning_rate" in advice({"variants": found})[0]
+    del found["merged"]
+    assert advice({"variants": found}) == []
 
 
 def test_the_headline_without_merged_is_about_the_first_method() -> None:
