@@ -179,8 +179,8 @@ class TrainConfig(Section):
     learning_rate: float = Field(
         0.01,
         gt=0,
-        description="of SGD, at the start; the paper takes 0.01. Too high does harm: lower it where "
-        "merged falls below frozen",
+        description="of SGD, at the start; the paper takes 0.01. Too high does harm: lower it "
+        "where merged falls below frozen",
     )
     network_learning_rate: float = Field(
         1e-3,
