@@ -242,7 +242,7 @@ def test_more_epochs_train_everything_again_but_the_backbone(finished: Project) 
 @pytest.mark.parametrize(
     ("change", "rule", "features"),
     [
-        ({"head__shrinkage": 0.5}, "discriminant", []),
+        ({"head__shrinkage": 0.8}, "discriminant", []),
         # It needs no mirrored views, so that the features are others; what they choose is not.
         (
             {"head__rule": "fine_tune"},
