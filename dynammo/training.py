@@ -27,6 +27,9 @@ class Epoch(NamedTuple):
     accuracy: float
 
 
+_Task = tuple[Tensor, Tensor, int, TrainConfig, int]  # images, labels, classes, config, seed
+
+
 class TrainedAdapter(NamedTuple):
     """The adapter, the temporary head it was trained with, and how the training went."""
 
@@ -73,7 +76,8 @@ def train_adapter(
     share = Share.mine()
     if config.processes > 1 and share.size == 1:
         watch = {"epoch": on_epoch, "progress": progress}
-        return _train_together(network, images, labels, classes, config, seed, watch)
+        task = (images, labels, classes, config, seed)
+        return _train_together(network, task, config.processes, watch)
     device = next(network.parameters()).device
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
@@ -100,17 +104,14 @@ def train_adapter(
 
 def _train_together(
     network: Network,
-    images: Tensor,
-    labels: Tensor,
-    classes: int,
-    config: TrainConfig,
-    seed: int,
+    task: _Task,
+    processes: int,
     watch: dict[str, Callable[..., None] | None],
 ) -> TrainedAdapter:
     batch_norms = nn.modules.batchnorm._BatchNorm
     if any(isinstance(m, batch_norms) for a in network.adapters().values() for m in a.modules()):
         raise DynammoError(
-            f"train.processes is {config.processes}, but these adapters have BatchNorm, "
+            f"train.processes is {processes}, but these adapters have BatchNorm, "
             "whose means are a whole batch's: set it to 1, or take adapter.name linear"
         )
 
@@ -119,8 +120,8 @@ def _train_together(
             told(*values)
 
     device = next(network.parameters()).device
-    arguments = deepcopy(network).cpu(), (images, labels, classes, config, seed)
-    trained: TrainedAdapter = together(_train_share, config.processes, device, arguments, tell)
+    arguments = deepcopy(network).cpu(), task
+    trained: TrainedAdapter = together(_train_share, processes, device, arguments, tell)
     network.load_adapter_state(trained.adapter)
     return trained
 
@@ -129,10 +130,10 @@ def _train_share(
     device: torch.device,
     tell: Tell,
     network: Network,
-    arguments: tuple[Tensor, Tensor, int, TrainConfig, int],
+    task: _Task,
 ) -> TrainedAdapter:
     own = deepcopy(network).to(device)  # the processes share the memory of what they are given
-    return train_adapter(own, *arguments, partial(tell, "epoch"), partial(tell, "progress"))
+    return train_adapter(own, *task, partial(tell, "epoch"), partial(tell, "progress"))
 
 
 def fit(
@@ -180,6 +181,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
     share = Share.mine()
+    precision = autocast(config, parameters[0].device)
     history: list[Epoch] = []
     for number in range(1, config.epochs + 1):
         loss_sum, right = 0.0, 0.0
@@ -191,7 +193,7 @@ def fit(
             mine = share.of(batch)
             optimiser.zero_grad()
             if count_here := int(mine.sum()):
-                with autocast(config, parameters[0].device):
+                with precision:
                     value, right_here = loss(batch[mine], view[mine])
                 (value * (count_here / len(batch))).backward()
                 loss_sum += value.item() * count_here

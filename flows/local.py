@@ -47,8 +47,9 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
         f"MLflow       {where}",
         f"             {config.experiment}: its newest run links to the curves to compare",
     ]
+    results = read_results(folder)
     console = Console()
-    console.print(comparison([folder]), *advice(read_results(folder)), sep="\n")
+    console.print(_table(results), *advice(results), sep="\n")
     console.print(Panel(Text("\n".join(lines)), title="where to look"))
 
 
