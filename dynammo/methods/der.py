@@ -72,8 +72,8 @@ class DynamicExpansion(TrainedNetwork):
         self.grow(task)
         count = task.classes - task.first
         extra = nn.Linear(self.single, count + 1)
-        extra.load_state_dict(new_head(self.single, count + 1, self.seed("auxiliary", task.number)))
-        extra.to(self.device)
+        for parameter in extra.to(self.device).parameters():
+            nn.init.zeros_(parameter)  # as `grow` does, and for its reason
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
             features = self.network(batch.images)
@@ -89,14 +89,6 @@ class DynamicExpansion(TrainedNetwork):
         newest.requires_grad_(True)
         parameters = [*newest.parameters(), *extra.parameters()]
         return self.fit(task.new.with_(task.old), loss, task, watch, parameters)
-
-    def grow(self, task: Task) -> None:
-        """Rows for the new classes, and columns for the new backbone's features."""
-        old = self.weight.detach().cpu(), self.bias.detach().cpu()
-        fresh = new_head(self.feature_size, task.classes, self.seed("head", task.number))
-        rows, columns = old[0].shape
-        fresh["weight"][:rows, :columns], fresh["bias"][:rows] = old
-        self.use_head(fresh)
 
     def remember(self, memory: TaskImages) -> None:
         classes = len(self.bias)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.heads import Scores, new_head, unified_scores
+from dynammo.heads import Scores, unified_scores
 from dynammo.methods.base import Method, State, Task, TaskImages, Watch
 from dynammo.training import Epoch, fit
 
@@ -46,13 +46,16 @@ class TrainedNetwork(Method):
         self.use_head({"weight": torch.zeros(0, self.feature_size), "bias": torch.zeros(0)})
 
     def grow(self, task: Task) -> None:
-        """Give the head fresh outputs for the classes that it lacks."""
-        known = len(self.bias)
-        if known == task.classes:
-            return
-        seed = self.seed("head", task.number)
-        fresh = new_head(self.feature_size, task.classes - known, seed)
-        self.use_head({name: torch.cat([old, fresh[name]]) for name, old in self.head().items()})
+        """Give the head outputs for the classes, and inputs for the features, that it lacks.
+
+        They start at zero: while they do, no gradient reaches the pretrained network through them.
+        The random outputs of a fresh head send it one that destroys what it knows within a few
+        steps, the more classes the worse (arXiv 2202.10054).
+        """
+        classes, features = self.weight.shape
+        rows, columns = task.classes - classes, self.feature_size - features
+        weight = functional.pad(self.weight.detach(), (0, columns, 0, rows))
+        self.use_head({"weight": weight, "bias": functional.pad(self.bias.detach(), (0, rows))})
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C), as they are trained."""
