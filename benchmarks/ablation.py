@@ -6,7 +6,7 @@ split (benchmarks/validation_split.py), never on test images.
 
     python benchmarks/validation_split.py data/skin8/manifest.csv
     python benchmarks/ablation.py --set data.name=skin8 --set data.source=csv \
-        --set data.path=data/skin8/validation.csv --seeds 1 50 42
+        --set data.path=data/skin8/validation.csv --seeds 1 50 42 --rules ties fisher
 
 Every row is the mean class recall in %: average over the stages / after the last task.
 """
@@ -20,16 +20,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dynammo.adapter_statistics import STATISTICS
 from dynammo.backbones import pretrained_weights
 from dynammo.config import Config, HeadConfig, load_config, parse_overrides
 from dynammo.data import DATA_SOURCES
 from dynammo.data.scenario import build_scenario
 from dynammo.data.store import ImageStore, build_store
+from dynammo.errors import ConfigError
 from dynammo.features import extract_features, mirrored_views
 from dynammo.head_rules.base import Evidence
 from dynammo.head_rules.discriminant import discriminant_head
@@ -43,7 +46,9 @@ from dynammo.heads import (
     unified_scores,
 )
 from dynammo.memory import cut, herd, quota
+from dynammo.merging import MERGE_RULES
 from dynammo.merging.average import average
+from dynammo.merging.inputs import inputs_of
 from dynammo.network import Network, build_network
 from dynammo.normalisation import power_normalise
 from dynammo.seeds import derive_seed
@@ -73,6 +78,7 @@ class Learnt:
     merged: list[Features] = field(default_factory=list)
     task_heads: list[State] = field(default_factory=list)
     exemplars: list[Tensor] = field(default_factory=list)  # indices, after each task
+    by_rule: dict[str, list[Features]] = field(default_factory=dict)  # merged by other rules
 
     def normalised(self, power: float | None) -> Learnt:
         """The same with power-normalised features for the heads of one network; none: as it is."""
@@ -94,8 +100,13 @@ class Learnt:
         return ((self.labels >= first) & (self.labels < last)).nonzero().flatten()
 
 
-def learn(config: Config, store: Path) -> Learnt:
-    """Train and merge the adapters of all tasks, as the pipeline does."""
+def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
+    """Train and average the adapters of all tasks, as the pipeline does; merge by `rules`, too.
+
+    Exemplars are chosen by the average.
+    """
+    if config.adapter.tasks is not None or config.memory.per_class == 0:
+        raise ConfigError(["every row needs an adapter for every task, and exemplars"])
     images = DATA_SOURCES[config.data.source](Path(config.data.path))
     scenario = build_scenario(images, config.scenario, config.memory, config.seed)
     pixels = ImageStore.open(build_store(images, config.image.size, store))
@@ -123,6 +134,13 @@ def learn(config: Config, store: Path) -> Learnt:
     result = Learnt(config.seed, config.head, sizes, labels, targets, features(bare))
     adapters: list[State] = []
     kept: list[list[int]] = []
+    wanted = {rule: inputs_of(MERGE_RULES[rule]) for rule in rules}
+    inputs_of_rules: dict[str, Any] = {
+        "samples": [],
+        "base": network(None, derive_seed(config.seed, "adapter", 1)).adapter_state(),
+        "seed": derive_seed(config.seed, "merge"),
+        **{name: [] for name in STATISTICS},
+    }
     for stage, size in enumerate(tqdm(sizes, f"adapters, seed {config.seed}", unit="task")):
         new = result.new(stage)
         inputs, outputs = train[new], labels[new] - (result.seen(stage) - size)
@@ -138,6 +156,12 @@ def learn(config: Config, store: Path) -> Learnt:
         result.task_heads.append(trained.head)
         result.alone.append(features(net))
         result.merged.append(features(network(average(adapters))) if stage else result.alone[0])
+        inputs_of_rules["samples"].append(len(new))
+        for name in STATISTICS.keys() & set().union(*wanted.values()):
+            inputs_of_rules[name].append(STATISTICS[name](net, trained.head, train[new]))
+        for rule, names in wanted.items():
+            merged = MERGE_RULES[rule](adapters, **{name: inputs_of_rules[name] for name in names})
+            result.by_rule.setdefault(rule, []).append(features(network(merged)))
         count = quota(config.memory, result.seen(stage))
         for label in range(result.seen(stage) - size, result.seen(stage)):
             members = (labels == label).nonzero().flatten()
@@ -331,6 +355,11 @@ ROWS: dict[str, Row] = {
 }
 
 
+def merged_by(rule: str) -> Row:
+    """The discriminant on the adapters merged by a rule."""
+    return lambda learnt: discriminant("merged")(replace(learnt, merged=learnt.by_rule[rule]))
+
+
 def recalls(learnt: Learnt, row: Row) -> list[float]:
     """Mean class recall in % after each task."""
     result = []
@@ -363,15 +392,17 @@ def main() -> None:
     parser.add_argument("--params", default="benchmarks/medical.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 50, 42])
+    parser.add_argument("--rules", nargs="+", default=[], choices=list(MERGE_RULES))
     parser.add_argument("--output", type=Path, help="JSON file for the recall of every stage")
     arguments = parser.parse_args()
     overrides = parse_overrides(arguments.set)
-    results: dict[str, dict[int, list[float]]] = {name: {} for name in ROWS}
+    rows = ROWS | {f"merged by {rule}, discriminant": merged_by(rule) for rule in arguments.rules}
+    results: dict[str, dict[int, list[float]]] = {name: {} for name in rows}
     with tempfile.TemporaryDirectory() as store:
         for seed in arguments.seeds:
             config = load_config(arguments.params, {**overrides, "seed": seed})
-            learnt = learn(config, Path(store))
-            for name, row in tqdm(ROWS.items(), f"heads, seed {seed}", unit="row"):
+            learnt = learn(config, Path(store), arguments.rules)
+            for name, row in tqdm(rows.items(), f"heads, seed {seed}", unit="row"):
                 results[name][seed] = recalls(learnt, row)
     print(table(results, arguments.seeds))
     if arguments.output:

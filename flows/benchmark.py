@@ -8,6 +8,7 @@ GRID.yaml`, or as the deployment `dynammo-benchmark/grid`.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,10 +141,12 @@ def run_cells(
 
     with tqdm(total=len(cells), desc="cells", unit="cell", disable=None, dynamic_ncols=True) as bar:
         if grid.runner == "sequential":
-            for cell in cells:
+            for number, cell in enumerate(cells, start=1):
                 bar.set_postfix_str(cell.name)
-                yield cell, run_cell(*arguments(cell))
+                outcome = run_cell(*arguments(cell))
                 bar.update()
+                _tell(number, len(cells), cell.name, outcome)
+                yield cell, outcome
             return
         by_name = {cell.name: cell for cell in cells}
         with _same_server():
@@ -152,14 +155,21 @@ def run_cells(
             def side_by_side() -> dict[str, dict[str, Any]]:
                 futures = {run_cell.submit(*arguments(cell)): cell.name for cell in cells}
                 outcomes = {}
-                for future in as_completed(list(futures)):
-                    outcomes[futures[future]] = _outcome(future)
-                    bar.set_postfix_str(futures[future])
+                for number, future in enumerate(as_completed(list(futures)), start=1):
+                    name = futures[future]
+                    outcomes[name] = _outcome(future)
                     bar.update()
+                    _tell(number, len(cells), name, outcomes[name])
                 return outcomes
 
             for name, outcome in side_by_side().items():
                 yield by_name[name], outcome
+
+
+def _tell(number: int, count: int, name: str, outcome: dict[str, Any]) -> None:
+    """A line for each cell, above the bar, or where there is no terminal for a bar."""
+    result = "failed" if outcome["error"] else f"{outcome['seconds']:.0f} s"
+    tqdm.write(f"{number}/{count} {name}: {result}", file=sys.stderr)
 
 
 def _outcome(future: PrefectFuture[Any]) -> dict[str, Any]:

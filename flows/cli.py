@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ class Format(StrEnum):
 
     csv = "csv"
     json = "json"
+
+
+@app.callback()
+def stop_in_order() -> None:
+    """SIGTERM ends the program as Ctrl-C does, so that its temporary Prefect server ends, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @app.command()

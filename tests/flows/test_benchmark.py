@@ -74,7 +74,10 @@ def ran() -> Any:
 
 @pytest.mark.timeout(900)
 def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
-    new: Project, prefect_server: None, ran: Callable[[], set[str]]
+    new: Project,
+    prefect_server: None,
+    ran: Callable[[], set[str]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     columns = {
         "merged": {"preset": "best"},
@@ -94,6 +97,10 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
         ]
         assert "the loss is nan" in lines[1]
         assert ran() == all_cells
+        told = [line for line in capsys.readouterr().err.splitlines() if "/6 shapes/" in line]
+        assert [line.split("/")[0] for line in told] == list("123456")
+        ends = {line.split()[1].rstrip(":"): line.endswith(" s") for line in told}
+        assert ends == {cell: "broken" not in cell for cell in all_cells}
         folder = new.folder / "results" / "small"
         page = (folder / "report" / "report.html").read_text()
         assert "shapes/broken/1: the loss is nan" in page
