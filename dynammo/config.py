@@ -150,6 +150,12 @@ class BackboneConfig(Section):
         min_length=1,
         description="modules to put an adapter before; default: the last four stages",
     )
+    levels: int | None = Field(
+        None,
+        ge=1,
+        description="take the features from the last so many levels of resolution (3: at 1/8, "
+        "1/16 and 1/32 of the image's) instead of from the network's last layer",
+    )
 
 
 class AdapterConfig(Section):

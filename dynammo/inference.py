@@ -112,7 +112,11 @@ def save_model(
     }
     manifest = {
         "format": 1,
-        "backbone": {"name": backbone.name, "positions": backbone.positions},
+        "backbone": {
+            "name": backbone.name,
+            "positions": backbone.positions,
+            "levels": backbone.levels,
+        },
         "adapter": None if folded else {"name": adapter.name, "options": adapter.options},
         "image_size": size,
         "classes": list(classes),

@@ -11,6 +11,7 @@ from dynammo.adapters import ADAPTERS
 from dynammo.backbones import create_backbone, default_positions, normalisation
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import CheckpointError, ConfigError
+from dynammo.levels import check_levels, level_features
 from dynammo.merging.state import State, check_same_layout
 
 
@@ -61,10 +62,14 @@ class Network(nn.Module):
         positions: names of the stages to wrap, in any order.
         size: side of the images in pixels.
         min_size: the smallest feature map an adapter takes, in pixels.
+        levels: take features from so many levels of resolution (`dynammo.levels`); none: from the
+            backbone's last layer.
+        copies: of each image that `wrap`'s modules make (`ParallelAdapters`).
 
     Raises:
         ConfigError: a position does not exist, is not on the path of the image, carries no (B, C,
-            H, W) tensor, or has a feature map smaller than `min_size`. All problems at once.
+            H, W) tensor, or has a feature map smaller than `min_size`; all problems at once. Or the
+            backbone does not have so many levels.
     """
 
     mean: Tensor
@@ -79,12 +84,17 @@ class Network(nn.Module):
         positions: Sequence[str] = (),
         size: int = 224,
         min_size: int = 1,
+        levels: int | None = None,
+        copies: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.levels, self.copies = levels, copies
+        if levels is not None:
+            check_levels(backbone, levels)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        shapes, self.feature_size = _probe(backbone, positions, size, min_size)
+        shapes, self.feature_size = _probe(self, positions, size, min_size)
         self.positions = list(shapes)
         if wrap is not None:
             for index, (name, shape) in enumerate(shapes.items()):
@@ -98,7 +108,10 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
         pixels = images.float().contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.backbone((pixels - self.mean) / self.std)
+        pixels = (pixels - self.mean) / self.std
+        if self.levels is not None:
+            return level_features(self.backbone, pixels, self.levels, self.copies)
+        features: Tensor = self.backbone(pixels)
         return features
 
     def stages(self) -> dict[str, nn.Module]:
@@ -169,7 +182,7 @@ def build_network(
     backbone = create_backbone(config.name, weights)
     mean, std = normalisation(config.name)
     if adapter is None:
-        return Network(backbone, mean, std, size=size).eval()
+        return Network(backbone, mean, std, size=size, levels=config.levels).eval()
     make = ADAPTERS[adapter.name]
 
     def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
@@ -178,9 +191,8 @@ def build_network(
     positions = config.positions or default_positions(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(
-            backbone, mean, std, wrap, positions, size, getattr(make, "min_size", 1)
-        ).eval()
+        smallest = getattr(make, "min_size", 1)
+        return Network(backbone, mean, std, wrap, positions, size, smallest, config.levels).eval()
 
 
 def build_unmerged_network(
@@ -209,7 +221,9 @@ def build_unmerged_network(
         adapters = [single[names[index]] for single in singles]
         return nn.Sequential(ParallelAdapters(adapters, first=index == 0), stage)
 
-    return Network(backbone, mean, std, wrap, names, size).eval()
+    return Network(
+        backbone, mean, std, wrap, names, size, levels=config.levels, copies=len(states)
+    ).eval()
 
 
 def _make(make: Callable[..., nn.Module], channels: int, adapter: AdapterConfig) -> nn.Module:
@@ -220,9 +234,10 @@ def _make(make: Callable[..., nn.Module], channels: int, adapter: AdapterConfig)
 
 
 def _probe(
-    backbone: nn.Module, positions: Sequence[str], size: int, min_size: int
+    network: Network, positions: Sequence[str], size: int, min_size: int
 ) -> tuple[dict[str, torch.Size], int]:
     """Input shape at each position, in order of execution, and the number of features."""
+    backbone = network.backbone
     known = [name for name, _ in backbone.named_modules() if name]
     upper = ", ".join(name for name in known if name.count(".") < 2)
     problems = [
@@ -250,7 +265,7 @@ def _probe(
     ]
     try:
         with torch.no_grad():
-            features = backbone(torch.zeros(1, 3, size, size))
+            features = network(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError([f"image.size {size} does not suit this backbone: {reason}"]) from None

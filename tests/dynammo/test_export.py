@@ -39,13 +39,16 @@ def saved(
     *positions: str,
     centred: bool = False,
     power: float | None = None,
+    levels: int | None = None,
 ) -> Path:
     """A model whose numbers are anything but neutral.
 
     Random features hardly differ between images. Where `centred`, what they have in common is
     subtracted, so the answers differ; in deep networks this would leave little but rounding.
     """
-    config = BackboneConfig(name=name, pretrained=False, positions=list(positions) or None)
+    config = BackboneConfig(
+        name=name, pretrained=False, positions=list(positions) or None, levels=levels
+    )
     weights = pretrained_weights(config, seed=0)
     torch.manual_seed(0)
     for key, value in weights.items():
@@ -156,6 +159,16 @@ def test_every_family_can_be_exported(
     operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
     assert "Conv" in operators
     assert "BatchNormalization" not in operators
+
+
+def test_features_of_several_levels_can_be_exported(tmp_path: Path) -> None:
+    source = saved(
+        tmp_path / "model", "test_resnet", AdapterConfig(name="linear"), centred=True, levels=3
+    )
+    assert Predictor(source).model.network.levels == 3
+    report = export_model(source, tmp_path / "out")
+    for form in report["files"].values():
+        assert form.get("logit_difference", 0) < 1e-5
 
 
 def test_names_and_preprocessing_are_inside(

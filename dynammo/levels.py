@@ -1,0 +1,62 @@
+"""Features of several levels of resolution, instead of the network's last layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynammo.errors import ConfigError
+
+
+def check_levels(backbone: nn.Module, levels: int) -> None:
+    """Refuse levels that a backbone does not have.
+
+    Raises:
+        ConfigError: it has fewer, or does not give its feature maps (timm's
+            `forward_intermediates`).
+    """
+    if not hasattr(backbone, "forward_intermediates"):
+        kind = type(backbone).__name__
+        raise ConfigError([f"backbone.levels: {kind} does not give its feature maps; leave it out"])
+    info: Any = backbone.feature_info
+    if levels > (known := len(list(info))):
+        raise ConfigError([f"backbone.levels is {levels}, but this backbone has {known}"])
+
+
+def level_features(backbone: nn.Module, pixels: Tensor, levels: int, copies: int = 1) -> Tensor:
+    """Pooled feature maps of the last levels of resolution, side by side.
+
+    Of every channel of a level's map x the mean of its positive part and of its negative part,
+
+        [mean max(x, 0), mean max(-x, 0)] over the pixels,
+
+    scaled so that their sum is the same for every level, and the mean of all features 1: no level
+    counts for more than another, however many channels it has.
+    What a pretrained network finds half-way (texture, colour, edges) carries over to other kinds of
+    images better than its last layer, which was made to tell its own classes apart
+    (arXiv 2201.03529).
+
+    Args:
+        backbone: a timm network.
+        pixels: (B, 3, H, W), normalised.
+        levels: how many.
+        copies: n where adapters side by side made n copies of each image
+            (`dynammo.network.ParallelAdapters`).
+
+    Returns:
+        (B, D), or (n * B, D); D is twice the number of all levels' channels.
+    """
+    given: Any = backbone
+    maps = given.forward_intermediates(pixels, indices=levels, intermediates_only=True)
+    pooled = []
+    for feature_map in maps:
+        parts = [part.relu().mean((2, 3)) for part in (feature_map, -feature_map)]
+        both = torch.cat(parts, dim=1)
+        pooled.append(both / both.sum(1, keepdim=True).clamp(min=1e-6))
+    if copies > 1:  # what lies before the first adapter ran once
+        count = len(pooled[-1])
+        pooled = [part.repeat(count // len(part), 1) for part in pooled]
+    shares = torch.cat(pooled, dim=1)
+    return shares * (shares.shape[1] / levels)
