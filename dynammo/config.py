@@ -189,10 +189,7 @@ class TrainConfig(Section):
         "where merged falls below frozen",
     )
     network_learning_rate: float = Field(
-        1e-3,
-        gt=0,
-        description="likewise, of methods that train the whole network: a tenth of the paper's for "
-        "adapters, which a pretrained network does not stand",
+        1e-3, gt=0, description="likewise, of methods that train the whole network"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
