@@ -100,7 +100,7 @@ def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> Non
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
     assert json.loads((folder / "model.json").read_text()) == {
         "format": 1,
-        "backbone": {"name": "test_resnet", "positions": None},
+        "backbone": {"name": "test_resnet", "positions": None, "levels": None},
         "adapter": {"name": "conv", "options": {"alpha": 0.5}},
         "image_size": SIZE,
         "classes": CLASSES,
