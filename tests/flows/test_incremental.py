@@ -330,6 +330,21 @@ def test_unmerged_alone_is_as_good_as_beside_merged(finished: Project) -> None:
     assert metrics == {"unmerged": finished.read("metrics.json")["unmerged"]}
 
 
+def test_features_of_several_levels_from_the_configuration_into_the_model(
+    finished: Project, pictures: Path
+) -> None:
+    methods = ["merged", "unmerged", "frozen", "finetune"]
+    new = again(finished.run(**{**SHORT, "methods": methods}, backbone__levels=2, output="levels"))
+    assert {"train adapter 1/3", "extract test features: frozen 3/3", "learn finetune 3/3"} <= new
+    folder = finished.folder / "levels"
+    channels = 192 + 96  # of test_resnet's last two stages
+    predictor = Predictor(folder / "model")
+    assert predictor.model.head.weight.shape == (6, 2 * channels)
+    rows = list(csv.DictReader((folder / "predictions" / "merged.csv").open()))
+    answers = predictor.predict([pictures / row["file"] for row in rows])
+    assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
+
+
 def test_another_experiment_trains_nothing(finished: Project) -> None:
     states = finished.run(tracking__experiment="another", output="another", **SHORT)
     assert again(states) == set()
