@@ -157,6 +157,10 @@ class BackboneConfig(Section):
         "1/16 and 1/32 of the image's) instead of from the network's last layer",
     )
 
+    def architecture(self) -> dict[str, Any]:
+        """What builds the network; where its weights come from is the rest."""
+        return self.model_dump(mode="json", exclude={"pretrained", "weights"})
+
 
 class AdapterConfig(Section):
     """The trainable part of a task."""

@@ -112,11 +112,7 @@ def save_model(
     }
     manifest = {
         "format": 1,
-        "backbone": {
-            "name": backbone.name,
-            "positions": backbone.positions,
-            "levels": backbone.levels,
-        },
+        "backbone": backbone.architecture(),
         "adapter": None if folded else {"name": adapter.name, "options": adapter.options},
         "image_size": size,
         "classes": list(classes),

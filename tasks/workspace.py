@@ -72,7 +72,7 @@ def settings(config: Config, *sections: str) -> dict[str, Any]:
     """
     values = config.model_dump(mode="json", include=set(sections))
     if "backbone" in values:
-        del values["backbone"]["pretrained"], values["backbone"]["weights"]
+        values["backbone"] = config.backbone.architecture()
     if "train" in values:
         del values["train"]["cache_mb"]  # changes no result; travels in the context
         del values["train"]["network_learning_rate"]  # of some methods (tasks/methods.py)
