@@ -326,12 +326,19 @@ def sampled(learnt: Learnt, count: int = 100) -> list[Tensor]:
     return result
 
 
+def shrunk(net: str) -> dict[str, Row]:
+    """The discriminant with more or less shrinkage; 1 is the nearest mean."""
+    return {
+        f"  shrinkage {amount} ({net})": discriminant(net, shrinkage=amount)
+        for amount in (0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 1.0)
+    }
+
+
 ROWS: dict[str, Row] = {
     "unmerged (ACL)": unmerged,
     "frozen, fine-tuned": tuned("frozen", "new"),
     "frozen, discriminant": discriminant("frozen"),
-    "  shrinkage 0.5 (frozen)": discriminant("frozen", shrinkage=0.5),
-    "  shrinkage 0.85 (frozen)": discriminant("frozen", shrinkage=0.85),
+    **shrunk("frozen"),
     "merged, fine-tuned from a new head": tuned("merged", "new"),
     "merged, fine-tuned from the tasks' heads": tuned("merged", "task_heads"),
     "merged, discriminant": discriminant("merged"),
@@ -342,16 +349,13 @@ ROWS: dict[str, Row] = {
     "  drift seen on new images alone": discriminant("merged", drift="new"),
     "  drift ridge 0.03": discriminant("merged", ridge=0.03),
     "  drift ridge 3": discriminant("merged", ridge=3.0),
-    "  shrinkage 0.5": discriminant("merged", shrinkage=0.5),
-    "  shrinkage 0.85": discriminant("merged", shrinkage=0.85),
-    "  shrinkage 0.95": discriminant("merged", shrinkage=0.95),
-    "  nearest mean (shrinkage 1)": discriminant("merged", shrinkage=1.0),
+    **shrunk("merged"),
     "  statistics of the exemplars alone": measured_on("exemplars"),
     "  fine-tuned afterwards": then_tuned,
     "  fine-tuned on sampled features": sampled,
     "  statistics of all images (not allowed)": measured_on("all"),
     "first adapter alone, discriminant, no images": discriminant("first"),
-    "  shrinkage 0.5 (first)": discriminant("first", shrinkage=0.5),
+    **shrunk("first"),
 }
 
 
