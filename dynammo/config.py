@@ -322,16 +322,20 @@ class TrackingConfig(Section):
     )
 
 
+# Levels are normalised by themselves: their head needs no roots, and less shrinkage.
+_LEVELS_HEAD = {"rule": "discriminant", "power": 1.0, "shrinkage": 0.35}
 PRESETS: dict[str, dict[str, Any]] = {
     "best": {
+        "backbone": {"levels": 3},
         "adapter": {"name": "linear"},
         "train": {"learning_rate": 0.003},
-        "head": {"rule": "discriminant", "init": "task_heads"},
+        "head": {**_LEVELS_HEAD, "init": "task_heads"},
     },
     "no_images": {
+        "backbone": {"levels": 3},
         "adapter": {"name": "linear", "tasks": 1},
-        "train": {"learning_rate": 0.001},
-        "head": {"rule": "discriminant"},
+        "train": {"learning_rate": 0.003},
+        "head": _LEVELS_HEAD,
         "memory": {"per_class": 0},
     },
     "paper": {"adapter": {"name": "conv"}, "head": {"rule": "fine_tune", "init": "new"}},

@@ -19,10 +19,13 @@ def check_levels(backbone: nn.Module, levels: int) -> None:
     """
     if not hasattr(backbone, "forward_intermediates"):
         kind = type(backbone).__name__
-        raise ConfigError([f"backbone.levels: {kind} does not give its feature maps; leave it out"])
+        wanted = "backbone.levels: null takes its last layer"
+        raise ConfigError([f"backbone.levels: {kind} does not give its feature maps; {wanted}"])
     info: Any = backbone.feature_info
     if levels > (known := len(list(info))):
-        raise ConfigError([f"backbone.levels is {levels}, but this backbone has {known}"])
+        raise ConfigError(
+            [f"backbone.levels is {levels}, but this backbone has {known} (null: its last layer)"]
+        )
 
 
 def level_features(backbone: nn.Module, pixels: Tensor, levels: int, copies: int = 1) -> Tensor:

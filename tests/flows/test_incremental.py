@@ -330,16 +330,18 @@ def test_unmerged_alone_is_as_good_as_beside_merged(finished: Project) -> None:
     assert metrics == {"unmerged": finished.read("metrics.json")["unmerged"]}
 
 
-def test_features_of_several_levels_from_the_configuration_into_the_model(
+def test_features_of_the_last_layer_instead_of_several_levels(
     finished: Project, pictures: Path
 ) -> None:
     methods = ["merged", "unmerged", "frozen", "finetune"]
-    new = again(finished.run(**{**SHORT, "methods": methods}, backbone__levels=2, output="levels"))
+    new = again(finished.run(**{**SHORT, "methods": methods}, backbone__levels=None, output="last"))
     assert {"train adapter 1/3", "extract test features: frozen 1/3", "learn finetune 3/3"} <= new
-    folder = finished.folder / "levels"
-    channels = 192 + 96  # of test_resnet's last two stages
+    channels = (48, 96, 192)  # of test_resnet's last three stages
+    before = Predictor(finished.results / "model")
+    assert before.model.head.weight.shape == (6, 2 * sum(channels))
+    folder = finished.folder / "last"
     predictor = Predictor(folder / "model")
-    assert predictor.model.head.weight.shape == (6, 2 * channels)
+    assert predictor.model.head.weight.shape == (6, channels[-1])
     rows = list(csv.DictReader((folder / "predictions" / "merged.csv").open()))
     answers = predictor.predict([pictures / row["file"] for row in rows])
     assert [answer.label for answer in answers] == [row["predicted"] for row in rows]

@@ -12,7 +12,7 @@ def test_a_step_is_given_the_sections_it_depends_on() -> None:
     given = settings(config, "seed", "backbone", "adapter")
     assert given.keys() == {"seed", "backbone", "adapter"}
     # The weights are a checkpoint among a step's arguments; where they came from says nothing more.
-    expected = {"name": "tf_efficientnet_lite0", "positions": None, "levels": None}
+    expected = {"name": "tf_efficientnet_lite0", "positions": None, "levels": 3}
     assert given["backbone"] == expected
     assert given["adapter"]["options"] == {"alpha": 0.1}
 
