@@ -225,9 +225,7 @@ def unmerged(learnt: Learnt) -> list[Tensor]:
     return result
 
 
-def followed(
-    learnt: Learnt, net: str, drift: str = "new and exemplars", ridge: float | None = None
-) -> list[ClassStatistics]:
+def followed(learnt: Learnt, net: str, drift: str, ridge: float) -> list[ClassStatistics]:
     """Class statistics after each task; `drift` says which images show what merging changed."""
     result: list[ClassStatistics] = []
     for stage, size in enumerate(learnt.sizes):
@@ -243,30 +241,24 @@ def followed(
                     old,
                     before[:, images].flatten(0, 1),
                     now[:, images].flatten(0, 1),
-                    learnt.head.drift_ridge if ridge is None else ridge,
+                    ridge,
                 )
             statistics_ = append_classes(old, statistics_)
         result.append(statistics_)
     return result
 
 
-def discriminant(
-    net: str,
-    drift: str = "new and exemplars",
-    shrinkage: float | None = None,
-    ridge: float | None = None,
-    power: float | None = HeadConfig().power,
-) -> Row:
-    """The discriminant of class statistics."""
+def discriminant(net: str, drift: str = "new and exemplars", **head: float | None) -> Row:
+    """The discriminant of class statistics, with other settings of the head (power None: as is)."""
 
     def row(learnt: Learnt) -> list[Tensor]:
-        learnt = learnt.normalised(power)
+        config = learnt.head.model_copy(update=head)
+        learnt = learnt.normalised(config.power)
         return [
             predictions(
-                discriminant_head(known, shrinkage or learnt.head.shrinkage),
-                of_network(net, learnt, stage).test,
+                discriminant_head(known, config.shrinkage), of_network(net, learnt, stage).test
             )
-            for stage, known in enumerate(followed(learnt, net, drift, ridge))
+            for stage, known in enumerate(followed(learnt, net, drift, config.drift_ridge))
         ]
 
     return row
@@ -293,10 +285,15 @@ def measured_on(what: str) -> Row:
     return row
 
 
+def kept_statistics(learnt: Learnt) -> list[ClassStatistics]:
+    """What the pipeline keeps of the merged network's features."""
+    return followed(learnt, "merged", "new and exemplars", learnt.head.drift_ridge)
+
+
 def then_tuned(learnt: Learnt) -> list[Tensor]:
     """The discriminant as the start of balanced fine-tuning."""
     result, learnt = [], learnt.normalised(learnt.head.power)
-    for stage, known in enumerate(followed(learnt, "merged")):
+    for stage, known in enumerate(kept_statistics(learnt)):
         kept, features = learnt.exemplars[stage], learnt.merged[stage]
         start = discriminant_head(known, learnt.head.shrinkage)
         seed = derive_seed(learnt.seed, "fine-tune", learnt.seen(stage))
@@ -311,7 +308,7 @@ def sampled(learnt: Learnt, count: int = 100) -> list[Tensor]:
     are, for in normalised ones a head learns too slowly with the same settings.
     """
     result = []
-    for stage, known in enumerate(followed(learnt, "merged")):
+    for stage, known in enumerate(kept_statistics(learnt)):
         classes, size = known.means.shape
         generator = torch.Generator().manual_seed(learnt.seed)
         jitter = 1e-6 * known.covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
@@ -344,11 +341,12 @@ ROWS: dict[str, Row] = {
     "merged, discriminant": discriminant("merged"),
     "  features as they are": discriminant("merged", power=None),
     "  features at unit length (power 1)": discriminant("merged", power=1.0),
+    "  their square roots at unit length (power 0.5)": discriminant("merged", power=0.5),
     "  statistics not corrected for drift": discriminant("merged", drift="nothing"),
     "  drift seen on exemplars alone": discriminant("merged", drift="exemplars"),
     "  drift seen on new images alone": discriminant("merged", drift="new"),
-    "  drift ridge 0.03": discriminant("merged", ridge=0.03),
-    "  drift ridge 3": discriminant("merged", ridge=3.0),
+    "  drift ridge 0.03": discriminant("merged", drift_ridge=0.03),
+    "  drift ridge 3": discriminant("merged", drift_ridge=3.0),
     **shrunk("merged"),
     "  statistics of the exemplars alone": measured_on("exemplars"),
     "  fine-tuned afterwards": then_tuned,
