@@ -336,7 +336,7 @@ def test_features_of_the_last_layer_instead_of_several_levels(
     methods = ["merged", "unmerged", "frozen", "finetune"]
     new = again(finished.run(**{**SHORT, "methods": methods}, backbone__levels=None, output="last"))
     assert {"train adapter 1/3", "extract test features: frozen 1/3", "learn finetune 3/3"} <= new
-    channels = (48, 96, 192)  # of test_resnet's last three stages
+    channels = (48, 192, 96)  # of test_resnet's last three stages
     before = Predictor(finished.results / "model")
     assert before.model.head.weight.shape == (6, 2 * sum(channels))
     folder = finished.folder / "last"
