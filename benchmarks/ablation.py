@@ -32,7 +32,7 @@ from dynammo.config import Config, HeadConfig, load_config, parse_overrides
 from dynammo.data import DATA_SOURCES
 from dynammo.data.scenario import build_scenario
 from dynammo.data.store import ImageStore, build_store
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, DynammoError
 from dynammo.features import extract_features, mirrored_views
 from dynammo.head_rules.base import Evidence
 from dynammo.head_rules.discriminant import discriminant_head
@@ -412,4 +412,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DynammoError as error:
+        raise SystemExit(f"error: {error}") from None
