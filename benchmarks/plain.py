@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from dynammo.config import Config, HeadConfig, TrainConfig
 from dynammo.data.images import load_image
-from dynammo.heads import State, least_others_scores, new_head, task_labels, unified_scores
+from dynammo.heads import least_others_scores, new_head, task_labels, unified_scores
 from dynammo.memory import cut, herd, quota
 from dynammo.merging.average import average
 from dynammo.network import Network, build_network
 from dynammo.seeds import derive_seed
+from dynammo.state import State
 from dynammo.training import fit
 
 

@@ -15,9 +15,9 @@ from dynammo.errors import ConfigError
 from dynammo.heads import new_head
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import check_options, inputs_of
-from dynammo.merging.state import State
 from dynammo.network import Network
 from dynammo.prefix import split_at_first_adapter
+from dynammo.state import State
 
 
 def diagonal_fisher(network: Network, head: State, images: Tensor, limit: int = 512) -> State:

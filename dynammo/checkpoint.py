@@ -20,8 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dynammo.errors import CheckpointError
-
-State = dict[str, Tensor]
+from dynammo.state import State
 
 
 class Ref(TypedDict):

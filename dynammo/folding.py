@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dynammo.errors import ConfigError
-from dynammo.merging.state import State
 from dynammo.network import AdaptedStage, Network
+from dynammo.state import State
 from dynammo.tracing import trace
 
 _PLAIN = ("Conv2d", "Conv2dSame")  # torch's, and timm's with another padding

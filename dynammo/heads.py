@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from dynammo.config import HeadConfig
 from dynammo.normalisation import head_features
-
-State = dict[str, Tensor]
+from dynammo.state import State
 
 
 class Scores(NamedTuple):

@@ -20,9 +20,9 @@ from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.images import load_image
 from dynammo.errors import CheckpointError, DynammoError
 from dynammo.folding import fold_adapters, why_not_foldable
-from dynammo.heads import State
 from dynammo.network import Network, build_network
 from dynammo.normalisation import power_normalise
+from dynammo.state import State
 
 _WEIGHTS = "model.safetensors"
 _MANIFEST = "model.json"

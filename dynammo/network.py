@@ -12,7 +12,8 @@ from dynammo.backbones import create_backbone, default_positions, normalisation
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import CheckpointError, ConfigError
 from dynammo.levels import check_levels, level_features
-from dynammo.merging.state import State, check_same_layout
+from dynammo.merging.layout import check_same_layout
+from dynammo.state import State
 
 
 class AdaptedStage(nn.Module):

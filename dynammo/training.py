@@ -14,10 +14,11 @@ from torch.nn import functional
 from dynammo.config import TrainConfig
 from dynammo.errors import DynammoError
 from dynammo.frozen import without_frozen_norms
-from dynammo.heads import State, new_head
+from dynammo.heads import new_head
 from dynammo.network import Network
 from dynammo.prefix import run_once, split_at_first_adapter
 from dynammo.processes import Share, Tell, together
+from dynammo.state import State
 
 
 class Epoch(NamedTuple):

@@ -9,9 +9,8 @@ from typing import ClassVar, Literal, Protocol
 from torch import Tensor
 
 from dynammo.config import HeadConfig
+from dynammo.state import State
 from dynammo.statistics import ClassStatistics
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

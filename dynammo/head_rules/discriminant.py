@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from dynammo.config import HeadConfig
-from dynammo.head_rules.base import Evidence, State
+from dynammo.head_rules.base import Evidence
 from dynammo.normalisation import power_normalise
+from dynammo.state import State
 from dynammo.statistics import ClassStatistics, measure_classes
 
 

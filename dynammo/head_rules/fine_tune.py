@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dynammo.config import HeadConfig
-from dynammo.head_rules.base import Evidence, State
+from dynammo.head_rules.base import Evidence
 from dynammo.heads import fine_tune_head, new_head
 from dynammo.merging.heads import merge_task_heads
 from dynammo.seeds import derive_seed
+from dynammo.state import State
 
 
 class FineTune:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dynammo.merging.blend import blend
-from dynammo.merging.state import State
+from dynammo.state import State
 
 
 def average(adapters: Iterable[State]) -> State:

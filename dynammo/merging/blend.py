@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dynammo.merging.state import State, check_same_layout
+from dynammo.merging.layout import check_same_layout
+from dynammo.state import State
 
 _VARIANCE = "running_var"
 _MEAN = "running_mean"

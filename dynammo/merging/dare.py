@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dynammo.merging.options import check_number
-from dynammo.merging.state import State
 from dynammo.merging.task_vectors import TaskVectors
 from dynammo.seeds import derive_seed
+from dynammo.state import State
 
 
 def dare(

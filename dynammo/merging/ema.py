@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from dynammo.merging.blend import blend
 from dynammo.merging.options import check_number
-from dynammo.merging.state import State
+from dynammo.state import State
 
 
 def ema(adapters: Iterable[State], *, decay: float = 0.5) -> State:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dynammo.merging.average import running_average
+from dynammo.merging.layout import check_same_layout
 from dynammo.merging.options import check_number
-from dynammo.merging.state import State, check_same_layout
+from dynammo.state import State
 
 
 def fisher(adapters: Iterable[State], *, fisher: Iterable[State], floor: float = 1e-3) -> State:

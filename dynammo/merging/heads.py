@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dynammo.merging.state import State
+from dynammo.state import State
 
 
 def merge_task_heads(heads: Sequence[State]) -> State:

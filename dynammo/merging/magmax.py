@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dynammo.merging.options import check_number
-from dynammo.merging.state import State
 from dynammo.merging.task_vectors import TaskVectors
+from dynammo.state import State
 
 
 def magmax(adapters: Iterable[State], *, base: State, scale: float = 1.0) -> State:

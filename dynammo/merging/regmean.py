@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dynammo.merging.layout import check_same_layout
 from dynammo.merging.options import check_number
-from dynammo.merging.state import State, check_same_layout
+from dynammo.state import State
 
 _RIDGE = 1e-6
 

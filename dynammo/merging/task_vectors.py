@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dynammo.merging.average import running_average
 from dynammo.merging.blend import is_statistic
+from dynammo.merging.layout import check_same_layout
 from dynammo.merging.options import check_number
-from dynammo.merging.state import State, check_same_layout
+from dynammo.state import State
 
 
 def task_arithmetic(adapters: Iterable[State], *, base: State, scale: float = 1.0) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from dynammo.merging.blend import blend
-from dynammo.merging.state import State
+from dynammo.state import State
 
 
 def weighted(adapters: Iterable[State], *, samples: Sequence[int]) -> State:

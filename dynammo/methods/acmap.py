@@ -10,10 +10,11 @@ from dynammo.features import extract_features
 from dynammo.folding import why_not_foldable
 from dynammo.heads import Scores
 from dynammo.merging.average import average
-from dynammo.methods.base import About, Method, State, Style, Task, Watch
+from dynammo.methods.base import About, Method, Style, Task, Watch
 from dynammo.methods.prototypes import cosine_scores
 from dynammo.methods.training import part
 from dynammo.network import build_network
+from dynammo.state import State
 from dynammo.training import Epoch, train_adapter
 
 

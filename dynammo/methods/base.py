@@ -17,9 +17,8 @@ from dynammo.heads import Scores
 from dynammo.methods import METHODS
 from dynammo.network import build_network
 from dynammo.seeds import derive_seed
+from dynammo.state import State
 from dynammo.training import Epoch
-
-State = dict[str, Tensor]
 
 
 class Style(NamedTuple):

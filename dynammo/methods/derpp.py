@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from dynammo.config import Config
 from dynammo.features import extract_features
-from dynammo.methods.base import About, State, Style, Task, TaskImages, Watch
+from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.training import Batch, Replay, TrainedNetwork
+from dynammo.state import State
 from dynammo.training import Epoch
 
 

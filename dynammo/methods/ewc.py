@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from dynammo.config import Config
-from dynammo.methods.base import About, State, Style, Task, TaskImages, Watch
+from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.training import Batch, TrainedNetwork, part
+from dynammo.state import State
 from dynammo.training import Epoch
 
 

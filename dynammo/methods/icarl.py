@@ -9,9 +9,10 @@ from torch.nn import functional
 from dynammo.config import Config
 from dynammo.features import extract_features
 from dynammo.heads import Scores
-from dynammo.methods.base import About, State, Style, Task, TaskImages, Watch
+from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.prototypes import cosine_scores
 from dynammo.methods.training import Batch, TrainedNetwork
+from dynammo.state import State
 from dynammo.training import Epoch
 
 

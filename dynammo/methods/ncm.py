@@ -8,8 +8,9 @@ from torch import Tensor
 from dynammo.config import Config
 from dynammo.features import extract_features
 from dynammo.heads import Scores
-from dynammo.methods.base import About, Method, State, Style, Task, Watch
+from dynammo.methods.base import About, Method, Style, Task, Watch
 from dynammo.methods.prototypes import cosine_scores
+from dynammo.state import State
 from dynammo.training import Epoch
 
 

@@ -9,8 +9,9 @@ from torch.nn import functional
 from dynammo.config import Config
 from dynammo.features import extract_features
 from dynammo.heads import Scores
-from dynammo.methods.base import About, Method, State, Style, Task, Watch
+from dynammo.methods.base import About, Method, Style, Task, Watch
 from dynammo.methods.prototypes import similarity_scores
+from dynammo.state import State
 from dynammo.training import Epoch
 
 RIDGES = [10.0**power for power in range(-8, 9)]

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from dynammo.config import Config
 from dynammo.heads import Scores, unified_scores
-from dynammo.methods.base import Method, State, Task, TaskImages, Watch
+from dynammo.methods.base import Method, Task, TaskImages, Watch
+from dynammo.state import State
 from dynammo.training import Epoch, fit
 
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.methods.base import About, State, Style, Task, Watch
+from dynammo.methods.base import About, Style, Task, Watch
 from dynammo.methods.training import Batch, TrainedNetwork, distillation
+from dynammo.state import State
 from dynammo.training import Epoch
 
 

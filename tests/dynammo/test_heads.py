@@ -14,8 +14,7 @@ from dynammo.heads import (
     task_labels,
     unified_scores,
 )
-
-State = dict[str, Tensor]
+from dynammo.state import State
 
 
 def zero_head(features: int, classes: int) -> State:

@@ -3,7 +3,7 @@ import torch
 from dynammo.config import HeadConfig
 from dynammo.head_rules.base import Evidence
 from dynammo.head_rules.fine_tune import FineTune
-from dynammo.heads import State
+from dynammo.state import State
 
 FEATURES = torch.eye(3).unsqueeze(0)
 LABELS = torch.arange(3)

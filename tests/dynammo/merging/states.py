@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynammo.adapters.conv import ConvAdapter
 from dynammo.adapters.linear import LinearAdapter
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
-
-State = dict[str, Tensor]
+from dynammo.state import State
 
 
 def conv_states(count: int, seed: int) -> list[State]:

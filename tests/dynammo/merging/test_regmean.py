@@ -6,7 +6,8 @@ from torch import Tensor
 
 from dynammo.merging.average import average
 from dynammo.merging.regmean import regmean
-from tests.dynammo.merging.states import State, assert_same, linear_states
+from dynammo.state import State
+from tests.dynammo.merging.states import assert_same, linear_states
 
 
 def gram(x: Tensor) -> State:

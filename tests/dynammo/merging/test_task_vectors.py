@@ -10,7 +10,8 @@ from dynammo.merging.dare import dare
 from dynammo.merging.magmax import magmax
 from dynammo.merging.task_vectors import task_arithmetic
 from dynammo.merging.ties import ties, trim
-from tests.dynammo.merging.states import State, assert_same, conv_states
+from dynammo.state import State
+from tests.dynammo.merging.states import assert_same, conv_states
 
 BASE = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}
 

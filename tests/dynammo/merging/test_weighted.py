@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from dynammo.merging.average import average
 from dynammo.merging.ema import ema
 from dynammo.merging.weighted import weighted
-from tests.dynammo.merging.states import State, assert_same, conv_states
+from dynammo.state import State
+from tests.dynammo.merging.states import assert_same, conv_states
 
 
 def pooled(states: list[State], shares: list[float]) -> State:

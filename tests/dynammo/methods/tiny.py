@@ -8,7 +8,8 @@ import torch
 
 from dynammo.backbones import pretrained_weights
 from dynammo.config import Config, load_config
-from dynammo.methods.base import Method, State, Task, TaskImages, Watch, create_method
+from dynammo.methods.base import Method, Task, TaskImages, Watch, create_method
+from dynammo.state import State
 
 IMAGES = 6  # of each class
 

@@ -1,12 +1,10 @@
-"""What every merge rule works on: adapters' state dicts, and the check that they fit together."""
+"""The check that adapters to be merged fit together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from torch import Tensor
-
-State = dict[str, Tensor]
 
 
 def check_same_layout(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
