@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dynammo.backbones import pretrained_weights
-from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.config import AdapterConfig, BackboneConfig, load_config
 from dynammo.efficiency import count_macs
 from dynammo.export import export_model
 from dynammo.folding import cheapen, fold_adapters
@@ -151,12 +151,18 @@ def build(backbone: str, size: int, tasks: list[int]) -> dict[str, nn.Module]:
     weights = pretrained_weights(config, seed=0)
     paper, linear = AdapterConfig(name="conv"), AdapterConfig(name="linear")
 
+    default = config.model_copy(update={"levels": load_config().backbone.levels})
+
     def merged(adapter: AdapterConfig) -> Network:
         return build_network(config, weights, size, adapter)
 
+    def folded(kind: BackboneConfig) -> Network:
+        return build_network(kind, fold_adapters(build_network(kind, weights, size, linear)), size)
+
     networks: dict[str, nn.Module] = {
         "bare backbone": build_network(config, weights, size),
-        "merged, linear, folded": build_network(config, fold_adapters(merged(linear)), size),
+        f"merged, linear, folded, {default.levels} levels (the default)": folded(default),
+        "merged, linear, folded": folded(config),
         "merged, linear": merged(linear),
         "merged, paper's": merged(paper),
     }
