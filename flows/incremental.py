@@ -19,7 +19,7 @@ from dynammo.head_rules import HEAD_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import is_generic
 from flows.logs import shorten_expected_errors
-from tasks.adapters import prepare_backbone, train_adapter, weights_hash
+from tasks.adapters import prepare_backbone, train_adapter, weights_hash, weights_settings
 from tasks.data import DataVersion, TaskData, prepare_images, version_data
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
@@ -69,7 +69,7 @@ def incremental(
         "label": "",
     }
     backbone = prepare_backbone(
-        config.model_dump(mode="json", include={"backbone", "seed"}),
+        weights_settings(config),
         weights_hash(config.backbone),
         context,
     )

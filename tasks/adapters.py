@@ -44,6 +44,12 @@ def weights_hash(config: BackboneConfig) -> str | None:
         raise WeightsError(f"cannot read {config.weights}: {error.strerror}") from None
 
 
+def weights_settings(config: Config) -> dict[str, Any]:
+    """What decides the pretrained weights: the same for other positions and levels."""
+    backbone = config.backbone.model_dump(mode="json", include={"name", "pretrained", "weights"})
+    return {"seed": config.seed, "backbone": backbone}
+
+
 @step(
     "prepare backbone",
     "dynammo.backbones",
@@ -55,7 +61,7 @@ def prepare_backbone(settings: dict[str, Any], weights_hash: str | None, context
     """Fetch the pretrained weights once and keep them as a checkpoint of this workspace.
 
     Args:
-        settings: sections backbone and seed.
+        settings: see `weights_settings`.
         weights_hash: SHA-256 of the local weights file, where one is configured.
         context: places.
     """

@@ -15,7 +15,7 @@ from dynammo.adapters import ADAPTERS
 from dynammo.checkpoint import Ref
 from dynammo.config import load_config
 from tasks import caching
-from tasks.adapters import prepare_backbone, train_adapter
+from tasks.adapters import prepare_backbone, train_adapter, weights_settings
 from tasks.caching import code_version, step, step_key
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
@@ -57,8 +57,8 @@ def keys(overrides: dict[str, Any] | None = None) -> dict[str, str]:
     """The keys of all steps, by name, under a configuration."""
     config = load_config(None, overrides)
     chosen = {task: settings(config, *sections) for task, sections in SECTIONS.items()}
-    # The flow hands over all of its section: where the weights come from counts here alone.
-    chosen[prepare_backbone] = config.model_dump(mode="json", include={"backbone", "seed"})
+    # Where the weights come from counts here alone.
+    chosen[prepare_backbone] = weights_settings(config)
     return {
         task.name: key(task, settings=values, context={"label": "1/3"})
         for task, values in chosen.items()
@@ -128,6 +128,7 @@ def test_changed_code_runs_what_uses_it_again(
         ({"adapter.name": "conv"}, ADAPTED),
         ({"adapter.options": {"bias": False}}, ADAPTED),
         ({"preset": "paper"}, ADAPTED),
+        ({"backbone.levels": None}, ADAPTED),
         # What a network was built from is a checkpoint among the arguments.
         ({"backbone.pretrained": False}, {"prepare backbone"}),
         (

@@ -19,6 +19,7 @@ def configured(**overrides: Any) -> Config:
     chosen = {
         "backbone.name": "test_resnet",
         "backbone.pretrained": False,
+        "backbone.levels": None,  # as most of these methods were published
         "image.size": 32,
         "train.epochs": 1,
         "train.batch_size": 4,
