@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -67,8 +68,9 @@ def train_adapter(
         progress: called after each batch with (batches done, batches in all epochs).
 
     Raises:
-        DynammoError: fewer than two images, the loss became infinite or NaN, or `config.processes`
-            is more than one and the adapters have BatchNorm, which needs the whole batch.
+        DynammoError: fewer than two images, the loss or a weight became infinite or NaN, or
+            `config.processes` is more than one and the adapters have BatchNorm, which needs the
+            whole batch.
 
     Source: arXiv 2304.09042 and 2404.14099.
     """
@@ -169,7 +171,7 @@ def fit(
         The means of each epoch.
 
     Raises:
-        DynammoError: the loss became infinite or NaN.
+        DynammoError: the loss or a weight became infinite or NaN.
     """
     optimiser = torch.optim.SGD(
         parameters,
@@ -206,10 +208,14 @@ def fit(
         schedule.step()
         loss_sum, right = share.sum(loss_sum, right)
         history.append(Epoch(loss_sum / count, right / count))
-        if not torch.isfinite(torch.tensor(loss_sum)):
+        wrong = None if math.isfinite(loss_sum) else f"the loss is {loss_sum}"
+        # The last batch's loss is from before the step that it leads to.
+        if wrong is None and not all(bool(p.isfinite().all()) for p in parameters):
+            wrong = "weights are infinite or NaN"
+        if wrong is not None:
             raise DynammoError(
-                f"the loss is {loss_sum} in epoch {number}: train.{rate} "
-                f"{getattr(config, rate)} is too high for these images"
+                f"{wrong} in epoch {number}: train.{rate} {getattr(config, rate)} is too high for "
+                "these images"
             )
         if on_epoch is not None:
             on_epoch(number, history[-1])

@@ -9,7 +9,7 @@ from dynammo.errors import DynammoError
 from dynammo.features import extract_features, mirrored_views
 from dynammo.heads import Scores, fine_tune_head, new_head, unified_scores
 from dynammo.network import Network, build_network
-from dynammo.training import Epoch, TrainedAdapter, train_adapter
+from dynammo.training import Epoch, TrainedAdapter, fit, train_adapter
 
 TINY = BackboneConfig(name="test_resnet", pretrained=False)
 SIZE = 64
@@ -275,6 +275,17 @@ def test_a_loss_that_explodes_is_an_error(network: Network) -> None:
     config = QUICK.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(DynammoError, match=r"the loss is .* train\.learning_rate 1e\+30 is too"):
         train_adapter(network, *task(), 2, config, seed=0)
+
+
+def test_a_weight_that_explodes_in_the_very_last_step_is_an_error() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    config = QUICK.model_copy(update={"learning_rate": 1e36, "epochs": 1, "batch_size": 4})
+
+    def loss(batch: Tensor, _view: Tensor) -> tuple[Tensor, int]:
+        return (1000 * weight).sum(), len(batch)  # 0; the step is -1e39, more than float32 holds
+
+    with pytest.raises(DynammoError, match=r"weights are infinite or NaN in epoch 1: train\.learn"):
+        fit([weight], loss, 4, config, seed=0)
 
 
 @pytest.mark.parametrize("count", [10, 9])  # of nine images, the last batch is one process's alone
