@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from dynammo.adapter_statistics import STATISTICS
 from dynammo.backbones import pretrained_weights
+from dynammo.batch_norm import renormalise
 from dynammo.config import Config, HeadConfig, load_config, parse_overrides
 from dynammo.data import DATA_SOURCES
 from dynammo.data.scenario import build_scenario
@@ -119,6 +120,11 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
     train, labels = split("train")
     test, targets = split("test")
     weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
+    sizes = [len(task.classes) for task in scenario]
+    if config.backbone.renormalise:
+        bare = build_network(config.backbone, weights, config.image.size)
+        seed = derive_seed(config.seed, "renormalise")
+        weights = renormalise(bare, train[labels < sizes[0]], config.backbone.renormalise, seed)
 
     def network(state: State | None, seed: int = 0) -> Network:
         net = build_network(config.backbone, weights, config.image.size, config.adapter, seed)
@@ -130,7 +136,6 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
         return Features(mirrored_views(net, train, flip=True), extract_features(net, test))
 
     bare = build_network(config.backbone, weights, config.image.size)
-    sizes = [len(task.classes) for task in scenario]
     result = Learnt(config.seed, config.head, sizes, labels, targets, features(bare))
     adapters: list[State] = []
     kept: list[list[int]] = []

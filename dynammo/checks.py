@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynammo.adapter_statistics import check_rule
+from dynammo.batch_norm import check_batch_norms
 from dynammo.config import Config
 from dynammo.methods import METHODS
 from dynammo.methods.base import check_methods
@@ -21,6 +22,8 @@ def check_parts(config: Config) -> None:
     adapted = any("adapter" in METHODS[name].sections for name in config.methods)
     adapter = config.adapter if adapted else None
     network = build_network(config.backbone, None, config.image.size, adapter)
+    if config.backbone.renormalise:
+        check_batch_norms(network)
     if adapted:
         check_rule(config.merge, network, config.image.size)
     check_methods(config)

@@ -156,10 +156,17 @@ class BackboneConfig(Section):
         description="take the features from the last so many levels of resolution (3: at 1/8, "
         "1/16 and 1/32 of the image's) instead of from the network's last layer",
     )
+    renormalise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="by how much BatchNorm's means and variances are moved towards those of the "
+        "first task's images: 0 leaves them as pretrained, 1 replaces them",
+    )
 
     def architecture(self) -> dict[str, Any]:
         """What builds the network; where its weights come from is the rest."""
-        return self.model_dump(mode="json", exclude={"pretrained", "weights"})
+        return self.model_dump(mode="json", exclude={"pretrained", "weights", "renormalise"})
 
 
 class AdapterConfig(Section):
@@ -322,22 +329,16 @@ class TrackingConfig(Section):
     )
 
 
-# Levels are normalised by themselves: their head needs no roots, and less shrinkage.
-_LEVELS_HEAD = {"rule": "discriminant", "power": 1.0, "shrinkage": 0.35}
+_BEST: dict[str, dict[str, Any]] = {
+    "backbone": {"levels": 3},
+    "adapter": {"name": "linear"},
+    "train": {"learning_rate": 0.003},
+    # Levels are normalised by themselves: their head needs no roots, and less shrinkage.
+    "head": {"rule": "discriminant", "power": 1.0, "shrinkage": 0.35, "init": "task_heads"},
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "best": {
-        "backbone": {"levels": 3},
-        "adapter": {"name": "linear"},
-        "train": {"learning_rate": 0.003},
-        "head": {**_LEVELS_HEAD, "init": "task_heads"},
-    },
-    "no_images": {
-        "backbone": {"levels": 3},
-        "adapter": {"name": "linear", "tasks": 1},
-        "train": {"learning_rate": 0.003},
-        "head": _LEVELS_HEAD,
-        "memory": {"per_class": 0},
-    },
+    "best": _BEST,
+    "no_images": {**_BEST, "adapter": {"name": "linear", "tasks": 1}, "memory": {"per_class": 0}},
     "paper": {"adapter": {"name": "conv"}, "head": {"rule": "fine_tune", "init": "new"}},
 }
 

@@ -19,7 +19,13 @@ from dynammo.head_rules import HEAD_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import is_generic
 from flows.logs import shorten_expected_errors
-from tasks.adapters import prepare_backbone, train_adapter, weights_hash, weights_settings
+from tasks.adapters import (
+    prepare_backbone,
+    renormalise_backbone,
+    train_adapter,
+    weights_hash,
+    weights_settings,
+)
 from tasks.data import DataVersion, TaskData, prepare_images, version_data
 from tasks.evaluation import evaluate, extract_test_features
 from tasks.exemplars import select_exemplars
@@ -73,6 +79,14 @@ def incremental(
         weights_hash(config.backbone),
         context,
     )
+    if config.backbone.renormalise:
+        backbone = renormalise_backbone(
+            settings(config, "seed", "backbone", "image"),
+            config.backbone.renormalise,
+            data["tasks"][0]["train"],
+            backbone,
+            context,
+        )
     runs = open_runs(config, data, backbone)
     try:
         stages: list[Stage] = []

@@ -1,4 +1,4 @@
-"""Prepare the backbone; train one adapter a task."""
+"""Prepare the backbone, fit its BatchNorm to the images; train one adapter a task."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from prefect import get_run_logger
 
 from dynammo.backbones import pretrained_weights
+from dynammo.batch_norm import renormalise
 from dynammo.checkpoint import Ref
 from dynammo.config import BackboneConfig, Config
 from dynammo.data.samples import hash_file
@@ -18,6 +19,7 @@ from dynammo.seeds import derive_seed
 from dynammo.training import train_adapter as train
 from tasks.caching import step
 from tasks.images import Images
+from tasks.networks import load_network
 from tasks.progress import epoch_lines, progress_bar
 from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
 
@@ -68,6 +70,33 @@ def prepare_backbone(settings: dict[str, Any], weights_hash: str | None, context
     config = Config.model_validate(settings)
     weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
     meta = provenance(settings, weights_file=weights_hash)
+    return CHECKPOINTS.save("backbone", weights, meta)
+
+
+@step("renormalise backbone", "dynammo.batch_norm", task_run_name="renormalise backbone")
+def renormalise_backbone(
+    settings: dict[str, Any], share: float, classes: Classes, backbone: Ref, context: Context
+) -> Ref:
+    """Move the backbone's BatchNorm statistics towards those of the first task's images.
+
+    Args:
+        settings: sections seed, backbone and image.
+        share: `backbone.renormalise`.
+        classes: the first task's.
+        backbone: checkpoint of the network as pretrained.
+        context: places.
+    """
+    config = Config.model_validate(settings)
+    network = load_network(config, backbone, None, context["device"])
+    pixels, _ = Images.of(context).load("train", classes)
+    seed = derive_seed(config.seed, "renormalise")
+    weights = renormalise(network, pixels, share, seed)
+    meta = provenance(
+        {**settings, "share": share},
+        classes=classes["names"],
+        images=classes["hash"],
+        backbone=backbone["sha256"],
+    )
     return CHECKPOINTS.save("backbone", weights, meta)
 
 

@@ -34,3 +34,9 @@ def test_merge_rules_and_methods_are_tried_too() -> None:
                 None, {**large, "methods": ["ewc"], "method_options": {"ewc": {"stength": 1}}}
             )
         )
+
+
+def test_batch_norm_that_is_not_there_cannot_be_moved() -> None:
+    backbone = {"name": "test_convnext", "pretrained": False, "renormalise": 0.1}
+    with pytest.raises(ConfigError, match=r"backbone\.renormalise: this backbone has no BatchNorm"):
+        check_parts(load_config(None, {**SMALL, "preset": "best", "backbone": backbone}))

@@ -347,6 +347,20 @@ def test_features_of_the_last_layer_instead_of_several_levels(
     assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
 
 
+def test_batch_norm_is_moved_once_for_every_method(finished: Project) -> None:
+    methods = ["merged", "frozen", "finetune"]
+    new = again(
+        finished.run(**{**SHORT, "methods": methods}, backbone__renormalise=0.5, output="moved")
+    )
+    assert {"renormalise backbone", "train adapter 1/3", "learn finetune 3/3"} <= new
+    assert "prepare backbone test_resnet" not in new
+    moved = Predictor(finished.folder / "moved" / "model").model.network.backbone.state_dict()
+    plain = Predictor(finished.results / "model").model.network.backbone.state_dict()
+    differing = {name for name in plain if not torch.equal(moved[name], plain[name])}
+    assert {"conv1.1.running_mean", "conv1.1.running_var"} <= differing
+    assert "conv1.1.weight" not in differing
+
+
 def test_another_experiment_trains_nothing(finished: Project) -> None:
     states = finished.run(tracking__experiment="another", output="another", **SHORT)
     assert again(states) == set()

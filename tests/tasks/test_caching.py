@@ -131,6 +131,7 @@ def test_changed_code_runs_what_uses_it_again(
         ({"backbone.levels": None}, ADAPTED),
         # What a network was built from is a checkpoint among the arguments.
         ({"backbone.pretrained": False}, {"prepare backbone"}),
+        ({"backbone.renormalise": 0.1}, set()),
         (
             {
                 "output": "elsewhere",
