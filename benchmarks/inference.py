@@ -164,11 +164,12 @@ def build(backbone: str, size: int, tasks: list[int]) -> dict[str, nn.Module]:
         f"merged, linear, folded, {default.levels} levels (the default)": folded(default),
         "merged, linear, folded": folded(config),
         "merged, linear": merged(linear),
-        "merged, paper's": merged(paper),
+        "merged, the paper's adapter": merged(paper),
     }
     state = merged(paper).adapter_state()
     for count in tasks:
-        networks[f"unmerged, paper's, {count} tasks"] = build_unmerged_network(
+        number = "1 task" if count == 1 else f"{count} tasks"
+        networks[f"unmerged, the paper's adapters, {number}"] = build_unmerged_network(
             config, weights, size, paper, [state] * count
         )
     return networks
