@@ -109,7 +109,7 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
     if config.adapter.tasks is not None or config.memory.per_class == 0:
         raise ConfigError(["every row needs an adapter for every task, and exemplars"])
     if config.merge.rule != "average" or not config.head.flip:
-        raise ConfigError(["rows merge by average (--rules adds others) and use mirrored views, too"])
+        raise ConfigError(["rows merge by average (--rules adds others) and use mirrored views"])
     images = DATA_SOURCES[config.data.source](Path(config.data.path))
     scenario = build_scenario(images, config.scenario, config.memory, config.seed)
     pixels = ImageStore.open(build_store(images, config.image.size, store))
