@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, DynammoError
 from dynammo.network import Network
 from dynammo.state import State
 
@@ -50,11 +50,14 @@ def renormalise(network: Network, images: Tensor, share: float, seed: int) -> St
 
     Raises:
         ConfigError: the backbone has no BatchNorm.
+        DynammoError: fewer than two images, which have no variance.
 
     Source: adaptive batch normalisation (Li 2016, arXiv 1603.04779), which replaces them; in part,
     because a task has few images and not all classes: Schneider 2020 (arXiv 2006.16971).
     """
     check_batch_norms(network.backbone)
+    if len(images) < 2:
+        raise DynammoError(f"backbone.renormalise needs at least 2 images, got {len(images)}")
     norms = _norms(network.backbone)
     before = [(norm.momentum, deepcopy(norm.state_dict())) for norm in norms]
     network.eval()
@@ -68,6 +71,7 @@ def renormalise(network: Network, images: Tensor, share: float, seed: int) -> St
         network(images[batch].to(device))
     for norm, (momentum, old) in zip(norms, before, strict=True):
         norm.momentum, norm.training = momentum, False
+        kept = 1 - share if norm.num_batches_tracked else 1.0  # some may not be on the image's path
         for name in ("running_mean", "running_var"):
-            norm.get_buffer(name).lerp_(old[name], 1 - share)
+            norm.get_buffer(name).lerp_(old[name], kept)
     return {name: value.cpu().clone() for name, value in network.backbone.state_dict().items()}

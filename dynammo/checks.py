@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynammo.adapter_statistics import check_rule
+from dynammo.backbones import create_backbone
 from dynammo.batch_norm import check_batch_norms
 from dynammo.config import Config
 from dynammo.methods import METHODS
@@ -23,7 +24,7 @@ def check_parts(config: Config) -> None:
     adapter = config.adapter if adapted else None
     network = build_network(config.backbone, None, config.image.size, adapter)
     if config.backbone.renormalise:
-        check_batch_norms(network)
+        check_batch_norms(create_backbone(config.backbone.name))
     if adapted:
         check_rule(config.merge, network, config.image.size)
     check_methods(config)

@@ -9,21 +9,30 @@ from torch import Tensor, nn
 from dynammo.backbones import pretrained_weights
 from dynammo.batch_norm import check_batch_norms, renormalise
 from dynammo.config import BackboneConfig
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, DynammoError
 from dynammo.network import Network, build_network
 
 TINY = BackboneConfig(name="test_resnet", pretrained=False)
 SIZE = 32
 
 
+class OneNorm(nn.Module):
+    """A BatchNorm of mean 0.5 and variance 2, and one that no image meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(2)
+        self.norm.get_buffer("running_mean").fill_(0.5)
+        self.norm.get_buffer("running_var").fill_(2.0)
+        self.unused.get_buffer("running_var").fill_(3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).mean((2, 3))
+
+
 def one_norm() -> Network:
-    """Pixels 0 and 255 become -1 and 1; the BatchNorm's mean is 0.5 and its variance 2."""
-    norm = nn.BatchNorm2d(3)
-    assert norm.running_mean is not None and norm.running_var is not None
-    norm.running_mean.fill_(0.5)
-    norm.running_var.fill_(2.0)
-    backbone = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Network(backbone.requires_grad_(False).eval(), (0.5,) * 3, (0.5,) * 3, size=4)
+    """Pixels 0 and 255 become -1 and 1."""
+    return Network(OneNorm().requires_grad_(False).eval(), (0.5,) * 3, (0.5,) * 3, size=4)
 
 
 def noise(count: int) -> Tensor:
@@ -36,9 +45,9 @@ def test_mean_and_variance_by_hand(share: float) -> None:
     # Half of the pixels -1 and half of them 1: mean 0, and of 32 a variance of 32 / 31.
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
     state = renormalise(one_norm(), images, share, seed=0)
-    torch.testing.assert_close(state["0.running_mean"], torch.full((3,), 0.5 * (1 - share)))
+    torch.testing.assert_close(state["norm.running_mean"], torch.full((3,), 0.5 * (1 - share)))
     expected = torch.full((3,), 2 * (1 - share) + 32 / 31 * share)
-    torch.testing.assert_close(state["0.running_var"], expected)
+    torch.testing.assert_close(state["norm.running_var"], expected)
 
 
 def test_a_layer_receives_what_those_before_it_normalise_by_the_batch() -> None:
@@ -95,6 +104,20 @@ def test_the_same_seed_gives_the_same() -> None:
 
     assert torch.equal(mean(0), mean(0))
     assert not torch.equal(mean(0), mean(1))  # other batches
+
+
+def test_a_layer_that_no_image_meets_stays_as_it_was() -> None:
+    network = one_norm()
+    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    state = renormalise(network, noise(4), 1.0, seed=0)
+    assert not torch.equal(state["norm.running_mean"], before["norm.running_mean"])
+    for name in ("unused.running_mean", "unused.running_var"):
+        assert torch.equal(state[name], before[name])
+
+
+def test_one_image_is_too_few() -> None:
+    with pytest.raises(DynammoError, match="at least 2 images, got 1"):
+        renormalise(one_norm(), noise(1), 0.1, seed=0)
 
 
 def test_a_backbone_without_batch_norm_is_refused() -> None:

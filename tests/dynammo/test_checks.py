@@ -36,7 +36,9 @@ def test_merge_rules_and_methods_are_tried_too() -> None:
         )
 
 
-def test_batch_norm_that_is_not_there_cannot_be_moved() -> None:
+@pytest.mark.parametrize("adapter", ["linear", "conv"])  # conv has BatchNorm of its own
+def test_batch_norm_that_is_not_there_cannot_be_moved(adapter: str) -> None:
     backbone = {"name": "test_convnext", "pretrained": False, "renormalise": 0.1}
+    large = {"preset": "best", "image": {"size": 128}, "adapter": {"name": adapter}}
     with pytest.raises(ConfigError, match=r"backbone\.renormalise: this backbone has no BatchNorm"):
-        check_parts(load_config(None, {**SMALL, "preset": "best", "backbone": backbone}))
+        check_parts(load_config(None, {**large, "backbone": backbone}))
