@@ -330,7 +330,7 @@ class TrackingConfig(Section):
 
 
 _BEST: dict[str, dict[str, Any]] = {
-    "backbone": {"levels": 3, "renormalise": 0.1},
+    "backbone": {"levels": 3},
     "adapter": {"name": "linear"},
     "train": {"learning_rate": 0.003},
     # Levels are normalised by themselves: their head needs no roots, and less shrinkage.

@@ -119,7 +119,6 @@ def test_presets_fill_in_what_is_not_given() -> None:
     best, paper = load_config(None), load_config(None, {"preset": "paper"})
     assert (best.adapter.name, best.head.rule) == ("linear", "discriminant")
     assert (best.backbone.levels, paper.backbone.levels) == (3, None)
-    assert (best.backbone.renormalise, paper.backbone.renormalise) == (0.1, 0)
     assert load_config(None, {"backbone.levels": None}).backbone.levels is None
     assert (paper.adapter.name, paper.head.rule, paper.head.init) == ("conv", "fine_tune", "new")
     mixed = load_config(None, {"preset": "paper", "head.rule": "discriminant"})
@@ -129,7 +128,7 @@ def test_presets_fill_in_what_is_not_given() -> None:
 def test_no_images_keeps_none_or_refuses() -> None:
     config = load_config(None, {"preset": "no_images"})
     assert (config.memory.size, config.memory.per_class, config.adapter.tasks) == (None, 0, 1)
-    assert (config.backbone.levels, config.backbone.renormalise) == (3, 0.1)
+    assert config.backbone.levels == 3
     with pytest.raises(ConfigError, match=r"memory\.size is 40 and preset no_images keeps none"):
         load_config(None, {"preset": "no_images", "memory.size": 40})
 
