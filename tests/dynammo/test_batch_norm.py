@@ -1,5 +1,7 @@
 """BatchNorm moved towards other images."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
@@ -65,13 +67,16 @@ def test_a_layer_receives_what_those_before_it_normalise_by_the_batch() -> None:
             torch.testing.assert_close(state[name], value)
 
 
+@cache
+def moved(share: float) -> dict[str, Tensor]:
+    """The tiny network's state, moved towards eight images of noise."""
+    network = build_network(TINY, pretrained_weights(TINY, seed=1), SIZE)
+    return renormalise(network, noise(8), share, seed=0)
+
+
 @given(share=st.floats(0, 1))
 def test_only_means_and_variances_change_and_by_the_share(share: float) -> None:
     weights = pretrained_weights(TINY, seed=1)
-
-    def moved(share: float) -> dict[str, Tensor]:
-        return renormalise(build_network(TINY, weights, SIZE), noise(8), share, seed=0)
-
     none, some, whole = moved(0), moved(share), moved(1)
     for name, value in some.items():
         running = name.endswith(("running_mean", "running_var"))
