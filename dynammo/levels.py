@@ -29,23 +29,28 @@ def check_levels(backbone: nn.Module, levels: int) -> None:
         )
 
 
-def signed_levels(backbone: nn.Module, levels: int, size: int) -> list[bool]:
-    """Whether each of the last levels' feature maps has negative values; behind a ReLU none has.
-
-    Seen on an image of noise, of size x size pixels: no map of hundreds of values is without a
-    negative one by chance.
+def level_maps(backbone: nn.Module, pixels: Tensor, levels: int) -> list[Tensor]:
+    """Feature maps (B, C, h, w) of the last levels of resolution of a timm network, the finest
+    first, for (B, 3, H, W) normalised pixels.
     """
-    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     given: Any = backbone
-    with torch.no_grad():
-        maps = given.forward_intermediates(noise, indices=levels, intermediates_only=True)
+    maps: list[Tensor] = given.forward_intermediates(
+        pixels, indices=levels, intermediates_only=True
+    )
+    return maps
+
+
+def signed_levels(maps: Sequence[Tensor]) -> list[bool]:
+    """Whether each level's feature map has negative values; behind a ReLU none has.
+
+    To be asked of an image of noise: no map of hundreds of values is without a negative one by
+    chance.
+    """
     return [bool((feature_map < 0).any()) for feature_map in maps]
 
 
-def level_features(
-    backbone: nn.Module, pixels: Tensor, signed: Sequence[bool], copies: int = 1
-) -> Tensor:
-    """Pooled feature maps of the last levels of resolution, side by side.
+def level_features(maps: Sequence[Tensor], signed: Sequence[bool], copies: int = 1) -> Tensor:
+    """Pooled feature maps of several levels of resolution, side by side.
 
     Of every channel of a level's map x the mean of its positive part and of its negative part,
 
@@ -58,10 +63,9 @@ def level_features(
     (arXiv 2201.03529).
 
     Args:
-        backbone: a timm network.
-        pixels: (B, 3, H, W), normalised.
-        signed: for each of the last levels, the finest first, whether it has negative parts; where
-            not, they are left out (`signed_levels`).
+        maps: of each level (B, C, h, w), the finest first (`level_maps`).
+        signed: for each of them, whether it has negative parts; where not, they are left out
+            (`signed_levels`).
         copies: n where adapters side by side made n copies of each image
             (`dynammo.network.ParallelAdapters`).
 
@@ -69,8 +73,6 @@ def level_features(
         (B, D), or (n * B, D); D is the number of the levels' channels, those of signed levels
         twice.
     """
-    given: Any = backbone
-    maps = given.forward_intermediates(pixels, indices=len(signed), intermediates_only=True)
     pooled = []
     for feature_map, negative in zip(maps, signed, strict=True):
         parts = (feature_map, -feature_map) if negative else (feature_map,)

@@ -11,7 +11,7 @@ from dynammo.adapters import ADAPTERS
 from dynammo.backbones import create_backbone, default_positions, normalisation
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import CheckpointError, ConfigError
-from dynammo.levels import level_features, signed_levels
+from dynammo.levels import level_features, level_maps, signed_levels
 from dynammo.merging.layout import check_same_layout
 from dynammo.state import State
 
@@ -89,11 +89,11 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.levels, self.copies = levels, copies
-        self.signed: list[bool] = []  # of each level
+        self.copies = copies
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        shapes, self.feature_size = _probe(self, positions, size, min_size)
+        probed = _probe(backbone, positions, size, min_size, levels)
+        shapes, self.signed, self.feature_size = probed
         self.positions = list(shapes)
         if wrap is not None:
             for index, (name, shape) in enumerate(shapes.items()):
@@ -108,8 +108,9 @@ class Network(nn.Module):
         """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
         pixels = images.float().contiguous(memory_format=torch.channels_last)
         pixels = (pixels - self.mean) / self.std
-        if self.levels is not None:
-            return level_features(self.backbone, pixels, self.signed, self.copies)
+        if self.signed is not None:
+            maps = level_maps(self.backbone, pixels, len(self.signed))
+            return level_features(maps, self.signed, self.copies)
         features: Tensor = self.backbone(pixels)
         return features
 
@@ -233,10 +234,11 @@ def _make(make: Callable[..., nn.Module], channels: int, adapter: AdapterConfig)
 
 
 def _probe(
-    network: Network, positions: Sequence[str], size: int, min_size: int
-) -> tuple[dict[str, torch.Size], int]:
-    """Input shape at each position, in order of execution, and the number of features."""
-    backbone = network.backbone
+    backbone: nn.Module, positions: Sequence[str], size: int, min_size: int, levels: int | None
+) -> tuple[dict[str, torch.Size], list[bool] | None, int]:
+    """One image of noise through the bare backbone: the input's shape at each position, in order of
+    execution; whether each level has negative values, none without levels; the number of features.
+    """
     known = [name for name, _ in backbone.named_modules() if name]
     upper = ", ".join(name for name in known if name.count(".") < 2)
     problems = [
@@ -263,10 +265,15 @@ def _probe(
         backbone.get_submodule(name).register_forward_pre_hook(note(name)) for name in positions
     ]
     try:
+        noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        signed = None
         with torch.no_grad():
-            if network.levels is not None:
-                network.signed = signed_levels(backbone, network.levels, size)
-            features = network(torch.zeros(1, 3, size, size))
+            if levels is None:
+                features = backbone(noise)
+            else:
+                maps = level_maps(backbone, noise, levels)
+                signed = signed_levels(maps)
+                features = level_features(maps, signed)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError([f"image.size {size} does not suit this backbone: {reason}"]) from None
@@ -286,4 +293,4 @@ def _probe(
             )
     if problems:
         raise ConfigError(problems)
-    return shapes, features.shape[1]
+    return shapes, signed, features.shape[1]
