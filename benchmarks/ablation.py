@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from tqdm import tqdm
 
 from dynammo.adapter_statistics import STATISTICS
@@ -39,7 +40,6 @@ from dynammo.head_rules.base import Evidence
 from dynammo.head_rules.discriminant import discriminant_head
 from dynammo.head_rules.fine_tune import FineTune
 from dynammo.heads import (
-    State,
     fine_tune_head,
     least_others_scores,
     new_head,
@@ -53,6 +53,7 @@ from dynammo.merging.inputs import inputs_of
 from dynammo.network import Network, build_network
 from dynammo.normalisation import power_normalise
 from dynammo.seeds import derive_seed
+from dynammo.state import State
 from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
 from dynammo.training import train_adapter
 
@@ -89,7 +90,8 @@ class Learnt:
         def of(features: Features) -> Features:
             return Features(*(power_normalise(f, power) for f in (features.train, features.test)))
 
-        return replace(self, frozen=of(self.frozen), merged=[of(f) for f in self.merged])
+        merged, alone = ([of(f) for f in some] for some in (self.merged, self.alone))
+        return replace(self, frozen=of(self.frozen), merged=merged, alone=alone)
 
     def seen(self, stage: int) -> int:
         """Number of classes after a task."""
@@ -232,6 +234,70 @@ def unmerged(learnt: Learnt) -> list[Tensor]:
     return result
 
 
+def unmerged_statistics(learnt: Learnt) -> list[list[ClassStatistics]]:
+    """Of all classes seen, under each adapter alone, after each task.
+
+    Classes that arrive after an adapter are measured under it on all their images; those before it
+    are carried over from the adapter before, as merging's drift is.
+    """
+    result: list[list[ClassStatistics]] = []
+    for stage, size in enumerate(learnt.sizes):
+        new = learnt.new(stage)
+        labels = learnt.labels[new] - (learnt.seen(stage) - size)
+        alone = [features.train for features in learnt.alone[: stage + 1]]
+        known = [measure_classes(features[:, new], labels, size) for features in alone]
+        if stage:
+            images = torch.cat([new, learnt.exemplars[stage - 1]])
+            before, after = (features[:, images].flatten(0, 1) for features in alone[-2:])
+            carried = correct_drift(result[-1][-1], before, after, learnt.head.drift_ridge)
+            old = [*result[-1], carried]
+            known = [append_classes(*pair) for pair in zip(old, known, strict=True)]
+        result.append(known)
+    return result
+
+
+def ensemble(learnt: Learnt) -> list[Tensor]:
+    """Every adapter kept, each with the discriminant over all classes; the mean of their scores."""
+    result, learnt = [], learnt.normalised(learnt.head.power)
+    for known in unmerged_statistics(learnt):
+        scores = [
+            linear(features.test, head["weight"], head["bias"])
+            for features, head in zip(
+                learnt.alone,
+                (discriminant_head(mine, learnt.head.shrinkage) for mine in known),
+                strict=False,  # later adapters are not there yet
+            )
+        ]
+        result.append(torch.stack(scores).mean(0).argmax(1))
+    return result
+
+
+def choosing_by_others(learnt: Learnt) -> list[Tensor]:
+    """ACL's rule with discriminants: each adapter's for its own classes, from all their images, and
+    one for "others", the remembered images of all the rest.
+    """
+    result, learnt = [], learnt.normalised(learnt.head.power)
+    for stage, kept in enumerate(learnt.exemplars):
+        heads, first = [], 0
+        for task, size in enumerate(learnt.sizes[: stage + 1]):
+            own = learnt.new(task)
+            mine = task_labels(learnt.labels[kept], first, size)
+            rest = kept[mine == size]
+            images = torch.cat([own, rest])
+            labels = torch.cat([learnt.labels[own] - first, torch.full((len(rest),), size)])
+            known = measure_classes(
+                learnt.alone[task].train[:, images], labels, size + bool(len(rest))
+            )
+            heads.append(discriminant_head(known, learnt.head.shrinkage))
+            first += size
+        tests = [features.test for features in learnt.alone[: stage + 1]]
+        if stage:
+            result.append(least_others_scores(tests, heads).predicted)
+        else:  # there are no others
+            result.append(predictions(heads[0], tests[0]))
+    return result
+
+
 def followed(learnt: Learnt, net: str, drift: str, ridge: float) -> list[ClassStatistics]:
     """Class statistics after each task; `drift` says which images show what merging changed."""
     result: list[ClassStatistics] = []
@@ -267,6 +333,41 @@ def discriminant(net: str, drift: str = "new and exemplars", **head: float | Non
             )
             for stage, known in enumerate(followed(learnt, net, drift, config.drift_ridge))
         ]
+
+    return row
+
+
+def by_frequency(learnt: Learnt) -> list[Tensor]:
+    """The discriminant with the classes' frequencies as priors; with equal priors, as everywhere
+    else, its logits are adjusted already.
+    """
+    result, learnt = [], learnt.normalised(learnt.head.power)
+    for stage, known in enumerate(kept_statistics(learnt)):
+        head = discriminant_head(known, learnt.head.shrinkage)
+        head["bias"] = head["bias"] + known.counts.log().float()
+        result.append(predictions(head, learnt.merged[stage].test))
+    return result
+
+
+def ridge(amount: float, balanced: bool) -> Row:
+    """Ridge regression on one-hot targets, which follows from the statistics as well as from all
+    samples (an analytic head, arXiv 2205.14922); `balanced`: every class weighs the same.
+    """
+
+    def row(learnt: Learnt) -> list[Tensor]:
+        result, learnt = [], learnt.normalised(learnt.head.power)
+        for stage, known in enumerate(kept_statistics(learnt)):
+            shares = known.counts / known.counts.sum()
+            if balanced:
+                shares = torch.full_like(shares, 1 / len(shares))
+            centre = shares @ known.means
+            means = known.means - centre
+            gram = known.covariance + means.T @ (shares.unsqueeze(1) * means)
+            regular = gram + amount * gram.diagonal().mean() * torch.eye(len(gram)).double()
+            weight = torch.linalg.solve(regular, (shares.unsqueeze(1) * means).T).T
+            head = {"weight": weight.float(), "bias": (shares - weight @ centre).float()}
+            result.append(predictions(head, learnt.merged[stage].test))
+        return result
 
     return row
 
@@ -340,6 +441,8 @@ def shrunk(net: str) -> dict[str, Row]:
 
 ROWS: dict[str, Row] = {
     "unmerged (ACL)": unmerged,
+    "unmerged, a discriminant for a task's classes and others": choosing_by_others,
+    "unmerged, a discriminant for all classes, scores averaged": ensemble,
     "frozen, fine-tuned": tuned("frozen", "new"),
     "frozen, discriminant": discriminant("frozen"),
     **shrunk("frozen"),
@@ -356,6 +459,11 @@ ROWS: dict[str, Row] = {
     "  drift ridge 3": discriminant("merged", drift_ridge=3.0),
     **shrunk("merged"),
     "  statistics of the exemplars alone": measured_on("exemplars"),
+    "  classes' frequencies as priors": by_frequency,
+    "  ridge regression 0.1": ridge(0.1, balanced=False),
+    "  ridge regression 1": ridge(1.0, balanced=False),
+    "  ridge regression 0.1, classes weigh the same": ridge(0.1, balanced=True),
+    "  ridge regression 1, classes weigh the same": ridge(1.0, balanced=True),
     "  fine-tuned afterwards": then_tuned,
     "  fine-tuned on sampled features": sampled,
     "  statistics of all images (not allowed)": measured_on("all"),
