@@ -130,7 +130,7 @@ def build_exports(
         content = (folder / f"{kind}-exported" / "model.onnx").read_bytes()
         if kind == "linear":
             bare = build_network(config, weights, size)
-            folded = build_network(config, fold_adapters(network), size)
+            folded = build_network(config, fold_adapters(network).weights, size)
             add("torch, bare backbone", Classifier(bare, head))
             add("torch, linear adapters, folded", Classifier(folded, head))
         else:
@@ -157,7 +157,8 @@ def build(backbone: str, size: int, tasks: list[int]) -> dict[str, nn.Module]:
         return build_network(config, weights, size, adapter)
 
     def folded(kind: BackboneConfig) -> Network:
-        return build_network(kind, fold_adapters(build_network(kind, weights, size, linear)), size)
+        adapted = build_network(kind, weights, size, linear)
+        return build_network(kind, fold_adapters(adapted).weights, size)
 
     networks: dict[str, nn.Module] = {
         "bare backbone": build_network(config, weights, size),

@@ -33,7 +33,7 @@ def extract_features(
         parts.append(network(batch).float().cpu())
         if progress is not None:
             progress(min(start + batch_size, len(images)), len(images))
-    return torch.cat(parts).clone()
+    return torch.cat(parts)
 
 
 def mirrored_views(network: nn.Module, images: Tensor, flip: bool) -> Tensor:

@@ -16,9 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dynammo.network import Network
-from dynammo.tracing import trace
+from dynammo.tracing import PLAIN_CONVOLUTIONS, LayerTracer, trace
 
-_PLAIN = ("Conv2d", "Conv2dSame")  # torch's, and timm's with another padding
 _NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation in it
 
 
@@ -38,7 +37,7 @@ def without_frozen_norms(network: Network) -> Network:
     # What is in the memo already is not copied.
     fused = copy.deepcopy(network, {id(adapter): adapter for adapter in adapters})
     try:
-        graph = trace(_Tracer(adapters), fused)
+        graph = trace(LayerTracer(adapters), fused)
     except Exception:  # a backbone's own code ran, on stand-ins for tensors: anything may come
         return fused
     modules = dict(fused.named_modules(remove_duplicate=False))
@@ -59,7 +58,7 @@ def without_frozen_norms(network: Network) -> Network:
 
 def _plain(module: nn.Module) -> bool:
     """A frozen convolution that uses its weights as they are."""
-    return type(module).__name__ in _PLAIN and not module.weight.requires_grad
+    return type(module).__name__ in PLAIN_CONVOLUTIONS and not module.weight.requires_grad
 
 
 def _constant(module: nn.Module) -> bool:
@@ -92,17 +91,3 @@ def _absorb(convolution: nn.Module, norm: nn.Module) -> None:
 def _exact(value: Tensor) -> Tensor:
     """In float64, on the CPU: not every device has it."""
     return value.cpu().double()
-
-
-class _Tracer(fx.Tracer):
-    """Goes down to convolutions and normalisations; adapters are units."""
-
-    def __init__(self, adapters: list[nn.Module]) -> None:
-        super().__init__()
-        self.adapters = {id(adapter) for adapter in adapters}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        units = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-        if id(m) in self.adapters or isinstance(m, units):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)

@@ -82,8 +82,8 @@ def save_model(
 ) -> list[str]:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
-    Adapters that can be folded into the backbone are (`dynammo.folding`): the model then is a bare
-    backbone with a head.
+    Adapters that can be folded into the backbone are (`dynammo.folding`): where all can, the model
+    is a bare backbone with a head.
 
     Args:
         folder: made if missing; a model already there is replaced.
@@ -97,30 +97,34 @@ def save_model(
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
 
     Returns:
-        What kept the adapters from being folded; nothing where they were.
+        What kept adapters from being folded, a line each; nothing where all were.
     """
     network = build_network(backbone, backbone_weights, size, adapter)
     network.load_adapter_state(adapter_weights)
-    reasons = why_not_foldable(network)
-    folded = not reasons
-    if folded:
-        backbone_weights, adapter_weights = fold_adapters(network), {}
+    folded = fold_adapters(network)
+    left = {
+        name: value
+        for name, value in adapter_weights.items()
+        if any(name.startswith(f"{position}.") for position in folded.kept)
+    }
+    if folded.kept and folded.kept != network.positions:
+        backbone = backbone.model_copy(update={"positions": folded.kept})
     tensors = {
-        **{f"backbone/{name}": value for name, value in backbone_weights.items()},
-        **{f"adapter/{name}": value for name, value in adapter_weights.items()},
+        **{f"backbone/{name}": value for name, value in folded.weights.items()},
+        **{f"adapter/{name}": value for name, value in left.items()},
         **{f"head/{name}": value for name, value in head.items()},
     }
     manifest = {
         "format": 1,
         "backbone": backbone.architecture(),
-        "adapter": None if folded else {"name": adapter.name, "options": adapter.options},
+        "adapter": {"name": adapter.name, "options": adapter.options} if folded.kept else None,
         "image_size": size,
         "classes": list(classes),
         "provenance": dict(provenance),
     }
     write_atomically(folder / _WEIGHTS, save({k: v.contiguous() for k, v in tensors.items()}))
     write_atomically(folder / _MANIFEST, to_json(manifest))
-    return reasons
+    return why_not_foldable(network)
 
 
 class Predictor:
@@ -168,8 +172,13 @@ class Predictor:
         )
         network.load_adapter_state(_part(tensors, "adapter/"))
         head = _part(tensors, "head/")
-        if head["weight"].shape[0] != len(self.classes):
+        outputs, inputs = head["weight"].shape
+        if outputs != len(self.classes):
             raise CheckpointError(f"{len(self.classes)} class names do not fit the head")
+        if inputs != network.feature_size:
+            raise CheckpointError(
+                f"a head of {inputs} features does not fit a network of {network.feature_size}"
+            )
         return Classifier(network, head)
 
     def predict(

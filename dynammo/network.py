@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,7 +36,7 @@ class ParallelAdapters(nn.Module):
 
     The batch carries n copies of every image, one an adapter, laid out as (n * B, C, H, W). The
     first position receives (B, C, H, W) and makes the copies, so that what lies before it runs
-    once. Returns the residual; with `first`, x is repeated and the residual is added here.
+    once.
     """
 
     def __init__(self, adapters: Sequence[nn.Module], first: bool) -> None:
@@ -208,11 +209,11 @@ def build_unmerged_network(
     Raises:
         ConfigError, CheckpointError: as `build_network` and `Network.load_adapter_state`.
     """
+    single = build_network(config, weights, size, adapter)
     singles = []
     for state in states:
-        single = build_network(config, weights, size, adapter)
         single.load_adapter_state(state)
-        singles.append(single.adapters())
+        singles.append(copy.deepcopy(single.adapters()))
     backbone = create_backbone(config.name, weights, config.levels)
     mean, std = normalisation(config.name)
     names = list(singles[0])

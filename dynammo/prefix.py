@@ -86,7 +86,10 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, memory: int) -> Tensor:
     # The mapping keeps the file's blocks alive; its name is gone at once.
     with tempfile.NamedTemporaryFile(prefix="dynammo-") as file:
         try:  # a full disk would otherwise kill the process when the tensor is written
-            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            else:
+                file.truncate(count * dtype.itemsize)
         except OSError as error:
             raise DynammoError(
                 f"no room for {count * dtype.itemsize / 1e9:.1f} GB in {tempfile.gettempdir()} "

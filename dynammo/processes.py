@@ -91,15 +91,18 @@ def together(
     Raises:
         DynammoError: raised by the work, or a process died, or there are too few GPUs.
     """
+    if device.type == "mps":
+        raise DynammoError(f"train.processes is {processes}, but this machine has one GPU (mps)")
     if device.type == "cuda" and (gpus := torch.cuda.device_count()) < processes:
         raise DynammoError(f"train.processes is {processes}, but there are {gpus} GPUs")
+    threads = max(1, torch.get_num_threads() // processes)
     context = torch.multiprocessing.get_context("spawn")
     said, heard = context.Queue(), context.Event()
     with tempfile.TemporaryDirectory(prefix="dynammo-") as folder:
         meeting = Path(folder, "meeting").as_uri()
         running = spawn(
             _process,
-            (processes, device.type, meeting, said, heard, work, tuple(arguments)),
+            (processes, device.type, threads, meeting, said, heard, work, tuple(arguments)),
             nprocs=processes,
             join=False,
         )
@@ -136,6 +139,7 @@ def _process(
     rank: int,
     size: int,
     kind: str,
+    threads: int,
     meeting: str,
     said: Any,
     heard: Any,
@@ -144,7 +148,7 @@ def _process(
 ) -> None:
     # They talk within this machine: no other interface is listened on.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
@@ -157,9 +161,8 @@ def _process(
 
     try:
         result = work(device, tell, *arguments)
-    except DynammoError as error:  # every process meets it, for what they sum is the same
-        if rank == 0:
-            said.put(("error", str(error)))
+    except DynammoError as error:  # of any process: a full disk need not meet the first
+        said.put(("error", str(error)))
     else:
         if rank == 0:
             said.put(("result", result))

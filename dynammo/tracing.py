@@ -7,7 +7,28 @@ the backbones of many tasks at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import fx, nn
+
+PLAIN_CONVOLUTIONS = ("Conv2d", "Conv2dSame")  # torch's, and timm's with another padding
+
+
+class LayerTracer(fx.Tracer):
+    """Goes down to convolutions, normalisations and linear layers of any make; `units` stay whole,
+    too.
+    """
+
+    def __init__(self, units: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.units = {id(unit) for unit in units}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether it is one step of the graph."""
+        layers = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+        if id(m) in self.units or isinstance(m, layers):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(tracer: fx.Tracer, module: nn.Module) -> fx.Graph:

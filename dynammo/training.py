@@ -68,14 +68,16 @@ def train_adapter(
         progress: called after each batch with (batches done, batches in all epochs).
 
     Raises:
-        DynammoError: fewer than two images, the loss or a weight became infinite or NaN, or
-            `config.processes` is more than one and the adapters have BatchNorm, which needs the
-            whole batch.
+        DynammoError: fewer than two images, or than processes; the loss or a weight became infinite
+            or NaN; or `config.processes` is more than one and the adapters have BatchNorm, which
+            needs the whole batch.
 
     Source: arXiv 2304.09042 and 2404.14099.
     """
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
+    if len(images) < config.processes:
+        raise DynammoError(f"train.processes is {config.processes}, for {len(images)} images")
     share = Share.mine()
     if config.processes > 1 and share.size == 1:
         watch = {"epoch": on_epoch, "progress": progress}

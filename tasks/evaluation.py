@@ -13,7 +13,7 @@ from dynammo.config import Config
 from dynammo.efficiency import count_macs, count_parameters
 from dynammo.evaluation import Predictions, evaluate_stage
 from dynammo.features import extract_features
-from dynammo.folding import why_not_foldable
+from dynammo.folding import fold_adapters
 from dynammo.heads import Scores, least_others_scores, unified_scores
 from dynammo.network import build_network, build_unmerged_network
 from tasks.caching import step
@@ -163,7 +163,7 @@ def _predictions(saved: dict[str, torch.Tensor]) -> Predictions:
 
 def _cost(config: Config, variant: str, stage: int, head_macs: int) -> dict[str, float]:
     """Giga multiply-accumulates of predicting one image, counted on the network that would do it
-    (for merged adapters that can be folded the bare backbone), and the parameters that it needs. A
+    (merged adapters that can be folded are not there), and the parameters that it needs. A
     head's product takes one multiply-accumulate a weight.
     """
     bare = build_network(config.backbone, None, config.image.size)
@@ -176,8 +176,9 @@ def _cost(config: Config, variant: str, stage: int, head_macs: int) -> dict[str,
             network = build_unmerged_network(
                 config.backbone, weights, config.image.size, config.adapter, states
             )
-        elif why_not_foldable(adapted):
-            network = adapted
+        elif kept := fold_adapters(adapted).kept:
+            left = config.backbone.model_copy(update={"positions": kept})
+            network = build_network(left, weights, config.image.size, config.adapter)
     return {
         "gmacs": (count_macs(network, config.image.size) + head_macs) / 1e9,
         "parameters": count_parameters(network) + head_macs,

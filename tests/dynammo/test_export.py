@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import dynammo
 from dynammo import export
 from dynammo.backbones import pretrained_weights
-from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.config import AdapterConfig, BackboneConfig, load_config
 from dynammo.data.images import load_image
 from dynammo.errors import CheckpointError, ConfigError, DataError, ExportError
 from dynammo.export import export_model, sample_pixels
@@ -161,15 +161,22 @@ def test_every_family_can_be_exported(
     assert "BatchNormalization" not in operators
 
 
-def test_features_of_several_levels_can_be_exported(tmp_path: Path) -> None:
+def test_the_default_model_can_be_exported(tmp_path: Path) -> None:
+    """As `preset: best` makes it: linear adapters, several levels, normalised features."""
+    default = load_config()
     source = saved(
-        tmp_path / "model", "test_resnet", AdapterConfig(name="linear"), centred=True, levels=3
+        tmp_path / "model",
+        default.backbone.name,
+        default.adapter,
+        power=default.head.power,
+        levels=default.backbone.levels,
     )
-    signed = Predictor(source).model.network.signed
-    assert signed is not None and len(signed) == 3
+    network = Predictor(source).model.network
+    assert network.signed == [True] * 3 and not network.adapters()
     report = export_model(source, tmp_path / "out")
+    assert report["batch_norms_left"] == 0
     for form in ("pt2", "onnx"):
-        assert report["files"][form]["logit_difference"] < 1e-5
+        assert report["files"][form]["logit_difference"] < 1e-4
 
 
 def test_names_and_preprocessing_are_inside(

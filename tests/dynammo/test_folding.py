@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,6 @@ from dynammo.adapters.linear import LinearAdapter
 from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.efficiency import count_macs, count_parameters
-from dynammo.errors import ConfigError
 from dynammo.folding import cheapen, fold_adapters, why_not_foldable
 from dynammo.network import AdaptedStage, Network, build_network
 
@@ -58,7 +59,9 @@ def test_the_folded_backbone_computes_the_same(
 ) -> None:
     network, weights = trained(config, adapter)
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
-    folded = build_network(config, fold_adapters(network), SIZE)
+    inside, kept = fold_adapters(network)
+    assert kept == []
+    folded = build_network(config, inside, SIZE)
     bare = build_network(config, weights, SIZE)
     with torch.inference_mode():
         expected, answer, without = network(images), folded(images), bare(images)
@@ -70,7 +73,7 @@ def test_the_folded_backbone_computes_the_same(
 def test_the_cost_is_the_bare_backbones() -> None:
     config = backbone("tf_efficientnet_lite0")
     network, weights = trained(config, LINEAR)
-    folded = build_network(config, fold_adapters(network), SIZE)
+    folded = build_network(config, fold_adapters(network).weights, SIZE)
     bare = build_network(config, weights, SIZE)
     assert folded.state_dict().keys() == bare.state_dict().keys()
     assert count_parameters(folded) == count_parameters(bare) < count_parameters(network)
@@ -94,16 +97,42 @@ def test_what_cannot_be_folded_is_named() -> None:
         (backbone("mobilenetv2_100", "blocks.0"), LINEAR, "blocks.0: its output goes into Conv2d"),
     ]:
         network = build_network(config, pretrained_weights(config, 0), SIZE, adapter)
-        assert why_not_foldable(network)
-        with pytest.raises(ConfigError, match=f"cannot be folded: {reason}"):
-            fold_adapters(network)
+        (line,) = why_not_foldable(network)
+        assert re.match(reason, line)
+        folded = fold_adapters(network)
+        assert folded.kept == network.positions
+        for name, value in folded.weights.items():
+            assert torch.equal(value, network.backbone.state_dict()[inside(name, network)]), name
+
+
+def inside(name: str, network: Network) -> str:
+    """What a bare backbone's weight is called where its stage is behind an adapter."""
+    for position in network.positions:
+        name = re.sub(rf"^{position}\.", f"{position}.stage.", name)
+    return name
+
+
+def test_what_can_be_folded_goes_where_other_adapters_stay() -> None:
+    config = backbone("resnet18")
+    network, _ = trained(config, NO_BIAS)
+    weights, kept = fold_adapters(network)
+    assert kept == ["layer1"]
+    rest = build_network(backbone("resnet18", *kept), weights, SIZE, NO_BIAS)
+    left = {k: v for k, v in network.adapter_state().items() if k.startswith("layer1.")}
+    rest.load_adapter_state(left)
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected, answer = network(images), rest(images)
+    assert (answer - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert count_macs(rest, SIZE) < count_macs(network, SIZE)
 
 
 def test_a_bare_backbone_folds_to_itself() -> None:
     config = backbone("test_resnet")
     weights = pretrained_weights(config, 0)
     folded = fold_adapters(build_network(config, weights, SIZE))
-    for name, value in folded.items():
+    assert folded.kept == []
+    for name, value in folded.weights.items():
         assert torch.equal(value, weights[name]), name
 
 
@@ -173,7 +202,7 @@ def test_where_the_constant_goes(channels: int, bias: bool, norm: bool, seed: in
         ]
         return
     bare = Backbone(Stage(channels, bias, norm)).eval()
-    bare.load_state_dict(fold_adapters(network))
+    bare.load_state_dict(fold_adapters(network).weights)
     x = torch.randn(2, 3, 4, 4)
     with torch.no_grad():
         torch.testing.assert_close(bare(x), network.backbone(x), atol=1e-5, rtol=1e-4)
@@ -213,7 +242,7 @@ def test_a_plain_average_pool_lets_the_adapter_through(pool: nn.Module, foldable
     assert (not why_not_foldable(network)) == foldable
     if foldable:
         bare = Backbone(Pooled(pool)).eval()
-        bare.load_state_dict(fold_adapters(network))
+        bare.load_state_dict(fold_adapters(network).weights)
         x = torch.randn(2, 3, 8, 8)  # not a multiple of every window: the last ones are cut off
         with torch.no_grad():
             torch.testing.assert_close(bare(x), network.backbone(x), atol=1e-5, rtol=1e-4)

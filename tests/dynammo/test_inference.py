@@ -125,6 +125,24 @@ def test_a_linear_adapter_is_folded_away(tmp_path: Path) -> None:
     torch.testing.assert_close(predictor.probabilities(pixels), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_what_cannot_be_folded_stays_and_the_rest_is_folded(tmp_path: Path) -> None:
+    config = BackboneConfig(name="resnet10t", pretrained=False)
+    weights = pretrained_weights(config, seed=1)
+    linear = AdapterConfig(name="linear", options={"bias": False})
+    network = build_network(config, weights, SIZE, linear)
+    for parameter in network.adapter_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    head = new_head(network.feature_size, 3, seed=2)
+    predictor = Predictor(saved(tmp_path, weights, network, head, config, linear))
+    assert list(network.adapters()) == ["layer1", "layer2", "layer3", "layer4"]
+    assert list(predictor.model.network.adapters()) == ["layer1"]
+    assert predictor.manifest["backbone"]["positions"] == ["layer1"]
+    pixels = tensor(pictures(4))
+    with torch.no_grad():
+        expected = (network(pixels) @ head["weight"].T + head["bias"]).double().softmax(1)
+    torch.testing.assert_close(predictor.probabilities(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_head_with_a_power_takes_normalised_features(
     weights: dict[str, Tensor], merged: Network, head: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -248,6 +266,10 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         ({"format": 2}, r"model\.json: format 1 expected"),
         ({"classes": ["a", "b"]}, "2 class names do not fit the head"),
         ({"classes": None}, "lacks 'classes'"),
+        (
+            {"backbone": {"name": "test_resnet", "positions": None, "levels": 2}},
+            r"a head of \d+ features does not fit a network of \d+",
+        ),
         ({"backbone": None}, "lacks 'backbone'"),
         ({"backbone": {"name": "test_vit", "positions": None}}, "weights do not fit"),
         ({"backbone": {"name": "resnet17b"}}, "no model 'resnet17b'"),

@@ -97,7 +97,7 @@ def test_folded_cut_or_without_norms_it_computes_the_same(
     with torch.no_grad():
         expected = network(images)
         assert (bare(images) - expected).abs().max() > 1e-2 * expected.abs().max()
-        folded = build_network(config, fold_adapters(network), SIZE)
+        folded = build_network(config, fold_adapters(network).weights, SIZE)
         torch.testing.assert_close(folded(images), expected, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(
             without_frozen_norms(network)(images), expected, rtol=1e-3, atol=1e-4

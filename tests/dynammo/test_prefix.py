@@ -134,6 +134,14 @@ def test_every_view_is_run_once(
     assert not any(tmp_path.iterdir())  # the file has no name any more
 
 
+def test_a_system_that_cannot_reserve_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    prefix = nn.Conv2d(3, 7, 3)
+    kept = run_once(prefix, [images().float()], 0, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(kept[0], prefix(images().float()), **CLOSE)
+
+
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
