@@ -1,0 +1,75 @@
+"""The benchmarks still run, with a tiny network and few images; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+TINY = ["--set", "backbone.name=test_resnet", "--set", "backbone.pretrained=false"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Runs one as its command does."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_speed(benchmark: Callable[..., None], tmp_path: Path) -> None:
+    """All but the memory of processes, which take long to start."""
+    output = tmp_path / "speed.json"
+    network = ["--random", "--backbone", "test_resnet"]
+    benchmark("speed.py", "--quick", *network, "--only", 1, 2, 3, 4, 6, "--json", output)
+    results = json.loads(output.read_text())
+    assert len(results) == 5
+    plain, library = (
+        np.array([float(value) for name, value in row.items() if name.isdigit()])
+        for row in results["a whole run"]["accuracy"]
+    )
+    assert len(plain) == 5  # tasks
+    assert np.abs(plain - library).max() < 0.06  # one of the twenty images may round differently
+
+
+def test_ablation(
+    benchmark: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 2)):
+        for label in range(4):
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(60 * label, 60 * label + 75, (32, 32, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    output = tmp_path / "ablation.json"
+    benchmark(
+        "ablation.py",
+        *TINY,
+        *("--set", "backbone.levels=2", "--set", "image.size=32", "--set", "train.epochs=1"),
+        *("--set", "head.epochs=2", "--set", "memory.size=8", "--seeds", 1, 2, "--rules", "ties"),
+        *("--set", "data.name=x", "--set", f"data.path={tmp_path / 'images'}"),
+        *("--output", output),
+    )
+    results = json.loads(output.read_text())
+    assert {"unmerged (ACL)", "merged, discriminant", "merged by ties, discriminant"} < set(results)
+    for name, seeds in results.items():
+        assert list(seeds) == ["1", "2"], name
+        for recalls in seeds.values():
+            assert len(recalls) == 2 and all(0 <= recall <= 100 for recall in recalls), name
+    assert capsys.readouterr().out.count("\n| ") == len(results)
