@@ -81,7 +81,7 @@ def publish(
     show(results, runs)
     logger = get_run_logger()
     if unfolded:
-        logger.info("the model keeps its adapters, they cannot be folded: %s", "; ".join(unfolded))
+        logger.info("the model keeps adapters that cannot be folded: %s", "; ".join(unfolded))
     logger.info("results are in %s", config.output_dir)
     return results
 
