@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -130,11 +129,7 @@ class Network(nn.Module):
 
     def adapter_state(self) -> State:
         """A copy of all adapters' weights and buffers, named `position.name`, on the CPU."""
-        return {
-            f"{position}.{name}": value.detach().cpu().clone()
-            for position, adapter in self.adapters().items()
-            for name, value in adapter.state_dict().items()
-        }
+        return _state(self.adapters())
 
     def load_adapter_state(self, state: State) -> None:
         """Load what `adapter_state` gave; validates before anything is changed.
@@ -142,15 +137,7 @@ class Network(nn.Module):
         Raises:
             CheckpointError: a name or a shape does not fit this network.
         """
-        try:
-            check_same_layout(self.adapter_state(), state)
-        except ValueError as error:
-            raise CheckpointError(f"the adapter does not fit this network: {error}") from None
-        for position, adapter in self.adapters().items():
-            prefix = f"{position}."
-            adapter.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
+        _load_state(self.adapters(), state)
 
     def train(self, mode: bool = True) -> Network:
         """Only adapters ever leave eval mode: the backbone's BatchNorm statistics stay frozen."""
@@ -209,22 +196,46 @@ def build_unmerged_network(
     Raises:
         ConfigError, CheckpointError: as `build_network` and `Network.load_adapter_state`.
     """
-    single = build_network(config, weights, size, adapter)
-    singles = []
-    for state in states:
-        single.load_adapter_state(state)
-        singles.append(copy.deepcopy(single.adapters()))
     backbone = create_backbone(config.name, weights, config.levels)
     mean, std = normalisation(config.name)
-    names = list(singles[0])
+    make = ADAPTERS[adapter.name]
+    sets: list[list[nn.Module]] = [[] for _ in states]  # of each state, by position
 
     def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
-        adapters = [single[names[index]] for single in singles]
+        adapters = [_make(make, channels, adapter) for _ in states]
+        for own, one in zip(sets, adapters, strict=True):
+            own.append(one)
         return nn.Sequential(ParallelAdapters(adapters, first=index == 0), stage)
 
-    return Network(
-        backbone, mean, std, wrap, names, size, levels=config.levels, copies=len(states)
-    ).eval()
+    positions = config.positions or default_positions(backbone)
+    smallest = getattr(make, "min_size", 1)
+    with torch.random.fork_rng(devices=[]):
+        network = Network(
+            backbone, mean, std, wrap, positions, size, smallest, config.levels, len(states)
+        )
+    for own, state in zip(sets, states, strict=True):
+        _load_state(dict(zip(network.positions, own, strict=True)), state)
+    return network.eval()
+
+
+def _state(adapters: Mapping[str, nn.Module]) -> State:
+    return {
+        f"{position}.{name}": value.detach().cpu().clone()
+        for position, adapter in adapters.items()
+        for name, value in adapter.state_dict().items()
+    }
+
+
+def _load_state(adapters: Mapping[str, nn.Module], state: State) -> None:
+    try:
+        check_same_layout(_state(adapters), state)
+    except ValueError as error:
+        raise CheckpointError(f"the adapter does not fit this network: {error}") from None
+    for position, adapter in adapters.items():
+        prefix = f"{position}."
+        adapter.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
 
 
 def _make(make: Callable[..., nn.Module], channels: int, adapter: AdapterConfig) -> nn.Module:
