@@ -12,8 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import flows  # noqa: F401  (its settings must be there before Prefect and torch are imported)
+
+# How long an example takes is the machine's business.
+settings.register_profile("dynammo", deadline=None)
+settings.load_profile("dynammo")
 
 _HOME = tempfile.TemporaryDirectory(prefix="dynammo-tests-", ignore_cleanup_errors=True)
 for _name in list(os.environ):

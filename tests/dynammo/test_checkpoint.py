@@ -41,7 +41,7 @@ def test_round_trip(store: CheckpointStore, ref: Ref) -> None:
     assert store.meta(ref) == {"kind": "adapter", "sha256": ref["sha256"], **META}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=5).filter(
@@ -195,7 +195,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(), json_values, max_size=5), st.randoms())
 def test_json_is_the_same_bytes_for_the_same_content(document: dict[str, Any], random: Any) -> None:
     items = list(document.items())

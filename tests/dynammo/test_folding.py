@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         return output
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(channels=st.integers(3, 3), bias=st.booleans(), norm=st.booleans(), seed=st.integers(0, 99))
 def test_where_the_constant_goes(channels: int, bias: bool, norm: bool, seed: int) -> None:
     torch.manual_seed(seed)

@@ -174,7 +174,7 @@ def test_of_equal_tasks_the_earliest_wins() -> None:
     assert scores.predicted.tolist() == [0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 10_000))
 def test_the_prediction_is_the_best_class_of_the_task_with_least_others(
     sizes: list[int], seed: int

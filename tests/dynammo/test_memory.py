@@ -61,7 +61,7 @@ def test_no_images_or_none_wanted() -> None:
     assert herd(torch.ones(3, 4), 0) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(features(), st.integers(0, 15))
 def test_indices_are_distinct_and_as_many_as_there_are(rows: Tensor, count: int) -> None:
     chosen = herd(rows, count)
@@ -70,13 +70,13 @@ def test_indices_are_distinct_and_as_many_as_there_are(rows: Tensor, count: int)
     assert set(chosen) <= set(range(len(rows)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(features(), st.integers(0, 11))
 def test_fewer_are_a_prefix_of_more(rows: Tensor, count: int) -> None:
     assert herd(rows, count) == herd(rows, count + 1)[:count]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(features())
 def test_every_choice_keeps_the_mean_closest(rows: Tensor) -> None:
     """The first is the image nearest to the mean of the normalised features."""
@@ -88,7 +88,7 @@ def test_every_choice_keeps_the_mean_closest(rows: Tensor) -> None:
         assert gaps[chosen[k]] == pytest.approx(min(gaps.values()), abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(features(), st.data())
 def test_the_length_of_a_feature_does_not_matter(rows: Tensor, data: st.DataObject) -> None:
     powers = st.lists(st.integers(-8, 8), min_size=len(rows), max_size=len(rows))

@@ -42,7 +42,7 @@ def test_a_class_without_samples_is_named() -> None:
         measure_classes(torch.zeros(1, 2, 3), torch.tensor([0, 2]), 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 4))
 def test_classes_measured_apart_or_together_are_the_same(seed: int, first: int) -> None:
     features, labels = samples(classes=5, seed=seed)
@@ -64,7 +64,7 @@ def test_features_that_did_not_change_change_no_statistics() -> None:
         torch.testing.assert_close(one, other)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31))
 def test_an_affine_change_is_followed_exactly(seed: int) -> None:
     """What the images at hand show of it holds for classes that are not among them."""

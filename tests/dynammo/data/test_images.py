@@ -198,7 +198,7 @@ def test_a_truncated_file_is_refused_unless_no_pixel_is_lost(options: dict[str, 
     content = stream.getvalue()
     whole = decode(content)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(0, len(content) - 1))
     def check(length: int) -> None:
         try:
@@ -211,7 +211,7 @@ def test_a_truncated_file_is_refused_unless_no_pixel_is_lost(options: dict[str, 
     check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=64), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"]))
 def test_any_bytes_are_a_picture_or_a_data_error(content: bytes, magic: bytes) -> None:
     try:

@@ -49,7 +49,7 @@ def test_select_names_every_class_that_has_no_images() -> None:
     assert caught.value.problems == ["no test images of class 'b'", "no test images of class 'x'"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(samples, max_size=6), st.randoms())
 def test_content_hash_depends_on_neither_order_nor_root(
     listed: list[Sample], random: Random
@@ -104,7 +104,7 @@ def test_hash_files_names_every_unreadable_file(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(listed=st.lists(samples, max_size=4))
 def test_manifest_round_trip(
     listed: list[Sample], tmp_path_factory: pytest.TempPathFactory

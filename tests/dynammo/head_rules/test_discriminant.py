@@ -49,7 +49,7 @@ def test_a_sample_a_class_is_enough() -> None:
     assert linear(torch.eye(3), head["weight"], head["bias"]).argmax(1).tolist() == [0, 1, 2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.01, 100))
 def test_neither_the_number_of_samples_nor_the_unit_changes_a_prediction(
     seed: int, unit: float

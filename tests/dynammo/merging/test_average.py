@@ -31,7 +31,7 @@ def test_by_hand() -> None:
     assert merged["norm.num_batches_tracked"].dtype == torch.int64
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 7), st.integers(0, 1000))
 def test_running_equals_batch(count: int, seed: int) -> None:
     states = conv_states(count, seed)

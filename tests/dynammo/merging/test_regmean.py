@@ -21,7 +21,7 @@ def joined(state: State) -> Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(count=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_it_is_the_least_squares_fit_to_all_adapters(bias: bool, count: int, seed: int) -> None:
     states = linear_states(count, seed, bias)
@@ -44,7 +44,7 @@ def test_alpha_0_weights_every_column_by_its_inputs_mean_square() -> None:
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000))
 def test_inputs_that_never_occur_are_averaged(seed: int) -> None:
     states = linear_states(3, seed, bias=False)

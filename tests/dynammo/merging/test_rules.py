@@ -34,7 +34,7 @@ def merge(rule: str, states: list[State], inputs: dict[str, Any], **options: Any
 
 
 @pytest.mark.parametrize("rule", MERGE_RULES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_one_adapter_merges_to_itself(rule: str, seed: int) -> None:
     states = states_for(rule, 1, seed)
@@ -43,7 +43,7 @@ def test_one_adapter_merges_to_itself(rule: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("rule", [r for r in MERGE_RULES if r != "task_arithmetic"])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_equal_adapters_merge_to_themselves(rule: str, seed: int) -> None:
     states = 3 * states_for(rule, 1, seed)
@@ -52,7 +52,7 @@ def test_equal_adapters_merge_to_themselves(rule: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("rule", sorted(set(MERGE_RULES) - ORDERED))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
 def test_the_order_does_not_matter(rule: str, order: list[int], seed: int) -> None:
     states = states_for(rule, 4, seed)

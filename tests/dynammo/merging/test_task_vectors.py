@@ -37,7 +37,7 @@ def test_equal_changes_add_up() -> None:
     assert change(task_arithmetic([state] * 3, base=BASE)) == [3, 0, -6, 12]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 6), st.integers(0, 1000))
 def test_a_scale_of_one_nth_is_the_average(count: int, seed: int) -> None:
     *states, base = conv_states(count + 1, seed)
@@ -65,7 +65,7 @@ def test_ties_trims_an_adapter_on_its_own() -> None:
     assert change(ties([state], base=BASE, keep=0)) == [0, 0, 0, 0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 30), st.integers(0, 1000))
 def test_trimming_keeps_the_largest_of_all_tensors_together(count: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -28,7 +28,7 @@ def pooled(states: list[State], shares: list[float]) -> State:
     return result
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(0, 1000))
 def test_weights_are_shares_of_all_images(samples: list[int], seed: int) -> None:
     states = conv_states(len(samples), seed)
@@ -46,7 +46,7 @@ def test_an_adapter_without_images_is_refused() -> None:
         weighted(conv_states(2, seed=0), samples=[3, 0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.floats(0, 1), st.integers(0, 1000))
 def test_older_adapters_fade(count: int, decay: float, seed: int) -> None:
     states = conv_states(count, seed)
