@@ -260,13 +260,10 @@ def ensemble(learnt: Learnt) -> list[Tensor]:
     """Every adapter kept, each with the discriminant over all classes; the mean of their scores."""
     result, learnt = [], learnt.normalised(learnt.head.power)
     for known in unmerged_statistics(learnt):
+        heads = [discriminant_head(mine, learnt.head.shrinkage) for mine in known]
         scores = [
             linear(features.test, head["weight"], head["bias"])
-            for features, head in zip(
-                learnt.alone,
-                (discriminant_head(mine, learnt.head.shrinkage) for mine in known),
-                strict=False,  # later adapters are not there yet
-            )
+            for features, head in zip(learnt.alone[: len(heads)], heads, strict=True)
         ]
         result.append(torch.stack(scores).mean(0).argmax(1))
     return result

@@ -47,7 +47,6 @@ arrays = shapes.flatmap(
 )
 
 
-@settings(deadline=None)
 @given(arrays)
 def test_every_accepted_array_becomes_rgb_of_the_same_height_and_width(
     array: np.ndarray[Any, Any],
@@ -58,7 +57,6 @@ def test_every_accepted_array_becomes_rgb_of_the_same_height_and_width(
     assert pixels.flags.c_contiguous and pixels.flags.writeable
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3))))
 def test_rgb_survives_every_lossless_way_in(array: np.ndarray[Any, Any]) -> None:
     picture = Image.fromarray(array)
@@ -275,7 +273,6 @@ def test_what_cannot_be_known_is_refused(source: Any, message: str) -> None:
         decode(source)
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))),
     st.integers(1, 40),
@@ -288,7 +285,6 @@ def test_resize_gives_a_square(image: np.ndarray[Any, Any], size: int) -> None:
         np.testing.assert_array_equal(result, image)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 255), st.integers(1, 30), st.integers(1, 30))
 def test_resize_keeps_a_flat_picture_flat(value: int, height: int, width: int) -> None:
     assert (resize(np.full((height, width, 3), value, np.uint8), 8) == value).all()

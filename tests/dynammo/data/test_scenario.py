@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dynammo.config import MemoryConfig, ScenarioConfig
@@ -30,7 +30,6 @@ def classes_of(scenario: Scenario) -> list[str]:
     return ["".join(task.classes) for task in scenario]
 
 
-@settings(deadline=None)
 @given(
     st.sets(st.sampled_from("abcdefghijklmnop"), min_size=1),
     st.integers(1, 17),
