@@ -219,6 +219,12 @@ class TrainConfig(Section):
         description="that train an adapter together, each on its share of every batch; on CUDA "
         "each has a GPU of its own. Not for adapters with BatchNorm",
     )
+    machines: int = Field(
+        1,
+        ge=1,
+        description="that train an adapter together, each with so many processes: this one, and "
+        "others on which `dynammo join` was started (docs/servers.md)",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16: autocast of the training's passes, for large networks on processors "

@@ -25,28 +25,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynammo.network import AdaptedStage, Network
+from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.network import AdaptedStage, Network, build_network
 from dynammo.state import State
 from dynammo.tracing import PLAIN_CONVOLUTIONS, LayerTracer, trace
 
 
 class Folded(NamedTuple):
     """`weights` of the backbone with adapters in it, and the positions of those that were `kept`
-    out of it.
+    out of it, with what kept them.
     """
 
     weights: State
-    kept: list[str]
+    kept: dict[str, list[str]]
 
 
-def why_not_foldable(network: Network) -> list[str]:
-    """What keeps the adapters from being folded, a line each; empty where nothing does."""
-    return [
-        f"{name}: {problem}"
-        for name, stage in network.stages().items()
-        if isinstance(stage, AdaptedStage)
-        for problem in _problems(stage)
-    ]
+def why_not_foldable(network: Network) -> dict[str, list[str]]:
+    """The positions whose adapters cannot be folded, each with what keeps it from that."""
+    stages = network.stages().items()
+    found = {name: _problems(stage) for name, stage in stages if isinstance(stage, AdaptedStage)}
+    return {name: problems for name, problems in found.items() if problems}
 
 
 def fold_adapters(network: Network) -> Folded:
@@ -60,18 +58,30 @@ def fold_adapters(network: Network) -> Folded:
         adapter, which computes what the network with its adapters computes; else for a network with
         the same adapters at the positions that are left.
     """
+    kept = why_not_foldable(network)
     backbone = copy.deepcopy(network.backbone)
-    kept = []
     for name in network.positions:
         stage = backbone.get_submodule(name)
         if isinstance(stage, AdaptedStage):
-            if _problems(stage):
-                kept.append(name)
-            else:
+            if name not in kept:
                 _fold(stage)
             backbone.set_submodule(name, stage.stage)
     weights = {key: value.detach().cpu().clone() for key, value in backbone.state_dict().items()}
     return Folded(weights, kept)
+
+
+def deployed_network(
+    config: BackboneConfig, weights: State | None, size: int, adapter: AdapterConfig
+) -> Network:
+    """What is left of a network where every adapter that can be folded is: to count its work.
+
+    Takes what `build_network` does; the adapters that are left are fresh ones.
+    """
+    adapted = build_network(config, weights, size, adapter)
+    if kept := why_not_foldable(adapted):
+        left = config.model_copy(update={"positions": list(kept)})
+        return build_network(left, weights, size, adapter)
+    return build_network(config, weights, size)
 
 
 def cheapen(network: Network) -> Network:

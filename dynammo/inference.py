@@ -19,7 +19,7 @@ from dynammo.checkpoint import to_json, write_atomically
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.images import load_image
 from dynammo.errors import CheckpointError, DynammoError
-from dynammo.folding import fold_adapters, why_not_foldable
+from dynammo.folding import fold_adapters
 from dynammo.network import Network, build_network
 from dynammo.normalisation import power_normalise
 from dynammo.state import State
@@ -107,8 +107,8 @@ def save_model(
         for name, value in adapter_weights.items()
         if any(name.startswith(f"{position}.") for position in folded.kept)
     }
-    if folded.kept and folded.kept != network.positions:
-        backbone = backbone.model_copy(update={"positions": folded.kept})
+    if folded.kept and list(folded.kept) != network.positions:
+        backbone = backbone.model_copy(update={"positions": list(folded.kept)})
     tensors = {
         **{f"backbone/{name}": value for name, value in folded.weights.items()},
         **{f"adapter/{name}": value for name, value in left.items()},
@@ -124,7 +124,7 @@ def save_model(
     }
     write_atomically(folder / _WEIGHTS, save({k: v.contiguous() for k, v in tensors.items()}))
     write_atomically(folder / _MANIFEST, to_json(manifest))
-    return why_not_foldable(network)
+    return [f"{name}: {problem}" for name, kept in folded.kept.items() for problem in kept]
 
 
 class Predictor:

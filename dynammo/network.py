@@ -171,21 +171,19 @@ def build_network(
     mean, std = normalisation(config.name)
     if adapter is None:
         return Network(backbone, mean, std, size=size, levels=config.levels).eval()
-    make = ADAPTERS[adapter.name]
+    make, positions, smallest = _choose(config, backbone, adapter)
 
     def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
-        return AdaptedStage(_make(make, channels, adapter), stage)
+        return AdaptedStage(make(channels), stage)
 
-    positions = config.positions or default_positions(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        smallest = getattr(make, "min_size", 1)
         return Network(backbone, mean, std, wrap, positions, size, smallest, config.levels).eval()
 
 
 def build_unmerged_network(
     config: BackboneConfig,
-    weights: State,
+    weights: State | None,
     size: int,
     adapter: AdapterConfig,
     states: Sequence[State],
@@ -198,17 +196,15 @@ def build_unmerged_network(
     """
     backbone = create_backbone(config.name, weights, config.levels)
     mean, std = normalisation(config.name)
-    make = ADAPTERS[adapter.name]
+    make, positions, smallest = _choose(config, backbone, adapter)
     sets: list[list[nn.Module]] = [[] for _ in states]  # of each state, by position
 
     def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
-        adapters = [_make(make, channels, adapter) for _ in states]
+        adapters = [make(channels) for _ in states]
         for own, one in zip(sets, adapters, strict=True):
             own.append(one)
         return nn.Sequential(ParallelAdapters(adapters, first=index == 0), stage)
 
-    positions = config.positions or default_positions(backbone)
-    smallest = getattr(make, "min_size", 1)
     with torch.random.fork_rng(devices=[]):
         network = Network(
             backbone, mean, std, wrap, positions, size, smallest, config.levels, len(states)
@@ -238,11 +234,21 @@ def _load_state(adapters: Mapping[str, nn.Module], state: State) -> None:
         )
 
 
-def _make(make: Callable[..., nn.Module], channels: int, adapter: AdapterConfig) -> nn.Module:
-    try:
-        return make(channels, **adapter.options)
-    except TypeError as error:
-        raise ConfigError([f"adapter.options for {adapter.name!r}: {error}"]) from None
+def _choose(
+    config: BackboneConfig, backbone: nn.Module, adapter: AdapterConfig
+) -> tuple[Callable[[int], nn.Module], Sequence[str], int]:
+    """What makes an adapter of so many channels, where adapters go, and their smallest map."""
+    kind = ADAPTERS[adapter.name]
+
+    def make(channels: int) -> nn.Module:
+        try:
+            made: nn.Module = kind(channels, **adapter.options)
+            return made
+        except TypeError as error:
+            raise ConfigError([f"adapter.options for {adapter.name!r}: {error}"]) from None
+
+    positions = config.positions or default_positions(backbone)
+    return make, positions, getattr(kind, "min_size", 1)
 
 
 def _probe(

@@ -1,9 +1,10 @@
-"""Training in several processes of this machine: each computes its share of every batch."""
+"""Training in several processes, of one machine or several: each computes its share of a batch."""
 
 from __future__ import annotations
 
 import os
 import queue
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from dynammo.errors import DynammoError
 
 Tell = Callable[..., None]
+INTERFACE = "GLOO_SOCKET_IFNAME"  # the variable that torch reads, too
 
 
 class Share(NamedTuple):
@@ -52,7 +54,7 @@ class Share(NamedTuple):
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
+        _add_up(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
@@ -64,9 +66,51 @@ class Share(NamedTuple):
         total = torch.tensor(values, dtype=torch.float64)
         if distributed.get_backend() == "nccl":
             total = total.cuda()
-        distributed.all_reduce(total)
+        _add_up(total)
         result: list[float] = total.tolist()
         return result
+
+
+def _add_up(values: Tensor) -> None:
+    try:
+        distributed.all_reduce(values)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise DynammoError(f"lost the other processes that train this adapter: {reason}") from None
+
+
+class Machines(NamedTuple):
+    """The machines that do the same work together, with as many processes each.
+
+    Args:
+        place: this machine's among them, from 0.
+        total: how many they are.
+        meeting: a file that all of them see and that does not exist yet; through it the processes
+            learn each other's addresses. None where there is one machine.
+    """
+
+    place: int = 0
+    total: int = 1
+    meeting: Path | None = None
+
+
+ALONE = Machines()
+
+
+def interface() -> str:
+    """The network interface over which the processes of several machines talk.
+
+    Raises:
+        DynammoError: the environment names none. None is guessed: whoever reaches it while the
+            processes meet could pass for one of them.
+    """
+    name = os.environ.get(INTERFACE)
+    if not name:
+        names = ", ".join(name for _, name in socket.if_nameindex())
+        raise DynammoError(
+            f"set {INTERFACE} to the network interface that the machines share; here are: {names}"
+        )
+    return name
 
 
 def together(
@@ -75,34 +119,42 @@ def together(
     device: torch.device,
     arguments: Sequence[Any],
     tell: Tell,
+    machines: Machines = ALONE,
 ) -> Any:
     """Do the same work in several new processes, which find each other by `Share.mine`.
 
     Args:
         work: a function of a module; called as work(device, tell, *arguments).
-        processes: how many. On CUDA each takes a GPU of its own.
+        processes: how many of this machine. On CUDA each takes a GPU of its own.
         device: its kind counts.
         arguments: tensors are shared, not copied.
-        tell: called here with whatever the first process tells.
+        tell: called here with whatever this machine's first process tells.
+        machines: which of them this is. Where it is not the only one, every other calls this too,
+            and the processes talk over the network interface that the environment variable
+            `INTERFACE` names.
 
     Returns:
-        What the first process returns.
+        What this machine's first process returns.
 
     Raises:
-        DynammoError: raised by the work, or a process died, or there are too few GPUs.
+        DynammoError: raised by the work, or a process died, or there are too few GPUs; or no
+            interface is named.
     """
+    if machines.total > 1:
+        interface()
     if device.type == "mps":
-        raise DynammoError(f"train.processes is {processes}, but this machine has one GPU (mps)")
+        raise DynammoError("processes cannot train together on mps: set device to cpu")
     if device.type == "cuda" and (gpus := torch.cuda.device_count()) < processes:
         raise DynammoError(f"train.processes is {processes}, but there are {gpus} GPUs")
     threads = max(1, torch.get_num_threads() // processes)
     context = torch.multiprocessing.get_context("spawn")
     said, heard = context.Queue(), context.Event()
     with tempfile.TemporaryDirectory(prefix="dynammo-") as folder:
-        meeting = Path(folder, "meeting").as_uri()
+        if machines.meeting is None:
+            machines = machines._replace(meeting=Path(folder, "meeting"))
         running = spawn(
             _process,
-            (processes, device.type, threads, meeting, said, heard, work, tuple(arguments)),
+            (machines, processes, device.type, threads, said, heard, work, tuple(arguments)),
             nprocs=processes,
             join=False,
         )
@@ -136,35 +188,51 @@ def _listen(running: Any, said: Any, tell: Tell) -> Any:
 
 
 def _process(
-    rank: int,
-    size: int,
+    number: int,
+    machines: Machines,
+    processes: int,
     kind: str,
     threads: int,
-    meeting: str,
     said: Any,
     heard: Any,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    # They talk within this machine: no other interface is listened on.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    if machines.total == 1:  # they talk within this machine: no other interface is listened on
+        os.environ[INTERFACE] = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ[INTERFACE])
     torch.set_num_threads(threads)
-    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    device = torch.device(kind, number) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if kind == "cuda" else "gloo"
-    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
 
     def tell(*what: Any) -> None:
-        if rank == 0:
+        if number == 0:
             said.put(("told", *what))
 
     try:
+        _meet(machines, processes, number, kind)
         result = work(device, tell, *arguments)
     except DynammoError as error:  # of any process: a full disk need not meet the first
         said.put(("error", str(error)))
+        heard.wait(60)  # lest the others say first that they lost this one
     else:
-        if rank == 0:
+        if number == 0:
             said.put(("result", result))
             heard.wait(60)  # the result's tensors are in this process's memory
-    distributed.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _meet(machines: Machines, processes: int, number: int, kind: str) -> None:
+    assert machines.meeting is not None
+    try:
+        distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            init_method=machines.meeting.as_uri(),
+            rank=machines.place * processes + number,
+            world_size=machines.total * processes,
+        )
+    except RuntimeError as error:
+        where, reason = os.environ[INTERFACE], str(error).splitlines()[0]
+        raise DynammoError(f"the processes could not meet over {where}: {reason}") from None

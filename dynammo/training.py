@@ -18,7 +18,7 @@ from dynammo.frozen import without_frozen_norms
 from dynammo.heads import new_head
 from dynammo.network import Network
 from dynammo.prefix import run_once, split_at_first_adapter
-from dynammo.processes import Share, Tell, together
+from dynammo.processes import ALONE, Machines, Share, Tell, together
 from dynammo.state import State
 
 
@@ -49,6 +49,7 @@ def train_adapter(
     seed: int,
     on_epoch: Callable[[int, Epoch], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    machines: Machines = ALONE,
 ) -> TrainedAdapter:
     """Train the network's adapters and a temporary head on one task.
 
@@ -66,23 +67,24 @@ def train_adapter(
         seed: of the head's initial weights, the order of the images and the flips.
         on_epoch: called after each epoch with its number (from 1) and means.
         progress: called after each batch with (batches done, batches in all epochs).
+        machines: which of the machines that train this adapter together this is; all of them call
+            this with the same arguments.
 
     Raises:
-        DynammoError: fewer than two images, or than processes; the loss or a weight became infinite
-            or NaN; or `config.processes` is more than one and the adapters have BatchNorm, which
-            needs the whole batch.
+        DynammoError: fewer than two images; the loss or a weight became infinite or NaN; or the
+            adapter cannot be trained in so many processes (`check_shares`).
 
     Source: arXiv 2304.09042 and 2404.14099.
     """
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
-    if len(images) < config.processes:
-        raise DynammoError(f"train.processes is {config.processes}, for {len(images)} images")
     share = Share.mine()
-    if config.processes > 1 and share.size == 1:
+    processes = config.processes * machines.total
+    if processes > 1 and share.size == 1:
+        check_shares(network, len(images), processes)
         watch = {"epoch": on_epoch, "progress": progress}
         task = (images, labels, classes, config, seed)
-        return _train_together(network, task, config.processes, watch)
+        return _train_together(network, task, machines, watch)
     device = next(network.parameters()).device
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
@@ -107,26 +109,38 @@ def train_adapter(
     return TrainedAdapter(network.adapter_state(), trained_head, history)
 
 
-def _train_together(
-    network: Network,
-    task: _Task,
-    processes: int,
-    watch: dict[str, Callable[..., None] | None],
-) -> TrainedAdapter:
+def check_shares(network: Network, images: int, processes: int) -> None:
+    """Whether so many processes can train the network's adapters on so many images.
+
+    Raises:
+        DynammoError: there are more processes than images, or the adapters have BatchNorm, which
+            needs the whole batch.
+    """
+    if images < processes:
+        raise DynammoError(f"{processes} processes are to train an adapter on {images} images")
     batch_norms = nn.modules.batchnorm._BatchNorm
     if any(isinstance(m, batch_norms) for a in network.adapters().values() for m in a.modules()):
         raise DynammoError(
-            f"train.processes is {processes}, but these adapters have BatchNorm, "
-            "whose means are a whole batch's: set it to 1, or take adapter.name linear"
+            f"{processes} processes are to train an adapter with BatchNorm, whose means are those "
+            "of a whole batch: set train.processes and train.machines to 1, or take adapter.name "
+            "linear"
         )
 
+
+def _train_together(
+    network: Network,
+    task: _Task,
+    machines: Machines,
+    watch: dict[str, Callable[..., None] | None],
+) -> TrainedAdapter:
     def tell(what: str, *values: Any) -> None:
         if (told := watch[what]) is not None:
             told(*values)
 
     device = next(network.parameters()).device
     arguments = deepcopy(network).cpu(), task
-    trained: TrainedAdapter = together(_train_share, processes, device, arguments, tell)
+    processes = task[3].processes
+    trained: TrainedAdapter = together(_train_share, processes, device, arguments, tell, machines)
     network.load_adapter_state(trained.adapter)
     return trained
 

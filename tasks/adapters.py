@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from prefect import get_run_logger
+from torch import Tensor
 
 from dynammo.backbones import pretrained_weights
 from dynammo.batch_norm import renormalise
 from dynammo.checkpoint import Ref
-from dynammo.config import BackboneConfig, Config
+from dynammo.config import BackboneConfig, Config, TrainConfig
 from dynammo.data.samples import hash_file
-from dynammo.errors import WeightsError
-from dynammo.network import build_network
+from dynammo.errors import DynammoError, WeightsError
+from dynammo.network import Network, build_network
+from dynammo.processes import Machines
 from dynammo.seeds import derive_seed
+from dynammo.training import check_shares
 from dynammo.training import train_adapter as train
 from tasks.caching import step
 from tasks.images import Images
+from tasks.machines import Work, invite
 from tasks.networks import load_network
 from tasks.progress import epoch_lines, progress_bar
 from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
@@ -123,6 +127,93 @@ def train_adapter(
     """
     logger = get_run_logger()
     config = Config.model_validate(settings)
+    lesson = _lesson(settings, number, classes, backbone, previous, exemplars, context)
+    logger.info(
+        "%d images of %s, %d outputs",
+        len(lesson.images),
+        ", ".join(classes["names"]),
+        len(classes["names"]) + 1,
+    )
+    arguments = {
+        "settings": settings,
+        "number": number,
+        "classes": classes,
+        "backbone": backbone,
+        "previous": previous,
+        "exemplars": exemplars,
+        "context": context,
+    }
+    if (count := config.train.machines) > 1:  # before others are asked to come
+        check_shares(lesson.network, len(lesson.images), count * config.train.processes)
+    with (
+        invite(count, __name__, arguments, logger.info) as machines,
+        progress_bar(f"train adapter {context['label']}", "batch") as progress,
+    ):
+        trained = train(
+            *lesson,
+            on_epoch=epoch_lines(config.train.epochs),
+            progress=progress,
+            machines=machines,
+        )
+    meta = provenance(
+        settings,
+        task=number,
+        classes=classes["names"],
+        images=classes["hash"],
+        backbone=backbone["sha256"],
+        previous=previous and previous["sha256"],
+        exemplars=exemplars and exemplars["sha256"],
+    )
+    return {
+        "adapter": CHECKPOINTS.save("adapter", trained.adapter, meta),
+        "head": CHECKPOINTS.save("task-head", trained.head, meta),
+        "history": [list(epoch) for epoch in trained.history],
+    }
+
+
+def help_train(arguments: dict[str, Any]) -> Work:
+    """What another machine does while `train_adapter` runs on one: train its share.
+
+    Args:
+        arguments: of `train_adapter`.
+
+    Raises:
+        DynammoError: this machine lacks the device, the images or a checkpoint.
+    """
+    context: Context = arguments["context"]
+    if context["device"] == "cuda" and not torch.cuda.is_available():
+        raise DynammoError("the run trains on CUDA, which is not available here")
+    lesson = _lesson(**arguments)
+
+    def work(machines: Machines) -> None:
+        with progress_bar(f"train adapter {context['label']}", "batch") as progress:
+            train(*lesson, progress=progress, machines=machines)
+
+    return work
+
+
+class _Lesson(NamedTuple):
+    """What `dynammo.training.train_adapter` is given, in its order."""
+
+    network: Network
+    images: Tensor
+    labels: Tensor
+    classes: int
+    config: TrainConfig
+    seed: int
+
+
+def _lesson(
+    settings: dict[str, Any],
+    number: int,
+    classes: Classes,
+    backbone: Ref,
+    previous: Ref | None,
+    exemplars: Ref | None,
+    context: Context,
+) -> _Lesson:
+    """Load what `train_adapter` names."""
+    config = Config.model_validate(settings)
     images = Images.of(context)
     pixels, _ = images.load("train", classes)
     labels = images.labels("train", classes["names"])
@@ -139,36 +230,11 @@ def train_adapter(
     )
     if previous is not None:
         network.load_adapter_state(CHECKPOINTS.load(previous))
-    network.to(context["device"])
-    logger.info(
-        "%d images of %s, %d outputs",
-        len(pixels),
-        ", ".join(classes["names"]),
-        len(classes["names"]) + 1,
+    return _Lesson(
+        network.to(context["device"]),
+        pixels,
+        labels,
+        len(classes["names"]),
+        config.train.model_copy(update={"cache_mb": context["cache_mb"]}),
+        derive_seed(config.seed, "train", number),
     )
-
-    with progress_bar(f"train adapter {context['label']}", "batch") as progress:
-        trained = train(
-            network,
-            pixels,
-            labels,
-            len(classes["names"]),
-            config.train.model_copy(update={"cache_mb": context["cache_mb"]}),
-            derive_seed(config.seed, "train", number),
-            on_epoch=epoch_lines(config.train.epochs),
-            progress=progress,
-        )
-    meta = provenance(
-        settings,
-        task=number,
-        classes=classes["names"],
-        images=classes["hash"],
-        backbone=backbone["sha256"],
-        previous=previous and previous["sha256"],
-        exemplars=exemplars and exemplars["sha256"],
-    )
-    return {
-        "adapter": CHECKPOINTS.save("adapter", trained.adapter, meta),
-        "head": CHECKPOINTS.save("task-head", trained.head, meta),
-        "history": [list(epoch) for epoch in trained.history],
-    }

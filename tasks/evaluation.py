@@ -13,7 +13,7 @@ from dynammo.config import Config
 from dynammo.efficiency import count_macs, count_parameters
 from dynammo.evaluation import Predictions, evaluate_stage
 from dynammo.features import extract_features
-from dynammo.folding import fold_adapters
+from dynammo.folding import deployed_network
 from dynammo.heads import Scores, least_others_scores, unified_scores
 from dynammo.network import build_network, build_unmerged_network
 from tasks.caching import step
@@ -166,19 +166,15 @@ def _cost(config: Config, variant: str, stage: int, head_macs: int) -> dict[str,
     (merged adapters that can be folded are not there), and the parameters that it needs. A
     head's product takes one multiply-accumulate a weight.
     """
-    bare = build_network(config.backbone, None, config.image.size)
-    network: nn.Module = bare
-    if variant != "frozen":
-        weights = bare.backbone.state_dict()
-        adapted = build_network(config.backbone, weights, config.image.size, config.adapter)
-        if variant == "unmerged":
-            states = [adapted.adapter_state()] * stage
-            network = build_unmerged_network(
-                config.backbone, weights, config.image.size, config.adapter, states
-            )
-        elif kept := fold_adapters(adapted).kept:
-            left = config.backbone.model_copy(update={"positions": kept})
-            network = build_network(left, weights, config.image.size, config.adapter)
+    network: nn.Module
+    chosen = (config.backbone, None, config.image.size)
+    if variant == "frozen":
+        network = build_network(*chosen)
+    elif variant == "unmerged":
+        state = build_network(*chosen, config.adapter).adapter_state()
+        network = build_unmerged_network(*chosen, config.adapter, [state] * stage)
+    else:
+        network = deployed_network(*chosen, config.adapter)
     return {
         "gmacs": (count_macs(network, config.image.size) + head_macs) / 1e9,
         "parameters": count_parameters(network) + head_macs,

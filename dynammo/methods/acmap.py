@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dynammo.config import Config
 from dynammo.features import extract_features
-from dynammo.folding import why_not_foldable
+from dynammo.folding import deployed_network
 from dynammo.heads import Scores
 from dynammo.merging.average import average
 from dynammo.methods.base import About, Method, Style, Task, Watch
@@ -90,10 +90,8 @@ class ACMap(Method):
 
     @property
     def deployed(self) -> nn.Module:
-        """The bare backbone where the adapters can be folded into it."""
-        if why_not_foldable(self.adapted):
-            return self.adapted
-        return build_network(self.config.backbone, self.weights, self.config.image.size)
+        config = self.config
+        return deployed_network(config.backbone, self.weights, config.image.size, config.adapter)
 
     def state(self) -> State:
         return {

@@ -1,0 +1,155 @@
+"""Machines that do a step together: here a thread stands for each of the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from dynammo.errors import DynammoError
+from dynammo.processes import INTERFACE, Machines
+from tasks import machines
+from tasks.machines import Work, accept, invite
+
+CODE = "dynammo.seeds"
+ARGUMENTS = {"number": 3, "names": ["amber", "birch"]}
+
+
+class Enough(Exception):
+    """Ends a machine that would help for ever."""
+
+
+class Helper:
+    """Another machine: what it was asked to do, and what it said."""
+
+    def __init__(self, code: str = CODE, problem: str | None = None, times: int = 1) -> None:
+        self.asked: list[tuple[dict[str, Any], Machines]] = []
+        self.said: list[str] = []
+        self.problem, self.times = problem, times
+        self.thread = Thread(target=self._run, args=(code,), daemon=True)
+        self.thread.start()
+
+    def _run(self, code: str) -> None:
+        with suppress(Enough):
+            accept(code, self._prepare, self.said.append)
+
+    def _prepare(self, arguments: dict[str, Any]) -> Work:
+        if self.problem is not None:
+            self.problem, problem = None, self.problem
+            raise DynammoError(problem)
+
+        def work(place: Machines) -> None:
+            self.asked.append((arguments, place))
+            if len(self.asked) == self.times:
+                raise Enough
+
+        return work
+
+    def wait(self) -> None:
+        """Until it has done all that it does."""
+        self.thread.join(timeout=60)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def meetings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv(INTERFACE, "lo")
+    monkeypatch.setattr(machines, "MEETINGS", tmp_path / "meetings")
+    monkeypatch.setattr(machines, "_PAUSE", 0.01)
+    monkeypatch.setattr(machines, "_PATIENCE", 60)
+    yield tmp_path / "meetings"
+
+
+def meet(
+    count: int, *helpers: Helper, code: str = CODE, say: Callable[[str], None] = lambda _: None
+) -> Machines:
+    """Invite; what is to be done together lasts until each helper has done one thing more."""
+    done = [len(helper.asked) for helper in helpers]
+    with invite(count, code, ARGUMENTS, say) as found:
+        while any(len(h.asked) == before for h, before in zip(helpers, done, strict=True)):
+            time.sleep(0.01)
+        return found
+
+
+def test_a_single_machine_invites_nobody(meetings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(INTERFACE)
+    assert meet(1) == Machines(0, 1, None)
+    assert not meetings.exists()
+
+
+def test_machines_meet_each_with_a_place_of_its_own(meetings: Path) -> None:
+    helpers, said = [Helper(), Helper()], list[str]()
+    mine = meet(3, *helpers, say=said.append)
+    for helper in helpers:
+        helper.wait()
+    assert said == ["train.machines is 3: waiting for 2 more to run `dynammo join`"]
+    assert (mine.place, mine.total) == (0, 3)
+    found = [asked for helper in helpers for asked in helper.asked]
+    assert [arguments for arguments, _ in found] == [ARGUMENTS] * 2
+    assert sorted(place for _, place in found) == [
+        Machines(1, 3, mine.meeting),
+        Machines(2, 3, mine.meeting),
+    ]
+    assert list(meetings.iterdir()) == []
+
+
+def test_a_machine_helps_again_and_again() -> None:
+    helper = Helper(times=2)
+    first, second = meet(2, helper), meet(2, helper)
+    helper.wait()
+    assert [place.meeting for _, place in helper.asked] == [first.meeting, second.meeting]
+    assert first.meeting != second.meeting
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("dynammo.errors", "it has another version of this project's code"),
+        (CODE, "no such file: a.png"),
+    ],
+)
+def test_why_a_machine_cannot_help_is_told_on_both(code: str, problem: str, meetings: Path) -> None:
+    other = Helper(code, problem if code == CODE else None)
+    with pytest.raises(DynammoError, match=f"cannot help: {problem}"):
+        meet(2)
+    assert f"error: {problem}" in other.said
+    assert list(meetings.iterdir()) == []
+    meet(2, other, code=code)  # the next time it can
+    other.wait()
+
+
+def test_machines_that_do_not_come_are_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, meetings: Path
+) -> None:
+    monkeypatch.setattr(machines, "_PATIENCE", 0.1)
+    with pytest.raises(DynammoError, match=r"of the 2 others 0 came within 0\.1 seconds"):
+        meet(3)
+    assert list(meetings.iterdir()) == []
+
+
+def test_the_invitation_of_a_dead_run_holds_nobody_up(meetings: Path) -> None:
+    invitation = machines._invitation(2, CODE, {"number": 1})
+    dead = meetings / "0-dead"
+    dead.mkdir(parents=True)
+    (dead / "invitation.json").write_bytes(invitation)
+    helper = Helper()
+    while not (dead / "machine-1").exists():
+        assert helper.thread.is_alive()
+    meet(2, helper)
+    helper.wait()
+    assert [arguments for arguments, _ in helper.asked] == [ARGUMENTS]
+    assert [file.name for file in dead.iterdir()] == ["invitation.json"]
+
+
+def test_an_interface_must_be_named(monkeypatch: pytest.MonkeyPatch, meetings: Path) -> None:
+    monkeypatch.delenv(INTERFACE)
+    with pytest.raises(DynammoError, match=r"set GLOO_SOCKET_IFNAME .*; here are: .*lo"):
+        meet(2)
+    with pytest.raises(DynammoError, match="set GLOO_SOCKET_IFNAME"):
+        accept(CODE, lambda _: lambda _: None, lambda _: None)
+    assert not meetings.exists()
