@@ -87,11 +87,14 @@ class Machines(NamedTuple):
         total: how many they are.
         meeting: a file that all of them see and that does not exist yet; through it the processes
             learn each other's addresses. None where there is one machine.
+        lost: a file that appears where one of them fails, and says why. Processes that wait for
+            each other would not notice before half an hour has gone by.
     """
 
     place: int = 0
     total: int = 1
     meeting: Path | None = None
+    lost: Path | None = None
 
 
 ALONE = Machines()
@@ -137,8 +140,8 @@ def together(
         What this machine's first process returns.
 
     Raises:
-        DynammoError: raised by the work, or a process died, or there are too few GPUs; or no
-            interface is named.
+        DynammoError: raised by the work, or a process or another machine was lost, or there are too
+            few GPUs; or no interface is named.
     """
     if machines.total > 1:
         interface()
@@ -159,7 +162,7 @@ def together(
             join=False,
         )
         try:
-            return _listen(running, said, tell)
+            return _listen(running, said, tell, machines.lost)
         finally:
             heard.set()
             for process in running.processes:
@@ -167,9 +170,11 @@ def together(
                 process.join()
 
 
-def _listen(running: Any, said: Any, tell: Tell) -> Any:
+def _listen(running: Any, said: Any, tell: Tell, lost: Path | None) -> Any:
     finished = False
     while True:
+        if lost is not None and lost.exists():
+            raise DynammoError(lost.read_text(encoding="utf-8"))
         try:
             kind, *what = said.get(timeout=0.1)
         except queue.Empty:

@@ -7,6 +7,7 @@ DYNAMMO_HOME); on each of the others, `dynammo join` accepts. In the folder of a
     machine-1, ...    the places, each made by the machine that takes it: `ready`, or what is wrong
     start             made when all are ready
     meeting           of torch: through it the processes learn each other's addresses
+    lost              made by a machine that failed since the start: what it failed of
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MEETINGS = HOME / "meetings"
 _PATIENCE = 600  # seconds that the other machines have to come
 _PAUSE = 0.2  # seconds between looks into the folder
 _INVITATION = "invitation.json"
+_LOST = "lost"
 _READY = "ready"
 
 Say = Callable[[str], None]
@@ -54,15 +56,21 @@ def invite(count: int, module: str, arguments: dict[str, Any], say: Say) -> Iter
         yield ALONE
         return
     interface()
+    for ended in (f for f in MEETINGS.glob("*") if not (f / _INVITATION).exists()):
+        shutil.rmtree(ended, ignore_errors=True)
     folder = MEETINGS / f"{time.time_ns()}-{uuid4().hex[:8]}"  # the newest is the last by name
     write_atomically(folder / _INVITATION, _invitation(count, module, arguments))
     try:
         say(f"train.machines is {count}: waiting for {count - 1} more to run `dynammo join`")
         _wait_until_ready(folder, count)
         (folder / "start").touch()
-        yield Machines(0, count, folder / "meeting")
+        with _telling(folder):
+            yield _machines(folder, 0, count)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if (folder / _LOST).exists():  # to be read by the others
+            (folder / _INVITATION).unlink()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def accept(module: str, prepare: Callable[[dict[str, Any]], Work], say: Say) -> NoReturn:
@@ -86,6 +94,24 @@ def accept(module: str, prepare: Callable[[dict[str, Any]], Work], say: Say) -> 
             _help(folder, place, module, prepare, say)
         except DynammoError as error:
             say(f"error: {error}")
+
+
+def _machines(folder: Path, place: int, count: int) -> Machines:
+    return Machines(place, count, folder / "meeting", folder / _LOST)
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """What ends the work here is told to the machines that would wait for this one."""
+    try:
+        yield
+    except BaseException as error:  # an interruption, too
+        reason = str(error) if isinstance(error, DynammoError) else f"ended by {type(error).__name__}"
+        with suppress(OSError):  # the others may have gone
+            if not (folder / _LOST).exists():  # this may be but what follows from another's
+                text = f"lost {socket.gethostname()}: {reason}"
+                write_atomically(folder / _LOST, text.encode())
+        raise
 
 
 def _invitation(count: int, module: str, arguments: dict[str, Any]) -> bytes:
@@ -126,9 +152,9 @@ def _help(
         (folder / f"machine-{place}").unlink(missing_ok=True)
         raise
     if started:
-        machines = Machines(place, invitation["machines"], folder / "meeting")
-        say(f"machine {place + 1} of {machines.total}")
-        work(machines)
+        say(f"machine {place + 1} of {invitation['machines']}")
+        with _telling(folder):
+            work(_machines(folder, place, invitation["machines"]))
         say("done; waiting for the next invitation")
     else:
         (folder / f"machine-{place}").unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from socket import gethostname
 from threading import Thread
 from typing import Any
 
@@ -27,16 +28,18 @@ class Enough(Exception):
 class Helper:
     """Another machine: what it was asked to do, and what it said."""
 
-    def __init__(self, code: str = CODE, problem: str | None = None, times: int = 1) -> None:
+    def __init__(
+        self, code: str = CODE, problem: str | None = None, times: int = 1, dies: bool = False
+    ) -> None:
         self.asked: list[tuple[dict[str, Any], Machines]] = []
         self.said: list[str] = []
-        self.problem, self.times = problem, times
+        self.problem, self.times, self.dies = problem, times, dies
         self.thread = Thread(target=self._run, args=(code,), daemon=True)
         self.thread.start()
 
     def _run(self, code: str) -> None:
         with suppress(Enough):
-            accept(code, self._prepare, self.said.append)
+            accept(code, self._prepare, self._say)
 
     def _prepare(self, arguments: dict[str, Any]) -> Work:
         if self.problem is not None:
@@ -45,10 +48,15 @@ class Helper:
 
         def work(place: Machines) -> None:
             self.asked.append((arguments, place))
-            if len(self.asked) == self.times:
+            if self.dies:
                 raise Enough
 
         return work
+
+    def _say(self, line: str) -> None:
+        self.said.append(line)
+        if line.startswith("done") and len(self.asked) == self.times:
+            raise Enough
 
     def wait(self) -> None:
         """Until it has done all that it does."""
@@ -92,8 +100,8 @@ def test_machines_meet_each_with_a_place_of_its_own(meetings: Path) -> None:
     found = [asked for helper in helpers for asked in helper.asked]
     assert [arguments for arguments, _ in found] == [ARGUMENTS] * 2
     assert sorted(place for _, place in found) == [
-        Machines(1, 3, mine.meeting),
-        Machines(2, 3, mine.meeting),
+        Machines(1, 3, mine.meeting, mine.lost),
+        Machines(2, 3, mine.meeting, mine.lost),
     ]
     assert list(meetings.iterdir()) == []
 
@@ -121,6 +129,29 @@ def test_why_a_machine_cannot_help_is_told_on_both(code: str, problem: str, meet
     assert list(meetings.iterdir()) == []
     meet(2, other, code=code)  # the next time it can
     other.wait()
+
+
+def test_what_ends_one_machine_is_told_to_the_others(meetings: Path) -> None:
+    helper = Helper(dies=True)
+    with invite(2, CODE, ARGUMENTS, lambda _: None) as mine:
+        helper.wait()
+        assert mine.lost is not None
+        assert mine.lost.read_text() == f"lost {gethostname()}: ended by Enough"
+
+    helper = Helper(times=2)
+    with (
+        pytest.raises(DynammoError, match="the disk is full"),
+        invite(2, CODE, ARGUMENTS, lambda _: None) as mine,
+    ):
+        while not helper.asked:
+            time.sleep(0.01)
+        raise DynammoError("the disk is full")
+    ((_, place),) = helper.asked
+    assert place.lost is not None
+    assert place.lost.read_text() == f"lost {gethostname()}: the disk is full"
+    meet(2, helper)  # an ended meeting keeps nobody from the next
+    helper.wait()
+    assert list(meetings.iterdir()) == []
 
 
 def test_machines_that_do_not_come_are_not_waited_for_for_ever(
