@@ -56,8 +56,9 @@ def invite(count: int, module: str, arguments: dict[str, Any], say: Say) -> Iter
         yield ALONE
         return
     interface()
-    for ended in (f for f in MEETINGS.glob("*") if not (f / _INVITATION).exists()):
-        shutil.rmtree(ended, ignore_errors=True)
+    for lost in MEETINGS.glob(f"*/{_LOST}"):
+        if not (lost.parent / _INVITATION).exists():
+            shutil.rmtree(lost.parent, ignore_errors=True)
     folder = MEETINGS / f"{time.time_ns()}-{uuid4().hex[:8]}"  # the newest is the last by name
     write_atomically(folder / _INVITATION, _invitation(count, module, arguments))
     try:
@@ -67,9 +68,8 @@ def invite(count: int, module: str, arguments: dict[str, Any], say: Say) -> Iter
         with _telling(folder):
             yield _machines(folder, 0, count)
     finally:
-        if (folder / _LOST).exists():  # to be read by the others
-            (folder / _INVITATION).unlink()
-        else:
+        (folder / _INVITATION).unlink(missing_ok=True)  # first, lest another place be taken
+        if not (folder / _LOST).exists():  # that, the others have yet to read
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -106,7 +106,9 @@ def _telling(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # an interruption, too
-        reason = str(error) if isinstance(error, DynammoError) else f"ended by {type(error).__name__}"
+        reason = (
+            str(error) if isinstance(error, DynammoError) else f"ended by {type(error).__name__}"
+        )
         with suppress(OSError):  # the others may have gone
             if not (folder / _LOST).exists():  # this may be but what follows from another's
                 text = f"lost {socket.gethostname()}: {reason}"
