@@ -127,14 +127,7 @@ def train_adapter(
     """
     logger = get_run_logger()
     config = Config.model_validate(settings)
-    lesson = _lesson(settings, number, classes, backbone, previous, exemplars, context)
-    logger.info(
-        "%d images of %s, %d outputs",
-        len(lesson.images),
-        ", ".join(classes["names"]),
-        len(classes["names"]) + 1,
-    )
-    arguments = {
+    arguments: dict[str, Any] = {
         "settings": settings,
         "number": number,
         "classes": classes,
@@ -143,6 +136,13 @@ def train_adapter(
         "exemplars": exemplars,
         "context": context,
     }
+    lesson = _lesson(**arguments)
+    logger.info(
+        "%d images of %s, %d outputs",
+        len(lesson.images),
+        ", ".join(classes["names"]),
+        len(classes["names"]) + 1,
+    )
     if (count := config.train.machines) > 1:  # before others are asked to come
         check_shares(lesson.network, len(lesson.images), count * config.train.processes)
     with (
