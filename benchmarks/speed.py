@@ -20,6 +20,7 @@ cores: ratios are of the CPU's time, medians.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -484,8 +485,8 @@ def section_5(arguments: argparse.Namespace) -> list[dict[str, object]]:
         command = [sys.executable, __file__, *own, "--child", json.dumps(job)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peak = json.loads(done.stdout.splitlines()[-1])
-        rows.append([name, round(peak["resident"]), round(peak["anonymous"])])
-    return table(["process", "peak RSS, MB", "of it not backed by files, MB"], rows)
+        rows.append([name, *(round(peak[key]) for key in ("resident", "anonymous", "held"))])
+    return table(["process", "peak RSS, MB", "of it not backed by files", "held at the end"], rows)
 
 
 def child(arguments: argparse.Namespace, what: str, **job: Any) -> dict[str, float]:
@@ -493,7 +494,8 @@ def child(arguments: argparse.Namespace, what: str, **job: Any) -> dict[str, flo
 
     Pages of mapped files count as resident while they are in memory, though the system may drop
     them whenever it wants the room; what is not backed by files it must keep. Only the sum of both
-    has a peak that the system notes; the other is looked at 50 times a second.
+    has a peak that the system notes; the other is looked at 50 times a second. What is held at the
+    end is what the program has asked the C library (glibc) for and not given back.
     """
     anonymous = [0]
     finished = threading.Event()
@@ -524,7 +526,27 @@ def child(arguments: argparse.Namespace, what: str, **job: Any) -> dict[str, flo
     # Not getrusage's ru_maxrss: that begins with the peak of the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(int(line.split()[1]) for line in status.splitlines() if line[:6] == "VmHWM:")
-    return {"resident": peak / 1024, "anonymous": anonymous[0] / 2**20}
+    return {"resident": peak / 1024, "anonymous": anonymous[0] / 2**20, "held": held() / 2**20}
+
+
+class _MallInfo(ctypes.Structure):
+    """What glibc's mallinfo2 gives: `held` is what it calls uordblks, `mapped` hblkhd."""
+
+    _fields_ = (
+        ("unused", 4 * ctypes.c_size_t),
+        ("mapped", ctypes.c_size_t),
+        ("unused_too", 2 * ctypes.c_size_t),
+        ("held", ctypes.c_size_t),
+        ("free", 2 * ctypes.c_size_t),
+    )
+
+
+def held() -> float:
+    """Bytes that the program has allocated and not freed, by the count of glibc."""
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = _MallInfo
+    info = count()
+    return float(info.held + info.mapped)
 
 
 # 6 ----------------------------------------------------------------------------------------------
