@@ -233,8 +233,8 @@ class TrainConfig(Section):
     cache_mb: int = Field(
         2000,
         ge=0,
-        description="up to how many MB of the frozen layers' outputs training keeps in memory; "
-        "more go into a temporary file",
+        description="up to how many MB of the frozen layers' outputs training keeps in memory (of "
+        "the GPU, where there is one); more go into a temporary file",
     )
 
     @model_validator(mode="after")

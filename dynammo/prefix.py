@@ -52,14 +52,14 @@ def run_once(
     Args:
         prefix: frozen.
         views: V tensors (N, 3, H, W) of the same images.
-        memory: up to how many bytes are kept in memory; more go into a temporary file, which is
-            mapped into memory and deleted with the tensor. It is where temporary files are (the
-            environment variable TMPDIR).
+        memory: up to how many bytes are kept in the device's memory; more go into a temporary file,
+            which is mapped into the CPU's and deleted with the tensor. It is where temporary files
+            are (the environment variable TMPDIR).
         batch_size: images at a time.
         device: where the prefix is.
 
     Returns:
-        (V, N, C, H, W) on the CPU, laid out channels last.
+        (V, N, C, H, W) laid out channels last, on the device or, from a file, on the CPU.
 
     Raises:
         DynammoError: there is no room for the file.
@@ -68,21 +68,22 @@ def run_once(
     with torch.no_grad():
         for view, images in enumerate(views):
             for start in range(0, len(images), batch_size):
-                output = prefix(images[start : start + batch_size].to(device)).cpu()
-                output = output.permute(0, 2, 3, 1)
+                output = prefix(images[start : start + batch_size].to(device)).permute(0, 2, 3, 1)
                 if kept is None:
                     shape = (len(views), len(images), *output.shape[1:])
-                    kept = _room(shape, output.dtype, memory)
+                    kept = _room(shape, output.dtype, memory, device)
                 kept[view, start : start + batch_size] = output
     if kept is None:
         raise ValueError("no images")
     return kept.permute(0, 1, 4, 2, 3)
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype, memory: int) -> Tensor:
+def _room(
+    shape: tuple[int, ...], dtype: torch.dtype, memory: int, device: torch.device | str
+) -> Tensor:
     count = prod(shape)
     if count * dtype.itemsize <= memory:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=device)
     # The mapping keeps the file's blocks alive; its name is gone at once.
     with tempfile.NamedTemporaryFile(prefix="dynammo-") as file:
         try:  # a full disk would otherwise kill the process when the tensor is written

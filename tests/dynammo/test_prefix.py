@@ -134,6 +134,15 @@ def test_every_view_is_run_once(
     assert not any(tmp_path.iterdir())  # the file has no name any more
 
 
+def test_what_fits_is_kept_on_the_device() -> None:
+    """torch's meta device has shapes and no values."""
+    prefix = nn.Conv2d(3, 7, 3, device="meta")
+    kept = run_once(prefix, [images().float()], 2**30, 2, "meta")
+    assert kept.device.type == "meta"
+    batch = kept[torch.tensor([0, 0]), torch.tensor([4, 1])]  # as training takes one
+    assert batch.device.type == "meta" and batch.shape == (2, 7, SIZE - 2, SIZE - 2)
+
+
 def test_a_system_that_cannot_reserve_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.posix_fallocate")  # as on macOS
     prefix = nn.Conv2d(3, 7, 3)
