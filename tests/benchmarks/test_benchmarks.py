@@ -13,6 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dynammo.backbones import pretrained_weights
+from dynammo.config import BackboneConfig
+from dynammo.efficiency import count_macs
+from dynammo.network import build_network
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--set", "backbone.name=test_resnet", "--set", "backbone.pretrained=false"]
 
@@ -44,6 +49,25 @@ def test_speed(benchmark: Callable[..., None], tmp_path: Path) -> None:
     )
     assert len(plain) == 5  # tasks
     assert np.abs(plain - library).max() < 0.06  # one of the twenty images may round differently
+
+
+def test_throughput(benchmark: Callable[..., None], tmp_path: Path) -> None:
+    output = tmp_path / "throughput.json"
+    network = ["--backbone", "test_resnet", "--size", 64]
+    benchmark(
+        "throughput.py", *network, "--batch", 4, "--images", 4, "--repeats", 1, "--json", output
+    )
+    results = json.loads(output.read_text())
+    forward, whole, step, training = (
+        results.pop(name)["macs"] for name in list(results) if " " in name
+    )
+    config = BackboneConfig(name="test_resnet", pretrained=False)
+    bare = build_network(config, pretrained_weights(config, seed=0), 64)
+    assert forward == count_macs(bare, 64)
+    # Backwards a layer takes its work once more for its weights and once for its input, which the
+    # first layer has none of; frozen weights take none, and nothing goes back to before an adapter.
+    assert 2.5 * forward < whole < 3 * forward
+    assert forward < step < training < whole
 
 
 def test_ablation(

@@ -33,6 +33,7 @@ COMMANDS = [
     "export",
     "export-model",
     "doctor",
+    "join",
 ]
 
 

@@ -10,12 +10,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from dynammo.processes import INTERFACE
-from dynammo.state import State
-from tasks.workspace import CHECKPOINTS
 from tests.flows.project import Project
 from tests.flows.test_resume import ROOT
 
@@ -36,19 +33,6 @@ def helper(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def first_adapters() -> tuple[State, State]:
-    """The first task's that one machine trained, and from the same things two."""
-    made = []
-    for file in CHECKPOINTS.folder.glob("adapter-*.safetensors"):
-        meta = CHECKPOINTS.meta({"path": file.name, "sha256": ""})
-        if meta["parents"]["task"] == 1:
-            machines = meta["config"]["train"].pop("machines")
-            made.append((machines, (meta["config"], meta["parents"]), load_file(file)))
-    ((source, together),) = ((source, state) for machines, source, state in made if machines == 2)
-    (alone,) = (state for machines, other, state in made if machines == 1 and other == source)
-    return alone, together
-
-
 @pytest.mark.timeout(600)
 def test_two_machines_learn_what_one_does(finished: Project, helper: subprocess.Popen[str]) -> None:
     states = finished.run(
@@ -59,11 +43,15 @@ def test_two_machines_learn_what_one_does(finished: Project, helper: subprocess.
     _, said = helper.communicate(timeout=60)
     assert helper.returncode == 128 + signal.SIGTERM
     assert said.count("machine 2 of 2\ndone; waiting for the next invitation\n") == 3  # tasks
-    # The first starts from the same weights, images and order: it differs by rounding. What follows
-    # from it is as close, but for exemplars that are chosen by features.
-    alone, together = first_adapters()
+    # Up to rounding: sums are taken in another order.
+    alone, together = (
+        load_file(finished.folder / folder / "model" / "model.safetensors")
+        for folder in (finished.results, "together")
+    )
+    assert together.keys() == alone.keys()
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, atol=1e-6, rtol=1e-4)
+        difference = (together[name] - value).abs().max()
+        assert difference <= 1e-3 * value.abs().max(), name  # 1.2e-5 was measured
     metrics = json.loads((finished.folder / "together" / "metrics.json").read_text())
     for name, value in finished.read("metrics.json")["merged"].items():
         assert metrics["merged"][name] == pytest.approx(value, abs=0.05), name
