@@ -7,7 +7,9 @@ import queue
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +17,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
+from dynammo.checkpoint import write_atomically
 from dynammo.errors import DynammoError
 
 Tell = Callable[..., None]
 INTERFACE = "GLOO_SOCKET_IFNAME"  # the variable that torch reads, too
+_PATIENCE = 300  # seconds that processes have to start and meet
 
 
 class Share(NamedTuple):
@@ -71,12 +75,16 @@ class Share(NamedTuple):
         return result
 
 
+class _Deserted(DynammoError):
+    """Another process is gone. Why, is for that one to say."""
+
+
 def _add_up(values: Tensor) -> None:
     try:
         distributed.all_reduce(values)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise DynammoError(f"lost the other processes that train this adapter: {reason}") from None
+        raise _Deserted(f"lost the other processes that train this adapter: {reason}") from None
 
 
 class Machines(NamedTuple):
@@ -96,6 +104,16 @@ class Machines(NamedTuple):
     meeting: Path | None = None
     lost: Path | None = None
 
+    def tell(self, error: BaseException) -> None:
+        """Tell the others what ends the work here, an interruption too, unless one has already."""
+        if self.lost is None or self.lost.exists():
+            return
+        reason = (
+            str(error) if isinstance(error, DynammoError) else f"ended by {type(error).__name__}"
+        )
+        with suppress(OSError):  # the others may have gone, and the folder with them
+            write_atomically(self.lost, f"lost {socket.gethostname()}: {reason}".encode())
+
 
 ALONE = Machines()
 
@@ -104,14 +122,15 @@ def interface() -> str:
     """The network interface over which the processes of several machines talk.
 
     Raises:
-        DynammoError: the environment names none. None is guessed: whoever reaches it while the
-            processes meet could pass for one of them.
+        DynammoError: the environment names none that is here. None is guessed: whoever reaches it
+            while the processes meet could pass for one of them.
     """
     name = os.environ.get(INTERFACE)
-    if not name:
-        names = ", ".join(name for _, name in socket.if_nameindex())
+    here = [name for _, name in socket.if_nameindex()]
+    if name not in here:
         raise DynammoError(
-            f"set {INTERFACE} to the network interface that the machines share; here are: {names}"
+            f"set {INTERFACE} to the network interface that the machines share; here are: "
+            f"{', '.join(here)}" + (f"; it is {name}" if name else "")
         )
     return name
 
@@ -145,8 +164,6 @@ def together(
     """
     if machines.total > 1:
         interface()
-    if device.type == "mps":
-        raise DynammoError("processes cannot train together on mps: set device to cpu")
     if device.type == "cuda" and (gpus := torch.cuda.device_count()) < processes:
         raise DynammoError(f"train.processes is {processes}, but there are {gpus} GPUs")
     threads = max(1, torch.get_num_threads() // processes)
@@ -163,6 +180,9 @@ def together(
         )
         try:
             return _listen(running, said, tell, machines.lost)
+        except BaseException as error:
+            machines.tell(error)  # before connections close, which the others would report
+            raise
         finally:
             heard.set()
             for process in running.processes:
@@ -172,9 +192,11 @@ def together(
 
 def _listen(running: Any, said: Any, tell: Tell, lost: Path | None) -> Any:
     finished = False
+    deadline: float | None = time.monotonic() + _PATIENCE
     while True:
-        if lost is not None and lost.exists():
-            raise DynammoError(lost.read_text(encoding="utf-8"))
+        _check(lost)
+        if deadline is not None and time.monotonic() > deadline:
+            raise DynammoError(f"the processes did not meet within {_PATIENCE} seconds")
         try:
             kind, *what = said.get(timeout=0.1)
         except queue.Empty:
@@ -185,11 +207,23 @@ def _listen(running: Any, said: Any, tell: Tell, lost: Path | None) -> Any:
             except ProcessExitedException as error:
                 raise DynammoError(f"a training process died: {error}") from None
             continue
-        if kind == "result":
+        if kind == "met":
+            deadline = None
+        elif kind == "result":
             return what[0]
-        if kind == "error":
+        elif kind == "told":
+            tell(*what)
+        else:
+            if kind == "deserted":
+                for _ in range(20):  # why, may be on its way
+                    _check(lost)
+                    time.sleep(0.1)
             raise DynammoError(what[0])
-        tell(*what)
+
+
+def _check(lost: Path | None) -> None:
+    if lost is not None and lost.exists():
+        raise DynammoError(lost.read_text(encoding="utf-8"))
 
 
 def _process(
@@ -205,7 +239,7 @@ def _process(
 ) -> None:
     if machines.total == 1:  # they talk within this machine: no other interface is listened on
         os.environ[INTERFACE] = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", os.environ[INTERFACE])
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={os.environ[INTERFACE]}"  # no other that begins so
     torch.set_num_threads(threads)
     device = torch.device(kind, number) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
@@ -217,9 +251,10 @@ def _process(
 
     try:
         _meet(machines, processes, number, kind)
+        said.put(("met",))
         result = work(device, tell, *arguments)
     except DynammoError as error:  # of any process: a full disk need not meet the first
-        said.put(("error", str(error)))
+        said.put(("deserted" if isinstance(error, _Deserted) else "error", str(error)))
         heard.wait(60)  # lest the others say first that they lost this one
     else:
         if number == 0:

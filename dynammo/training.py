@@ -79,9 +79,8 @@ def train_adapter(
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
     share = Share.mine()
-    processes = config.processes * machines.total
-    if processes > 1 and share.size == 1:
-        check_shares(network, len(images), processes)
+    if config.processes * machines.total > 1 and share.size == 1:
+        check_shares(network, len(images), config.processes * machines.total)
         watch = {"epoch": on_epoch, "progress": progress}
         task = (images, labels, classes, config, seed)
         return _train_together(network, task, machines, watch)
@@ -113,9 +112,13 @@ def check_shares(network: Network, images: int, processes: int) -> None:
     """Whether so many processes can train the network's adapters on so many images.
 
     Raises:
-        DynammoError: there are more processes than images, or the adapters have BatchNorm, which
-            needs the whole batch.
+        DynammoError: there are more processes than images; the adapters have BatchNorm, which
+            needs the whole batch; or the network is on mps, where processes cannot meet.
     """
+    if processes == 1:
+        return
+    if next(network.parameters()).device.type == "mps":
+        raise DynammoError("processes cannot train together on mps: set device to cpu")
     if images < processes:
         raise DynammoError(f"{processes} processes are to train an adapter on {images} images")
     batch_norms = nn.modules.batchnorm._BatchNorm

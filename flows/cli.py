@@ -339,7 +339,10 @@ def join() -> None:
     with readable_errors():
         from tasks import adapters, machines
 
-        machines.accept(adapters.__name__, adapters.help_train, lambda line: err.print(Text(line)))
+        def say(line: str) -> None:
+            err.print(Text(line), soft_wrap=True)
+
+        machines.accept(adapters.__name__, adapters.help_train, say)
 
 
 @app.command()

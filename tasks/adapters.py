@@ -143,10 +143,10 @@ def train_adapter(
         ", ".join(classes["names"]),
         len(classes["names"]) + 1,
     )
-    if (count := config.train.machines) > 1:  # before others are asked to come
-        check_shares(lesson.network, len(lesson.images), count * config.train.processes)
+    processes = config.train.machines * config.train.processes
+    check_shares(lesson.network, len(lesson.images), processes)  # before others are asked to come
     with (
-        invite(count, __name__, arguments, logger.info) as machines,
+        invite(config.train.machines, __name__, arguments, logger.info) as machines,
         progress_bar(f"train adapter {context['label']}", "batch") as progress,
     ):
         trained = train(

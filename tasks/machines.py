@@ -16,12 +16,14 @@ import json
 import shutil
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from dynammo.adapters import ADAPTERS
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.errors import DynammoError
 from dynammo.processes import ALONE, Machines, interface
@@ -33,6 +35,7 @@ _PATIENCE = 600  # seconds that the other machines have to come
 _PAUSE = 0.2  # seconds between looks into the folder
 _INVITATION = "invitation.json"
 _LOST = "lost"
+_START = "start"
 _READY = "ready"
 
 Say = Callable[[str], None]
@@ -56,17 +59,15 @@ def invite(count: int, module: str, arguments: dict[str, Any], say: Say) -> Iter
         yield ALONE
         return
     interface()
-    for lost in MEETINGS.glob(f"*/{_LOST}"):
-        if not (lost.parent / _INVITATION).exists():
-            shutil.rmtree(lost.parent, ignore_errors=True)
     folder = MEETINGS / f"{time.time_ns()}-{uuid4().hex[:8]}"  # the newest is the last by name
-    write_atomically(folder / _INVITATION, _invitation(count, module, arguments))
+    write_atomically(folder / _INVITATION, _invitation(count, _made_from(module), arguments))
+    _tidy(folder)
     try:
         say(f"train.machines is {count}: waiting for {count - 1} more to run `dynammo join`")
         _wait_until_ready(folder, count)
-        (folder / "start").touch()
-        with _telling(folder):
-            yield _machines(folder, 0, count)
+        with _telling(machines := _machines(folder, 0, count)):
+            (folder / _START).touch()
+            yield machines
     finally:
         (folder / _INVITATION).unlink(missing_ok=True)  # first, lest another place be taken
         if not (folder / _LOST).exists():  # that, the others have yet to read
@@ -85,15 +86,18 @@ def accept(module: str, prepare: Callable[[dict[str, Any]], Work], say: Say) -> 
     Raises:
         DynammoError: no interface is named.
     """
+    made_from = _made_from(module)  # of the code that is loaded; files may change
     say(f"waiting for invitations in {MEETINGS}, over {interface()}; Ctrl-C ends this")
     while True:
         time.sleep(_PAUSE)
         if (folder := _newest()) is None or (place := _take_place(folder)) is None:
             continue
         try:
-            _help(folder, place, module, prepare, say)
+            _help(folder, place, made_from, prepare, say)
         except DynammoError as error:
             say(f"error: {error}")
+        except Exception:  # a fault of the code: shown as such, and no end of the help
+            say(traceback.format_exc())
 
 
 def _machines(folder: Path, place: int, count: int) -> Machines:
@@ -101,24 +105,27 @@ def _machines(folder: Path, place: int, count: int) -> Machines:
 
 
 @contextmanager
-def _telling(folder: Path) -> Iterator[None]:
+def _telling(machines: Machines) -> Iterator[None]:
     """What ends the work here is told to the machines that would wait for this one."""
     try:
         yield
-    except BaseException as error:  # an interruption, too
-        reason = (
-            str(error) if isinstance(error, DynammoError) else f"ended by {type(error).__name__}"
-        )
-        with suppress(OSError):  # the others may have gone
-            if not (folder / _LOST).exists():  # this may be but what follows from another's
-                text = f"lost {socket.gethostname()}: {reason}"
-                write_atomically(folder / _LOST, text.encode())
+    except BaseException as error:
+        machines.tell(error)
         raise
 
 
-def _invitation(count: int, module: str, arguments: dict[str, Any]) -> bytes:
-    document = {"machines": count, "arguments": arguments, "made from": _made_from(module)}
-    return to_json(document)
+def _invitation(count: int, made_from: dict[str, str], arguments: dict[str, Any]) -> bytes:
+    return to_json({"machines": count, "arguments": arguments, "made from": made_from})
+
+
+def _tidy(mine: Path) -> None:
+    """Remove what dead runs left; a run that has started may take as long as it likes."""
+    now = mine.stat().st_mtime  # by the clock of the file system, as those of the others
+    for folder in MEETINGS.iterdir():
+        with suppress(FileNotFoundError):
+            over = (folder / _LOST).exists() or not (folder / _START).exists()
+            if over and folder.stat().st_mtime < now - 2 * _PATIENCE:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take_place(folder: Path) -> int | None:
@@ -131,40 +138,51 @@ def _take_place(folder: Path) -> int | None:
 
 
 def _help(
-    folder: Path, place: int, module: str, prepare: Callable[[dict[str, Any]], Work], say: Say
+    folder: Path,
+    place: int,
+    made_from: dict[str, str],
+    prepare: Callable[[dict[str, Any]], Work],
+    say: Say,
 ) -> None:
     def answer(text: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # it may be withdrawn at any moment
             (folder / f"machine-{place}").write_text(text, encoding="utf-8")
 
     try:
         invitation = _read(folder)
     except FileNotFoundError:
         return
+    machines = _machines(folder, place, invitation["machines"])
     try:
-        _check_same(invitation["made from"], _made_from(module))
+        _check_same(invitation["made from"], made_from)
         work = prepare(invitation["arguments"])
+        answer(_READY)
+        started = _wait_for_start(folder)
     except Exception as error:
         answer(f"{socket.gethostname()} cannot help: {error}")
         raise
-    answer(_READY)
-    try:
-        started = _wait_for_start(folder)
-    except BaseException:  # it was ended as it waited
-        (folder / f"machine-{place}").unlink(missing_ok=True)
+    except BaseException as error:  # this machine is wanted no more
+        _leave(folder, machines, error)
         raise
-    if started:
-        say(f"machine {place + 1} of {invitation['machines']}")
-        with _telling(folder):
-            work(_machines(folder, place, invitation["machines"]))
-        say("done; waiting for the next invitation")
-    else:
-        (folder / f"machine-{place}").unlink(missing_ok=True)
+    if not started:
+        _leave(folder, machines, DynammoError("it left for a newer run"))
+        return
+    say(f"machine {place + 1} of {machines.total}")
+    with _telling(machines):
+        work(machines)
+    say("done; waiting for the next invitation")
+
+
+def _leave(folder: Path, machines: Machines, why: BaseException) -> None:
+    """Give the place to another machine; where all have started meanwhile, it is too late."""
+    (folder / f"machine-{machines.place}").unlink(missing_ok=True)
+    if (folder / _START).exists():
+        machines.tell(why)
 
 
 def _wait_for_start(folder: Path) -> bool:
     """Not where it is withdrawn, or its run is dead and there is a newer one."""
-    while not (started := (folder / "start").exists()) and folder == _newest():
+    while not (started := (folder / _START).exists()) and folder == _newest():
         time.sleep(_PAUSE)
     return started
 
@@ -175,8 +193,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _newest() -> Path | None:
+    """The last invitation that has not started."""
     folders = [file.parent for file in MEETINGS.glob(f"*/{_INVITATION}")]
-    return max(folders, default=None)
+    return max((f for f in folders if not (f / _START).exists()), default=None)
 
 
 def _wait_until_ready(folder: Path, count: int) -> None:
@@ -208,4 +227,5 @@ def _check_same(theirs: dict[str, str], mine: dict[str, str]) -> None:
 
 def _made_from(module: str) -> dict[str, str]:
     """What must be the same on all machines, lest they compute different things."""
-    return {"this project's code": code_version(module), **versions()}
+    adapters = [ADAPTERS.module(name) for name in ADAPTERS]
+    return {"this project's code": code_version(module, *adapters), **versions()}

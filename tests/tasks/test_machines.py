@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,14 +15,14 @@ import pytest
 
 from dynammo.errors import DynammoError
 from dynammo.processes import INTERFACE, Machines
-from tasks import machines
+from tasks import caching, machines
 from tasks.machines import Work, accept, invite
 
 CODE = "dynammo.seeds"
 ARGUMENTS = {"number": 3, "names": ["amber", "birch"]}
 
 
-class Enough(Exception):
+class Enough(BaseException):
     """Ends a machine that would help for ever."""
 
 
@@ -159,6 +160,50 @@ def test_what_ends_one_machine_is_told_to_the_others(meetings: Path) -> None:
     assert list(meetings.glob("*/invitation.json")) == []
 
 
+def test_a_machine_that_is_ended_as_it_makes_ready_gives_its_place_back(meetings: Path) -> None:
+    def ended(_: dict[str, Any]) -> Work:
+        raise Enough
+
+    (folder := meetings / "1-waiting").mkdir(parents=True)
+    invitation = machines._invitation(2, machines._made_from(CODE), ARGUMENTS)
+    (folder / "invitation.json").write_bytes(invitation)
+    with pytest.raises(Enough):
+        accept(CODE, ended, lambda _: None)
+    assert [file.name for file in folder.iterdir()] == ["invitation.json"]
+    # Where all have started meanwhile, the others are told.
+    (folder / "start").touch()
+    seat = machines._machines(folder, 1, 2)
+    machines._leave(folder, seat, Enough())
+    assert seat.lost is not None and "ended by Enough" in seat.lost.read_text()
+
+
+def test_a_machine_whose_adapter_is_other_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = machines._made_from(CODE)
+    real = caching._code_hash
+
+    def changed(module: str) -> str:
+        return "another" if module == "dynammo.adapters.linear" else real(module)
+
+    monkeypatch.setattr(caching, "_code_hash", changed)
+    with pytest.raises(DynammoError, match="another version of this project's code"):
+        machines._check_same(before, machines._made_from(CODE))
+
+
+def test_what_dead_runs_left_is_removed_in_time(meetings: Path) -> None:
+    waiting, trained, failed = (meetings / name for name in ("1-waiting", "2-trained", "3-failed"))
+    for folder, *files in ((waiting,), (trained, "start"), (failed, "start", "lost")):
+        folder.mkdir(parents=True)
+        for name in ("invitation.json", *files):
+            (folder / name).touch()
+    machines._tidy(waiting)
+    assert len(list(meetings.iterdir())) == 3  # none is old
+    for folder in (waiting, trained, failed):
+        os.utime(folder, (0, 0))
+    (mine := meetings / "4-mine").mkdir()
+    machines._tidy(mine)
+    assert {folder.name for folder in meetings.iterdir()} == {"2-trained", "4-mine"}
+
+
 def test_machines_that_do_not_come_are_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch, meetings: Path
 ) -> None:
@@ -169,7 +214,7 @@ def test_machines_that_do_not_come_are_not_waited_for_for_ever(
 
 
 def test_the_invitation_of_a_dead_run_holds_nobody_up(meetings: Path) -> None:
-    invitation = machines._invitation(2, CODE, {"number": 1})
+    invitation = machines._invitation(2, machines._made_from(CODE), {"number": 1})
     dead = meetings / "0-dead"
     dead.mkdir(parents=True)
     (dead / "invitation.json").write_bytes(invitation)
