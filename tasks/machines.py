@@ -182,9 +182,13 @@ def _leave(folder: Path, machines: Machines, why: BaseException) -> None:
 
 def _wait_for_start(folder: Path) -> bool:
     """Not where it is withdrawn, or its run is dead and there is a newer one."""
-    while not (started := (folder / _START).exists()) and folder == _newest():
+    while True:
+        waiting = folder == _newest()  # not when it has started: hence looked at first
+        if (folder / _START).exists():
+            return True
+        if not waiting:
+            return False
         time.sleep(_PAUSE)
-    return started
 
 
 def _read(folder: Path) -> dict[str, Any]:
