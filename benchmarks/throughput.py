@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from speed import Spent, in_turns, noise, timed
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig, TrainConfig
@@ -85,12 +83,11 @@ def main() -> None:
     )
     rows = build(arguments, device)
     for row in rows.values():  # kernels are prepared
-        row.run()
-    spent: dict[str, list[float]] = {label: [] for label in rows}
-    for _ in tqdm(range(arguments.repeats), desc="rounds"):
-        for label, row in rows.items():
-            spent[label].append(seconds(row.run, device))
-    rates = {label: row.images / statistics.median(spent[label]) for label, row in rows.items()}
+        finished(row.run, device)()
+    medians = in_turns(
+        {label: finished(row.run, device) for label, row in rows.items()}, arguments.repeats
+    )
+    rates = {label: row.images / seconds(medians[label], device) for label, row in rows.items()}
     whole = rates["bare backbone, forward and backward"]
     results: dict[str, Any] = {"macs_a_second": macs_a_second, "bytes_a_second": bytes_a_second}
     print("| | images/s | GMACs an image | MB an image | floor, images/s | of the floor | ratio |")
@@ -113,9 +110,7 @@ def build(arguments: argparse.Namespace, device: torch.device) -> dict[str, Row]
     config = BackboneConfig(name=arguments.backbone, pretrained=False)
     weights = pretrained_weights(config, seed=0)
     adapter = AdapterConfig(name=arguments.adapter)
-    generator = torch.Generator().manual_seed(0)
-    shape = (arguments.images, 3, arguments.size, arguments.size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = noise(arguments.images, arguments.size)
     labels = torch.arange(len(images)) % 3
     batch = images[: arguments.batch].to(device)
     rounded = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bfloat16")
@@ -182,8 +177,9 @@ def peak(device: torch.device, precision: str) -> tuple[float, float]:
     target = torch.empty_like(source)
 
     def best(run: Run) -> float:
-        run()
-        return min(seconds(run, device) for _ in range(10))
+        whole = finished(run, device)
+        whole()
+        return min(seconds(timed(whole), device) for _ in range(10))
 
     product = best(lambda: left @ right)
     convolution = best(lambda: functional.conv2d(maps, kernel, padding=1))
@@ -191,17 +187,21 @@ def peak(device: torch.device, precision: str) -> tuple[float, float]:
     return macs_a_second, 2 * source.nbytes / best(lambda: target.copy_(source))
 
 
-def seconds(run: Run, device: torch.device) -> float:
-    """Of the CPU, or by the clock where another device works."""
+def finished(run: Run, device: torch.device) -> Run:
+    """The run until its end on the device, which works on while Python goes ahead."""
     if device.type == "cpu":
-        start = time.process_time()
+        return run
+
+    def whole() -> None:
         run()
-        return time.process_time() - start
-    torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    run()
-    torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
+        torch.accelerator.synchronize(device)
+
+    return whole
+
+
+def seconds(spent: Spent, device: torch.device) -> float:
+    """Of the CPU, or by the clock where another device works."""
+    return spent.cpu if device.type == "cpu" else spent.wall
 
 
 def count(row: Row) -> Work:

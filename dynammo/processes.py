@@ -22,6 +22,7 @@ from dynammo.errors import DynammoError
 
 Tell = Callable[..., None]
 INTERFACE = "GLOO_SOCKET_IFNAME"  # the variable that torch reads, too
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _PATIENCE = 300  # seconds that processes have to start and meet
 
 
@@ -238,7 +239,7 @@ def _process(
     arguments: tuple[Any, ...],
 ) -> None:
     if machines.total == 1:  # they talk within this machine: no other interface is listened on
-        os.environ[INTERFACE] = "lo0" if sys.platform == "darwin" else "lo"
+        os.environ[INTERFACE] = LOOPBACK
     os.environ["NCCL_SOCKET_IFNAME"] = f"={os.environ[INTERFACE]}"  # no other that begins so
     torch.set_num_threads(threads)
     device = torch.device(kind, number) if kind == "cuda" else torch.device(kind)

@@ -90,10 +90,10 @@ def accept(module: str, prepare: Callable[[dict[str, Any]], Work], say: Say) -> 
     say(f"waiting for invitations in {MEETINGS}, over {interface()}; Ctrl-C ends this")
     while True:
         time.sleep(_PAUSE)
-        if (folder := _newest()) is None or (place := _take_place(folder)) is None:
+        if (folder := _newest()) is None or (taken := _take_place(folder)) is None:
             continue
         try:
-            _help(folder, place, made_from, prepare, say)
+            _help(folder, *taken, made_from, prepare, say)
         except DynammoError as error:
             say(f"error: {error}")
         except Exception:  # a fault of the code: shown as such, and no end of the help
@@ -128,18 +128,21 @@ def _tidy(mine: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_place(folder: Path) -> int | None:
+def _take_place(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """A place that was free, and the invitation."""
     with suppress(FileNotFoundError):  # it may be withdrawn at any moment
-        for place in range(1, _read(folder)["machines"]):
+        invitation = json.loads((folder / _INVITATION).read_text(encoding="utf-8"))
+        for place in range(1, invitation["machines"]):
             with suppress(FileExistsError):
                 (folder / f"machine-{place}").touch(exist_ok=False)
-                return place
+                return place, invitation
     return None
 
 
 def _help(
     folder: Path,
     place: int,
+    invitation: dict[str, Any],
     made_from: dict[str, str],
     prepare: Callable[[dict[str, Any]], Work],
     say: Say,
@@ -148,10 +151,6 @@ def _help(
         with suppress(FileNotFoundError):  # it may be withdrawn at any moment
             (folder / f"machine-{place}").write_text(text, encoding="utf-8")
 
-    try:
-        invitation = _read(folder)
-    except FileNotFoundError:
-        return
     machines = _machines(folder, place, invitation["machines"])
     try:
         _check_same(invitation["made from"], made_from)
@@ -189,11 +188,6 @@ def _wait_for_start(folder: Path) -> bool:
         if not waiting:
             return False
         time.sleep(_PAUSE)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    invitation: dict[str, Any] = json.loads((folder / _INVITATION).read_text(encoding="utf-8"))
-    return invitation
 
 
 def _newest() -> Path | None:

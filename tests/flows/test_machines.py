@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import pytest
 from safetensors.torch import load_file
 
-from dynammo.processes import INTERFACE
+from dynammo.processes import INTERFACE, LOOPBACK
 from tests.flows.project import Project
 from tests.flows.test_resume import ROOT
 
 
 @pytest.fixture
 def helper(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    monkeypatch.setenv(INTERFACE, "lo0" if sys.platform == "darwin" else "lo")
+    monkeypatch.setenv(INTERFACE, LOOPBACK)
     monkeypatch.setattr("tasks.machines._PATIENCE", 120)
     process = subprocess.Popen(
         [sys.executable, "-c", "from flows.cli import app; app()", "join"],

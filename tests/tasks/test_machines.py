@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dynammo.errors import DynammoError
-from dynammo.processes import INTERFACE, Machines
+from dynammo.processes import INTERFACE, LOOPBACK, Machines
 from tasks import caching, machines
 from tasks.machines import Work, accept, invite
 
@@ -67,7 +67,7 @@ class Helper:
 
 @pytest.fixture(autouse=True)
 def meetings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(INTERFACE, "lo")
+    monkeypatch.setenv(INTERFACE, LOOPBACK)
     monkeypatch.setattr(machines, "MEETINGS", tmp_path / "meetings")
     monkeypatch.setattr(machines, "_PAUSE", 0.01)
     monkeypatch.setattr(machines, "_PATIENCE", 60)
