@@ -82,11 +82,10 @@ def main() -> None:
         f"{bytes_a_second / 1e9:.1f} GB/s in a copy\n"
     )
     rows = build(arguments, device)
-    for row in rows.values():  # kernels are prepared
-        finished(row.run, device)()
-    medians = in_turns(
-        {label: finished(row.run, device) for label, row in rows.items()}, arguments.repeats
-    )
+    runs = {label: finished(row.run, device) for label, row in rows.items()}
+    for run in runs.values():  # kernels are prepared
+        run()
+    medians = in_turns(runs, arguments.repeats)
     rates = {label: row.images / seconds(medians[label], device) for label, row in rows.items()}
     whole = rates["bare backbone, forward and backward"]
     results: dict[str, Any] = {"macs_a_second": macs_a_second, "bytes_a_second": bytes_a_second}
