@@ -27,35 +27,35 @@ from torch import Tensor
 from torch.nn.functional import linear
 from tqdm import tqdm
 
-from dynammo.adapter_statistics import STATISTICS
-from dynammo.backbones import pretrained_weights
-from dynammo.batch_norm import renormalise
 from dynammo.config import Config, HeadConfig, load_config, parse_overrides
 from dynammo.data import DATA_SOURCES
 from dynammo.data.scenario import build_scenario
 from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import ConfigError, DynammoError
-from dynammo.features import extract_features, mirrored_views
-from dynammo.head_rules.base import Evidence
-from dynammo.head_rules.discriminant import discriminant_head
-from dynammo.head_rules.fine_tune import FineTune
-from dynammo.heads import (
+from dynammo.heads.base import Evidence
+from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.fine_tune import FineTune
+from dynammo.heads.linear import (
     fine_tune_head,
     least_others_scores,
     new_head,
     task_labels,
     unified_scores,
 )
-from dynammo.memory import cut, herd, quota
+from dynammo.heads.scaling import power_normalise
+from dynammo.heads.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
+from dynammo.memory.herding import cut, herd, quota
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.average import average
 from dynammo.merging.inputs import inputs_of
-from dynammo.network import Network, build_network
-from dynammo.normalisation import power_normalise
+from dynammo.merging.measures import STATISTICS
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.batch_norm import renormalise
+from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.network import Network, build_network
 from dynammo.seeds import derive_seed
 from dynammo.state import State
-from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
-from dynammo.training import train_adapter
+from dynammo.training.loop import train_adapter
 
 
 @dataclass

@@ -22,14 +22,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig, load_config
-from dynammo.efficiency import count_macs
-from dynammo.export import export_model
-from dynammo.folding import cheapen, fold_adapters
-from dynammo.heads import new_head
-from dynammo.inference import Classifier, save_model
-from dynammo.network import Network, build_network, build_unmerged_network
+from dynammo.deploy.export import export_model
+from dynammo.deploy.predictor import Classifier, save_model
+from dynammo.heads.linear import new_head
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.cost import count_macs
+from dynammo.network.folding import cheapen, fold_adapters
+from dynammo.network.network import Network, build_network, build_unmerged_network
 
 
 def main() -> None:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import Config, HeadConfig, TrainConfig
-from dynammo.data.images import load_image
-from dynammo.heads import least_others_scores, new_head, task_labels, unified_scores
-from dynammo.memory import cut, herd, quota
+from dynammo.data.formats.pictures import load_image
+from dynammo.heads.linear import least_others_scores, new_head, task_labels, unified_scores
+from dynammo.memory.herding import cut, herd, quota
 from dynammo.merging.average import average
-from dynammo.network import Network, build_network
+from dynammo.network.network import Network, build_network
 from dynammo.seeds import derive_seed
 from dynammo.state import State
-from dynammo.training import fit
+from dynammo.training.loop import fit
 
 
 @dataclass(frozen=True)

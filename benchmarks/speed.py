@@ -44,18 +44,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig, Config, HeadConfig, TrainConfig
-from dynammo.data.digits import load as load_digits
-from dynammo.data.images import load_image
+from dynammo.data.formats.pictures import load_image
 from dynammo.data.samples import ImageSet
-from dynammo.data.sources import load_source
+from dynammo.data.sources.digits import load as load_digits
+from dynammo.data.sources.loading import load_source
 from dynammo.data.store import ImageStore, build_store
-from dynammo.efficiency import count_macs
-from dynammo.features import extract_features, mirrored_views
-from dynammo.frozen import without_frozen_norms
-from dynammo.head_rules.discriminant import discriminant_head
-from dynammo.heads import (
+from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.linear import (
     State,
     fine_tune_head,
     least_others_scores,
@@ -63,13 +59,17 @@ from dynammo.heads import (
     task_labels,
     unified_scores,
 )
-from dynammo.memory import cut, herd, quota
+from dynammo.heads.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
+from dynammo.memory.herding import cut, herd, quota
 from dynammo.merging.average import average
-from dynammo.network import Network, build_network
-from dynammo.prefix import split_at_first_adapter
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.cost import count_macs
+from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.frozen_norms import without_frozen_norms
+from dynammo.network.network import Network, build_network
 from dynammo.seeds import derive_seed
-from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
-from dynammo.training import train_adapter
+from dynammo.training.frozen_prefix import split_at_first_adapter
+from dynammo.training.loop import train_adapter
 
 SECTIONS = {
     1: "balanced fine-tuning",
@@ -260,17 +260,17 @@ def section_2(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _no_split() -> Any:
-    return patch("dynammo.training.split_at_first_adapter", lambda net: (nn.Identity(), net))
+    return patch("dynammo.training.loop.split_at_first_adapter", lambda net: (nn.Identity(), net))
 
 
 def _norms_stay() -> Any:
-    return patch("dynammo.training.without_frozen_norms", lambda net: net)
+    return patch("dynammo.training.loop.without_frozen_norms", lambda net: net)
 
 
 @contextmanager
 def _torch_layout() -> Iterator[None]:
     with patch(
-        "dynammo.training.split_at_first_adapter", lambda n: (nn.Identity(), plain.Whole(n))
+        "dynammo.training.loop.split_at_first_adapter", lambda n: (nn.Identity(), plain.Whole(n))
     ):
         yield
 

@@ -30,12 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig, TrainConfig
-from dynammo.frozen import without_frozen_norms
-from dynammo.network import build_network
-from dynammo.prefix import split_at_first_adapter
-from dynammo.training import train_adapter
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.frozen_norms import without_frozen_norms
+from dynammo.network.network import build_network
+from dynammo.training.frozen_prefix import split_at_first_adapter
+from dynammo.training.loop import train_adapter
 
 Run = Callable[[], object]
 

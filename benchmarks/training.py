@@ -16,10 +16,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig, TrainConfig
-from dynammo.network import build_network
-from dynammo.training import train_adapter
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.network import build_network
+from dynammo.training.loop import train_adapter
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     once, every = [], []
     for _ in range(arguments.repeats):
         once.append(run())
-        with patch("dynammo.training.split_at_first_adapter", lambda n: (nn.Identity(), n)):
+        with patch("dynammo.training.loop.split_at_first_adapter", lambda n: (nn.Identity(), n)):
             every.append(run())
         print(f"once {once[-1]:.1f} s, every epoch {every[-1]:.1f} s", flush=True)
     ratio = statistics.median(every) / statistics.median(once)

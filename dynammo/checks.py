@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dynammo.adapter_statistics import check_rule
-from dynammo.backbones import create_backbone
-from dynammo.batch_norm import check_batch_norms
 from dynammo.config import Config
+from dynammo.merging.measures import check_rule
 from dynammo.methods import METHODS
 from dynammo.methods.base import check_methods
-from dynammo.network import build_network
+from dynammo.network.backbones import create_backbone
+from dynammo.network.batch_norm import check_batch_norms
+from dynammo.network.network import build_network
 
 
 def check_parts(config: Config) -> None:

@@ -2,8 +2,8 @@
 
 Each kind of part (adapters, merge rules, data sources) has one table, in its package's
 `__init__.py`. Adding a part is one new file and one line in that table. Because nothing is imported
-until it is chosen, the code version of a pipeline step (see `tasks/caching.py`) covers the chosen
-part alone: adding a merge rule does not retrain anybody's adapters.
+until it is chosen, the code version of a pipeline step (see `tasks/support/caching.py`) covers the
+chosen part alone: adding a merge rule does not retrain anybody's adapters.
 """
 
 from __future__ import annotations

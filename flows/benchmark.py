@@ -27,12 +27,12 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 from tqdm import tqdm
 
 from dynammo.errors import ConfigError, DynammoError
-from dynammo.grid import Cell, Grid, load_grid, plan
+from dynammo.evaluation.grid import Cell, Grid, load_grid, plan
 from flows.incremental import incremental
-from flows.logs import shorten_expected_errors
-from tasks.cells import Known, decode, finished, inspect, record
 from tasks.grid_report import close_grid, open_grid, report
-from tasks.progress import progress_bar
+from tasks.support.cells import Known, decode, finished, inspect, record
+from tasks.support.logs import shorten_expected_errors
+from tasks.support.progress import progress_bar
 
 shorten_expected_errors()
 
@@ -193,7 +193,7 @@ def run_cell(
         name: of the cell.
         settings: all of its configuration.
         folder: of its results.
-        key: see `tasks.cells.cell_key`.
+        key: see `tasks.support.cells.cell_key`.
         threads: of torch in this process; none leaves them as they are.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Version the data; then for each task and method learn, select exemplars and evaluate (with adapters:
 train one, merge, select, fit heads); finally publish and register. Run it with `dynammo run`,
-with `python -m flows.incremental`, or as the deployment `dynammo/incremental`.
+or as the deployment `dynammo/incremental`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from prefect.runtime import flow_run
 from dynammo.checkpoint import Ref
 from dynammo.checks import check_parts
 from dynammo.config import Config, load_config
-from dynammo.head_rules import HEAD_RULES
+from dynammo.heads import HEAD_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import is_generic
-from flows.logs import shorten_expected_errors
 from tasks.adapters import (
     prepare_backbone,
     renormalise_backbone,
@@ -37,8 +36,9 @@ from tasks.methods import evaluate_method, learn_task, method_settings, remember
 from tasks.publishing import check_output, publish
 from tasks.stage import Adapted, Learnt, Peer, Stage, Variant
 from tasks.statistics import update_statistics
+from tasks.support.logs import shorten_expected_errors
+from tasks.support.workspace import Classes, Context, choose_device, settings
 from tasks.tracking import close_runs, open_runs, register, track_stage
-from tasks.workspace import Classes, Context, choose_device, settings
 
 PARAMS = "params.yaml"
 shorten_expected_errors()
@@ -358,11 +358,3 @@ def learn_peer(
 def named(name: str, context: Context) -> Context:
     """The context with a name before its label, for steps that several methods share."""
     return {**context, "label": f"{name} {context['label']}"}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from flows.cli import app
-
-    app(prog_name="python -m flows.incremental", args=["run", *sys.argv[1:]])

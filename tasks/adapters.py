@@ -9,23 +9,23 @@ import torch
 from prefect import get_run_logger
 from torch import Tensor
 
-from dynammo.backbones import pretrained_weights
-from dynammo.batch_norm import renormalise
 from dynammo.checkpoint import Ref
 from dynammo.config import BackboneConfig, Config, TrainConfig
 from dynammo.data.samples import hash_file
 from dynammo.errors import DynammoError, WeightsError
-from dynammo.network import Network, build_network
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.batch_norm import renormalise
+from dynammo.network.network import Network, build_network
 from dynammo.processes import Machines
 from dynammo.seeds import derive_seed
-from dynammo.training import check_shares
-from dynammo.training import train_adapter as train
-from tasks.caching import step
-from tasks.images import Images
+from dynammo.training.loop import check_shares
+from dynammo.training.loop import train_adapter as train
 from tasks.machines import Work, invite
-from tasks.networks import load_network
-from tasks.progress import epoch_lines, progress_bar
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.networks import load_network
+from tasks.support.progress import epoch_lines, progress_bar
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
 class Trained(TypedDict):
@@ -58,7 +58,7 @@ def weights_settings(config: Config) -> dict[str, Any]:
 
 @step(
     "prepare backbone",
-    "dynammo.backbones",
+    "dynammo.network.backbones",
     retries=2,  # the weights may come over a network
     retry_delay_seconds=5,
     task_run_name="prepare backbone {settings[backbone][name]}",
@@ -77,7 +77,7 @@ def prepare_backbone(settings: dict[str, Any], weights_hash: str | None, context
     return CHECKPOINTS.save("backbone", weights, meta)
 
 
-@step("renormalise backbone", "dynammo.batch_norm", task_run_name="renormalise backbone")
+@step("renormalise backbone", "dynammo.network.batch_norm", task_run_name="renormalise backbone")
 def renormalise_backbone(
     settings: dict[str, Any], share: float, classes: Classes, backbone: Ref, context: Context
 ) -> Ref:
@@ -104,7 +104,7 @@ def renormalise_backbone(
     return CHECKPOINTS.save("backbone", weights, meta)
 
 
-@step("train adapter", "dynammo.training", task_run_name="train adapter {context[label]}")
+@step("train adapter", "dynammo.training.loop", task_run_name="train adapter {context[label]}")
 def train_adapter(
     settings: dict[str, Any],
     number: int,
@@ -193,7 +193,7 @@ def help_train(arguments: dict[str, Any]) -> Work:
 
 
 class _Lesson(NamedTuple):
-    """What `dynammo.training.train_adapter` is given, in its order."""
+    """What `dynammo.training.loop.train_adapter` is given, in its order."""
 
     network: Network
     images: Tensor

@@ -11,12 +11,12 @@ from dynammo.config import Config
 from dynammo.data.checks import Repeats, check_image_set
 from dynammo.data.samples import read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
-from dynammo.data.sources import load_source
+from dynammo.data.sources.loading import load_source
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
-from tasks.dvc_data import hint_if_missing, tracked_but_missing, version_with_dvc
-from tasks.progress import progress_bar
-from tasks.workspace import IMAGES, MANIFESTS, Classes
+from tasks.support.dvc import hint_if_missing, tracked_but_missing, version_with_dvc
+from tasks.support.progress import progress_bar
+from tasks.support.workspace import IMAGES, MANIFESTS, Classes
 
 
 class TaskData(TypedDict):

@@ -10,17 +10,17 @@ from torch import nn
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
-from dynammo.efficiency import count_macs, count_parameters
-from dynammo.evaluation import Predictions, evaluate_stage
-from dynammo.features import extract_features
-from dynammo.folding import deployed_network
-from dynammo.heads import Scores, least_others_scores, unified_scores
-from dynammo.network import build_network, build_unmerged_network
-from tasks.caching import step
-from tasks.images import Images
-from tasks.networks import load_network
-from tasks.progress import progress_bar
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+from dynammo.evaluation.metrics import Predictions, evaluate_stage
+from dynammo.heads.linear import Scores, least_others_scores, unified_scores
+from dynammo.network.cost import count_macs, count_parameters
+from dynammo.network.features import extract_features
+from dynammo.network.folding import deployed_network
+from dynammo.network.network import build_network, build_unmerged_network
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.networks import load_network
+from tasks.support.progress import progress_bar
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
 class Evaluated(TypedDict):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, MemoryConfig
-from dynammo.memory import cut, herd, quota
-from tasks.caching import step
-from tasks.images import Images
-from tasks.workspace import CHECKPOINTS, Classes, Context
+from dynammo.memory.herding import cut, herd, quota
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.workspace import CHECKPOINTS, Classes, Context
 
 
 @step("select exemplars", task_run_name="select exemplars: {context[label]}")

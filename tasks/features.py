@@ -6,11 +6,11 @@ from typing import Any
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
-from dynammo.features import mirrored_views
-from tasks.caching import step
-from tasks.images import Images
-from tasks.networks import load_network
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+from dynammo.network.features import mirrored_views
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.networks import load_network
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
 @step("extract training features", task_run_name="extract training features: {context[label]}")

@@ -10,11 +10,11 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from dynammo.errors import DataError
-from dynammo.grid import REPORT, Cell, Grid
+from dynammo.evaluation.grid import REPORT, Cell, Grid
 from dynammo.reporting.benchmark import Benchmark, markdown_tables, write_report
-from tasks import mlflow_runs
-from tasks.cells import read
 from tasks.publishing import replaced_folder
+from tasks.support.cells import read
+from tasks.support.mlflow import runs as mlflow_runs
 
 
 def open_grid(grid: Grid, keys: Sequence[str]) -> str:

@@ -6,16 +6,16 @@ from typing import Any
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
-from dynammo.features import mirrored_views
-from dynammo.head_rules import HEAD_RULES
-from dynammo.head_rules.base import Evidence
-from dynammo.heads import fine_tune_head, task_labels
+from dynammo.heads import HEAD_RULES
+from dynammo.heads.base import Evidence
+from dynammo.heads.linear import fine_tune_head, task_labels
+from dynammo.heads.statistics import ClassStatistics
+from dynammo.network.features import mirrored_views
 from dynammo.seeds import derive_seed
-from dynammo.statistics import ClassStatistics
-from tasks.caching import step
-from tasks.images import Images
-from tasks.networks import load_network
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.networks import load_network
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
 @step("fit head", task_run_name="fit head: {variant} {context[label]} ({settings[head][rule]})")

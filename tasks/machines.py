@@ -27,8 +27,8 @@ from dynammo.adapters import ADAPTERS
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.errors import DynammoError
 from dynammo.processes import ALONE, Machines, interface
-from tasks.caching import code_version
-from tasks.workspace import HOME, versions
+from tasks.support.caching import code_version
+from tasks.support.workspace import HOME, versions
 
 MEETINGS = HOME / "meetings"
 _PATIENCE = 600  # seconds that the other machines have to come

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from dynammo.adapter_statistics import STATISTICS
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
-from dynammo.network import build_network
+from dynammo.merging.measures import STATISTICS
+from dynammo.network.network import build_network
 from dynammo.seeds import derive_seed
 from tasks.adapters import Trained
-from tasks.caching import step
-from tasks.images import Images
-from tasks.networks import load_network
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance, settings
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.networks import load_network
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance, settings
 
 
 class MergeInputs(TypedDict, total=False):
@@ -28,7 +28,7 @@ class MergeInputs(TypedDict, total=False):
     grams: list[Ref]
 
 
-@step("initial adapter", "dynammo.network", task_run_name="initial adapter")
+@step("initial adapter", "dynammo.network.network", task_run_name="initial adapter")
 def initial_adapter(settings: dict[str, Any], context: Context) -> Ref:
     """The adapter that training of the first task starts from.
 
@@ -44,7 +44,7 @@ def initial_adapter(settings: dict[str, Any], context: Context) -> Ref:
 
 @step(
     "adapter statistics",
-    "dynammo.adapter_statistics",
+    "dynammo.merging.measures",
     task_run_name="adapter statistics: {kind} {context[label]}",
 )
 def adapter_statistics(
@@ -60,7 +60,7 @@ def adapter_statistics(
 
     Args:
         settings: sections backbone, image and adapter.
-        kind: name in `dynammo.adapter_statistics.STATISTICS`.
+        kind: name in `dynammo.merging.measures.STATISTICS`.
         classes: the task's.
         backbone: checkpoint of the frozen network.
         adapter: checkpoint of the task's adapter.

@@ -8,8 +8,8 @@ from typing import Any
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
 from dynammo.merging import MERGE_RULES
-from tasks.caching import step
-from tasks.workspace import CHECKPOINTS, Context, provenance
+from tasks.support.caching import step
+from tasks.support.workspace import CHECKPOINTS, Context, provenance
 
 
 @step("merge adapters", task_run_name="merge adapters {context[label]}")

@@ -9,16 +9,16 @@ from prefect import get_run_logger
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
-from dynammo.efficiency import count_macs, count_parameters
-from dynammo.features import extract_features
 from dynammo.methods import METHODS
 from dynammo.methods.base import Method, Task, TaskImages, Watch, create_method
-from tasks.caching import step
+from dynammo.network.cost import count_macs, count_parameters
+from dynammo.network.features import extract_features
 from tasks.evaluation import Evaluated, measure
 from tasks.exemplars import choose_exemplars
-from tasks.images import Images
-from tasks.progress import epoch_lines, progress_bar
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance, settings
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.progress import epoch_lines, progress_bar
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance, settings
 
 
 class LearntTask(TypedDict):

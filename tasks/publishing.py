@@ -19,14 +19,14 @@ import dynammo
 from dynammo.checkpoint import Ref, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
+from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError
-from dynammo.evaluation import summarise
-from dynammo.inference import save_model
+from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
-from tasks.champion import current_champion, gate
 from tasks.data import DataVersion
 from tasks.stage import Stage, measured
-from tasks.workspace import CHECKPOINTS, versions
+from tasks.support.mlflow.champion import current_champion, gate
+from tasks.support.workspace import CHECKPOINTS, versions
 
 CURVES = (
     "task",

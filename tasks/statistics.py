@@ -10,14 +10,14 @@ from torch import Tensor
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
-from dynammo.features import mirrored_views
-from dynammo.network import Network
-from dynammo.normalisation import power_normalise
-from dynammo.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
-from tasks.caching import step
-from tasks.images import Images
-from tasks.networks import load_network
-from tasks.workspace import CHECKPOINTS, Classes, Context, provenance
+from dynammo.heads.scaling import power_normalise
+from dynammo.heads.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
+from dynammo.network.features import mirrored_views
+from dynammo.network.network import Network
+from tasks.support.caching import step
+from tasks.support.images import Images
+from tasks.support.networks import load_network
+from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance
 
 
 @step("update statistics", task_run_name="update statistics: {context[label]}")
@@ -43,8 +43,8 @@ def update_statistics(
     Args:
         settings: sections backbone, image and adapter.
         flip: measure the mirrored view of each image as well.
-        power: see `dynammo.normalisation`.
-        ridge: see `dynammo.statistics.correct_drift`.
+        power: see `dynammo.heads.scaling`.
+        ridge: see `dynammo.heads.statistics.correct_drift`.
         classes: the newest task's.
         features: of its training images under the network now, as `flip` says.
         backbone: checkpoint of the frozen network.

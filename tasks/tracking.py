@@ -10,11 +10,12 @@ from prefect import get_run_logger, task
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
-from tasks import champion, mlflow_runs, served_model
-from tasks.caching import step_key
 from tasks.data import DataVersion
 from tasks.stage import Stage, measured
-from tasks.workspace import CHECKPOINTS
+from tasks.support.caching import step_key
+from tasks.support.mlflow import champion, served_model
+from tasks.support.mlflow import runs as mlflow_runs
+from tasks.support.workspace import CHECKPOINTS
 
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
 _CODE = (

@@ -59,11 +59,11 @@ def tracking(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as `save_model` writes it; its answers mean nothing."""
-    from dynammo.backbones import pretrained_weights
     from dynammo.config import AdapterConfig, BackboneConfig
-    from dynammo.heads import new_head
-    from dynammo.inference import save_model
-    from dynammo.network import build_network
+    from dynammo.deploy.predictor import save_model
+    from dynammo.heads.linear import new_head
+    from dynammo.network.backbones import pretrained_weights
+    from dynammo.network.network import build_network
 
     folder = tmp_path_factory.mktemp("model")
     backbone, adapter = BackboneConfig(name="test_resnet", pretrained=False), AdapterConfig()

@@ -20,16 +20,16 @@ from dynammo.config import HeadConfig
 from dynammo.data import DATA_SOURCES
 from dynammo.data.checks import check_image_set
 from dynammo.errors import DataError
-from dynammo.features import extract_features
-from dynammo.head_rules import HEAD_RULES
-from dynammo.head_rules.base import Evidence
-from dynammo.heads import unified_scores
+from dynammo.heads import HEAD_RULES
+from dynammo.heads.base import Evidence
+from dynammo.heads.linear import unified_scores
+from dynammo.heads.scaling import power_normalise
+from dynammo.heads.statistics import measure_classes
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import is_generic, own_options
-from dynammo.network import AdaptedStage
-from dynammo.normalisation import power_normalise
-from dynammo.statistics import measure_classes
+from dynammo.network.features import extract_features
+from dynammo.network.network import AdaptedStage
 from tests.dynammo.methods.tiny import FIRST, SECOND, configured, learn, memory, weights
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def test_the_lines_in_the_tables() -> None:
     tables = {
         "adapters": ADAPTERS,
         "merging": MERGE_RULES,
-        "head_rules": HEAD_RULES,
+        "heads": HEAD_RULES,
         "data": DATA_SOURCES,
         "methods": METHODS,
     }

@@ -4,8 +4,8 @@ An adapter is an `nn.Module` built as `Adapter(channels, **options)` that maps (
 residual of the same shape; the network adds it: x <- x + A(x). Its class attribute `min_size`, 1
 where it has none, is the smallest H and W that it takes. Two methods are optional: `as_linear`
 (W and b, or None, of A(x) = W x + b) lets it be folded into the backbone, `fused` gives a cheaper
-module that computes the same in eval mode, for deployment (`dynammo.folding`). To add one, write a
-file here and a line below.
+module that computes the same in eval mode, for deployment (`dynammo.network.folding`). To add one,
+write a file here and a line below.
 """
 
 from dynammo.registry import Registry

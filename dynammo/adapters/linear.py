@@ -10,7 +10,7 @@ class LinearAdapter(nn.Module):
 
     Shape: (B, C, H, W) -> (B, C, H, W). C^2 + C trainable numbers. Being linear it merges exactly
     (the average of n adapters computes the average of their n outputs), and it can be folded into
-    the convolutions behind it (`dynammo.folding`).
+    the convolutions behind it (`dynammo.network.folding`).
 
     Args:
         channels: C.

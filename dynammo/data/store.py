@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.data.checks import Repeats, repeats, warn_of
-from dynammo.data.images import DECODER_VERSION, Pixels, decode, resize
+from dynammo.data.formats.pictures import DECODER_VERSION, Pixels, decode, resize
 from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
 from dynammo.errors import DataError
 

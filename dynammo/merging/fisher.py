@@ -17,7 +17,7 @@ def fisher(adapters: Iterable[State], *, fisher: Iterable[State], floor: float =
     """W = sum_t F_t * w_t / sum_t F_t for every number, with F_t = f_t / mean(f_t) + floor.
 
     f_t is the diagonal of the Fisher information of adapter t on its task (`diagonal_fisher` in
-    `dynammo.adapter_statistics`). Dividing it by its mean over all numbers gives every adapter the
+    `dynammo.merging.measures`). Dividing it by its mean over all numbers gives every adapter the
     same say in all; otherwise one that is less sure of its predictions would outweigh the others.
     The floor makes numbers that no prediction depends on average. BatchNorm buffers
     have no Fisher information: they are merged as `average` does. One adapter is held at a time.

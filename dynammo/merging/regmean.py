@@ -31,7 +31,7 @@ def regmean(adapters: Iterable[State], *, grams: Iterable[State], alpha: float =
     Args:
         adapters: in any order.
         grams: of each, in the same order: name of a layer -> G_t, (C + 1, C + 1), or (C, C) if
-            the layer has no bias (`dynammo.adapter_statistics.gram_matrices`).
+            the layer has no bias (`dynammo.merging.measures.gram_matrices`).
         alpha: a, in 0..1.
 
     Raises:

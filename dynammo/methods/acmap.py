@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from dynammo.config import Config
-from dynammo.features import extract_features
-from dynammo.folding import deployed_network
-from dynammo.heads import Scores
+from dynammo.heads.linear import Scores
 from dynammo.merging.average import average
 from dynammo.methods.base import About, Method, Style, Task, Watch
 from dynammo.methods.prototypes import cosine_scores
 from dynammo.methods.training import part
-from dynammo.network import build_network
+from dynammo.network.features import extract_features
+from dynammo.network.folding import deployed_network
+from dynammo.network.network import build_network
 from dynammo.state import State
-from dynammo.training import Epoch, train_adapter
+from dynammo.training.loop import Epoch, train_adapter
 
 
 class ACMap(Method):

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from dynammo.config import Config
 from dynammo.errors import ConfigError
-from dynammo.head_rules import HEAD_RULES
-from dynammo.heads import Scores
+from dynammo.heads import HEAD_RULES
+from dynammo.heads.linear import Scores
 from dynammo.methods import METHODS
-from dynammo.network import build_network
+from dynammo.network.network import build_network
 from dynammo.seeds import derive_seed
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class Style(NamedTuple):

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.features import mirrored_views
-from dynammo.heads import fine_tune_head, new_head
+from dynammo.heads.linear import fine_tune_head, new_head
 from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.training import Batch, TrainedNetwork
-from dynammo.network import build_network
+from dynammo.network.features import mirrored_views
+from dynammo.network.network import build_network
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class SideBySide(nn.Module):

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.features import extract_features
 from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.training import Batch, Replay, TrainedNetwork
+from dynammo.network.features import extract_features
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class DarkExperienceReplay(TrainedNetwork):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynammo.methods.base import About, Style, Task, Watch
 from dynammo.methods.training import Batch, Replay, TrainedNetwork
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class ExperienceReplay(TrainedNetwork):

@@ -9,7 +9,7 @@ from dynammo.config import Config
 from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.training import Batch, TrainedNetwork, part
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class ElasticWeightConsolidation(TrainedNetwork):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dynammo.methods.base import About, Style, Task, Watch
 from dynammo.methods.training import TrainedNetwork
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class Finetune(TrainedNetwork):

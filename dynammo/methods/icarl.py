@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.features import extract_features
-from dynammo.heads import Scores
+from dynammo.heads.linear import Scores
 from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.prototypes import cosine_scores
 from dynammo.methods.training import Batch, TrainedNetwork
+from dynammo.network.features import extract_features
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class ICarl(TrainedNetwork):

@@ -10,7 +10,7 @@ from dynammo.config import Config
 from dynammo.methods.base import About, Style, Task, Watch
 from dynammo.methods.training import Batch, TrainedNetwork, distillation
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class LearningWithoutForgetting(TrainedNetwork):

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from dynammo.config import Config
-from dynammo.features import extract_features
-from dynammo.heads import Scores
+from dynammo.heads.linear import Scores
 from dynammo.methods.base import About, Method, Style, Task, Watch
 from dynammo.methods.prototypes import cosine_scores
+from dynammo.network.features import extract_features
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 
 class NearestClassMean(Method):

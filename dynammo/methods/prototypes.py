@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dynammo.heads import Scores
+from dynammo.heads.linear import Scores
 
 TEMPERATURE = 0.1
 

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.features import extract_features
-from dynammo.heads import Scores
+from dynammo.heads.linear import Scores
 from dynammo.methods.base import About, Method, Style, Task, Watch
 from dynammo.methods.prototypes import similarity_scores
+from dynammo.network.features import extract_features
 from dynammo.state import State
-from dynammo.training import Epoch
+from dynammo.training.loop import Epoch
 
 RIDGES = [10.0**power for power in range(-8, 9)]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import Config
-from dynammo.heads import Scores, unified_scores
+from dynammo.heads.linear import Scores, unified_scores
 from dynammo.methods.base import Method, Task, TaskImages, Watch
 from dynammo.state import State
-from dynammo.training import Epoch, fit
+from dynammo.training.loop import Epoch, fit
 
 
 class Batch(NamedTuple):

@@ -18,12 +18,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.evaluation.significance import FEW, Paired, Spread, compare_paired, spread
 from dynammo.methods import METHODS
 from dynammo.reporting import benchmark_figures as figures
 from dynammo.reporting.benchmark_figures import SetResults
 from dynammo.reporting.figures import to_png
 from dynammo.reporting.report import NOTHING, millions, percent, significant, to_csv
-from dynammo.significance import FEW, Paired, Spread, compare_paired, spread
 
 COMPARED = {  # what is tested against the reference -> how it is called
     "last_mean_class_recall": "recall, last",

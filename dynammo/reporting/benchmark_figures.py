@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dynammo.evaluation import task_forgetting
+from dynammo.evaluation.metrics import task_forgetting
+from dynammo.evaluation.significance import spread as over_seeds
 from dynammo.methods import METHODS
 from dynammo.reporting.figures import (
     MOST_NAMED,
@@ -27,7 +28,6 @@ from dynammo.reporting.figures import (
     spread,
     write_values,
 )
-from dynammo.significance import spread as over_seeds
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#595959")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from dynammo.checkpoint import write_atomically
-from dynammo.evaluation import task_forgetting
+from dynammo.evaluation.metrics import task_forgetting
 from dynammo.methods import METHODS
 from dynammo.methods.base import About, Style
 

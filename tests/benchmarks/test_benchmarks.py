@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import BackboneConfig
-from dynammo.efficiency import count_macs
-from dynammo.network import build_network
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.cost import count_macs
+from dynammo.network.network import build_network
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--set", "backbone.name=test_resnet", "--set", "backbone.pretrained=false"]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
-from dynammo.network import Network, build_network
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.network import Network, build_network
 
 SIZE = 64
 

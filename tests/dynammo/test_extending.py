@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from dynammo.adapters import ADAPTERS
-from dynammo.backbones import pretrained_weights
 from dynammo.config import load_config
 from dynammo.data import DATA_SOURCES
 from dynammo.data.checks import check_image_set
@@ -18,9 +17,10 @@ from dynammo.data.scenario import build_scenario
 from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import ConfigError
 from dynammo.merging import MERGE_RULES
-from dynammo.network import build_network, build_unmerged_network
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.network import build_network, build_unmerged_network
 from dynammo.registry import Registry
-from dynammo.training import train_adapter
+from dynammo.training.loop import train_adapter
 
 BACKBONE = {"backbone.name": "test_resnet", "backbone.pretrained": False, "image.size": 64}
 

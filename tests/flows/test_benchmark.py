@@ -16,11 +16,11 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from dynammo.errors import ConfigError
-from dynammo.grid import load_grid, plan
+from dynammo.evaluation.grid import load_grid, plan
 from flows.benchmark import CellsFailed, benchmark, check
 from flows.cli import app
-from tasks.cells import finished
-from tasks.mlflow_runs import tracking_uri
+from tasks.support.cells import finished
+from tasks.support.mlflow.runs import tracking_uri
 from tests.flows.project import Project
 
 ROOT = Path(__file__).parents[2]

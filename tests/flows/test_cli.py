@@ -17,7 +17,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynammo.inference import Predictor
+from dynammo.deploy.predictor import Predictor
 from dynammo.merging import MERGE_RULES
 from flows.cli import app
 from tests.flows.project import Project

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from dynammo.config import Config, load_config
-from dynammo.config_text import groups
+from dynammo.config.text import groups
 from flows.cli import app
 
 ROOT = Path(__file__).parents[2]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dynammo import export
-from dynammo.backbones import pretrained_weights
 from dynammo.config import AdapterConfig, BackboneConfig
-from dynammo.heads import new_head
-from dynammo.inference import Predictor, save_model
-from dynammo.network import build_network
+from dynammo.deploy import export
+from dynammo.deploy.predictor import Predictor, save_model
+from dynammo.heads.linear import new_head
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.network import build_network
 from flows.cli import app
 
 

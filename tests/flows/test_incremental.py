@@ -20,9 +20,9 @@ from mlflow.entities import Run
 from PIL import Image
 from safetensors.torch import load_file
 
-from dynammo.inference import Predictor
-from tasks.mlflow_runs import tracking_uri
-from tasks.workspace import CHECKPOINTS
+from dynammo.deploy.predictor import Predictor
+from tasks.support.mlflow.runs import tracking_uri
+from tasks.support.workspace import CHECKPOINTS
 from tests.flows.project import Project, steps
 
 VARIANTS = ["merged", "unmerged", "frozen"]

@@ -8,7 +8,7 @@ import pytest
 
 from dynammo.errors import ConfigError
 from flows.incremental import incremental
-from tasks.workspace import CHECKPOINTS
+from tasks.support.workspace import CHECKPOINTS
 from tests.flows.project import Project, steps
 
 TASKS = ["1/3", "2/3", "3/3"]

@@ -9,7 +9,7 @@ import pytest
 
 from dynammo.errors import ConfigError
 from flows.incremental import incremental
-from tasks.workspace import CHECKPOINTS
+from tasks.support.workspace import CHECKPOINTS
 from tests.flows.project import Project, steps
 from tests.flows.test_incremental import again, artifacts, kinds, parent_and_children
 

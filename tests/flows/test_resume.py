@@ -35,7 +35,10 @@ def start(
         "MLFLOW_TRACKING_URI": f"sqlite:///{project.folder / 'mlflow.db'}",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.incremental", "--params", str(project.params)],
+        [
+            *(sys.executable, "-c", "from flows.cli import app; app()", "run"),
+            *("--params", str(project.params)),
+        ],
         cwd=project.folder,
         env=environment,
         stdout=subprocess.PIPE,

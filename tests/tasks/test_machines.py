@@ -15,8 +15,9 @@ import pytest
 
 from dynammo.errors import DynammoError
 from dynammo.processes import INTERFACE, LOOPBACK, Machines
-from tasks import caching, machines
+from tasks import machines
 from tasks.machines import Work, accept, invite
+from tasks.support import caching
 
 CODE = "dynammo.seeds"
 ARGUMENTS = {"number": 3, "names": ["amber", "birch"]}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from dynammo.config import load_config
-from tasks import caching
-from tasks.caching import step_key
 from tasks.methods import method_settings
+from tasks.support import caching
+from tasks.support.caching import step_key
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from dynammo.config import load_config
 from dynammo.errors import ConfigError
 from tasks.publishing import check_output, collect, replaced_folder
-from tasks.workspace import CHECKPOINTS
+from tasks.support.workspace import CHECKPOINTS
 
 
 def contents(folder: Path) -> dict[str, str]:

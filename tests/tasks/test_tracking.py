@@ -2,7 +2,7 @@ from prefect import Task
 
 from flows import incremental
 from tasks import tracking
-from tasks.caching import StepCache
+from tasks.support.caching import StepCache
 
 
 def test_a_runs_key_follows_from_the_code_of_every_step() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dynammo.data import folder, store
-from dynammo.data.images import load_image
+from dynammo.data import store
+from dynammo.data.formats.pictures import load_image
 from dynammo.data.samples import ImageSet
+from dynammo.data.sources import folder
 from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import DataError
 

@@ -9,10 +9,10 @@ import torch
 
 from dynammo.config import load_config
 from dynammo.errors import ConfigError
-from dynammo.features import extract_features
-from dynammo.heads import Scores
+from dynammo.heads.linear import Scores
 from dynammo.methods import METHODS
 from dynammo.methods.base import Method, check_methods, create_method, is_generic
+from dynammo.network.features import extract_features
 from tests.dynammo.methods.tiny import (
     FIRST,
     SECOND,

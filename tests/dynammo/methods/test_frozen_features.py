@@ -8,9 +8,9 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from dynammo.features import extract_features
 from dynammo.methods.base import Task, Watch
 from dynammo.methods.ranpac import RIDGES, choose_ridge, solve_ridge
+from dynammo.network.features import extract_features
 from tests.dynammo.methods.tiny import FIRST, NOTHING, SECOND, configured, create, learn
 
 ALL = FIRST.with_(SECOND)

@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from dynammo.config import Config
 from dynammo.errors import DynammoError
-from dynammo.features import extract_features
-from dynammo.folding import why_not_foldable
 from dynammo.merging.average import average
 from dynammo.methods import METHODS
 from dynammo.methods.base import Task, TaskImages, Watch
 from dynammo.methods.training import Replay, TrainedNetwork
-from dynammo.network import build_network
+from dynammo.network.features import extract_features
+from dynammo.network.folding import why_not_foldable
+from dynammo.network.network import build_network
 from tests.dynammo.methods.tiny import (
     FIRST,
     NOTHING,

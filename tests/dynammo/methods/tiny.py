@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from dynammo.backbones import pretrained_weights
 from dynammo.config import Config, load_config
 from dynammo.methods.base import Method, Task, TaskImages, Watch, create_method
+from dynammo.network.backbones import pretrained_weights
 from dynammo.state import State
 
 IMAGES = 6  # of each class

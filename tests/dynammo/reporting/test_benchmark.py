@@ -16,7 +16,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from dynammo.evaluation import Predictions, evaluate_stage, summarise
+from dynammo.evaluation.metrics import Predictions, evaluate_stage, summarise
 from dynammo.methods import METHODS
 from dynammo.reporting import benchmark_figures as figures
 from dynammo.reporting.benchmark import Benchmark, write_report

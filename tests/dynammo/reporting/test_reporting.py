@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dynammo.errors import ConfigError
-from dynammo.evaluation import Predictions, evaluate_stage, summarise
+from dynammo.evaluation.metrics import Predictions, evaluate_stage, summarise
 from dynammo.methods import METHODS
 from dynammo.reporting import figures
 from dynammo.reporting.report import (

@@ -1,0 +1,39 @@
+"""The configuration: typed, validated, documented."""
+
+from dynammo.config.presets import PRESETS
+from dynammo.config.reading import layered, load_config, parse_overrides
+from dynammo.config.sections import (
+    AdapterConfig,
+    BackboneConfig,
+    Config,
+    DataConfig,
+    GateConfig,
+    HeadConfig,
+    ImageConfig,
+    MemoryConfig,
+    MergeConfig,
+    ScenarioConfig,
+    Section,
+    TrackingConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "PRESETS",
+    "AdapterConfig",
+    "BackboneConfig",
+    "Config",
+    "DataConfig",
+    "GateConfig",
+    "HeadConfig",
+    "ImageConfig",
+    "MemoryConfig",
+    "MergeConfig",
+    "ScenarioConfig",
+    "Section",
+    "TrackingConfig",
+    "TrainConfig",
+    "layered",
+    "load_config",
+    "parse_overrides",
+]

@@ -1,0 +1,158 @@
+"""Read the configuration from `params.yaml`, changed by overrides.
+
+Overrides are `train.epochs=3` on the command line, `{"train.epochs": 3}` in a deployment's
+parameters. Unknown keys, wrong values and contradictions are refused together, in one
+`ConfigError`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dynammo.config.sections import Config
+from dynammo.errors import ConfigError
+
+
+def load_config(
+    params: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a YAML file (none: the defaults) and apply overrides.
+
+    Args:
+        params: YAML file with the sections of `Config`.
+        overrides: dotted keys (`{"train.epochs": 3}`) or nested sections; they win over the file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or any key or value is wrong; all problems at
+            once.
+    """
+    values: dict[str, Any] = {}
+    if params is not None:
+        try:
+            text = Path(params).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError([f"cannot read {params}: {error.strerror}"]) from None
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                [f"{params} is not valid YAML: {' '.join(str(error).split())}"]
+            ) from None
+        if not isinstance(values, dict):
+            raise ConfigError(
+                [f"{params} must hold sections like 'train:', got {type(values).__name__}"]
+            )
+    # What these leave out has a default only where the file leaves out the whole section.
+    default = Config()
+    keeps_none = (overrides or {}).get("preset", values.get("preset")) == "no_images"
+    for section in ("scenario",) if keeps_none else ("scenario", "memory"):
+        values.setdefault(section, getattr(default, section).model_dump())
+    # Copied: dotted keys are written into the nested values, which are the caller's.
+    flat = copy.deepcopy(dict(_flatten(overrides or {})))
+    for key, other in _EXCLUSIVE:
+        # Choosing one of two exclusive keys drops the file's or the default choice of the other.
+        if flat.get(key) is not None and other not in flat:
+            _section_of(values, other).pop(other.rpartition(".")[2], None)
+    for key, value in flat.items():
+        _section_of(values, key)[key.rpartition(".")[2]] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_problems(error)) from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["train.epochs=3", "data.name=skin8"]` -> dotted keys and YAML values.
+
+    Raises:
+        ConfigError: an assignment without "=", or a value that is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    problems = []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"override {assignment!r} is not key=value")
+            continue
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            problems.append(f"override {assignment!r}: {value!r} is not a YAML value")
+    if problems:
+        raise ConfigError(problems)
+    return overrides
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides upon overrides, as dotted keys: what comes later wins.
+
+    It also wins over the other of two exclusive keys: a later `memory.per_class` drops an earlier
+    `memory.size`.
+    """
+    flat: dict[str, Any] = {}
+    for layer in layers:
+        new = dict(_flatten(layer))
+        for key, other in _EXCLUSIVE:
+            if new.get(key) is not None and other not in new:
+                flat.pop(other, None)
+        flat |= new
+    return flat
+
+
+_PAIRS = [("memory.size", "memory.per_class"), ("scenario.tasks", "scenario.classes_per_task")]
+_EXCLUSIVE = _PAIRS + [(second, first) for first, second in _PAIRS]
+
+
+def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested sections as dotted keys. What is called `options` is a value, not a section."""
+    for key, value in overrides.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and not dotted.endswith(".options"):
+            yield from _flatten(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _section_of(values: dict[str, Any], dotted: str) -> dict[str, Any]:
+    """The innermost section that a dotted key lives in, made where it is missing."""
+    for part in dotted.split(".")[:-1]:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    return values
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """Pydantic's findings as one readable line each."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(
+            str(part)
+            for part in item["loc"]
+            if part not in ("literal['seed','sorted']", "list[str]")
+        )
+        if item["type"] == "extra_forbidden":
+            section = _section(item["loc"][:-1])
+            lines.append(f"{where}: unknown key; known: {', '.join(section.model_fields)}")
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"])
+            lines.extend([f"{where}: {text}"] if where and "." in where else text.split("\n"))
+        else:
+            lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
+    return lines
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        section = annotation
+    return section

@@ -1,0 +1,424 @@
+"""The one configuration object: what an experiment is, typed, validated, and documented.
+
+`dynammo.config.reading` makes it from a file and overrides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from dynammo.adapters import ADAPTERS
+from dynammo.config.presets import PRESETS
+from dynammo.data import DATA_SOURCES
+from dynammo.heads import HEAD_RULES
+from dynammo.merging import MERGE_RULES
+from dynammo.methods import METHODS
+from dynammo.registry import Registry
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and no key goes unnoticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Known:
+    """Marks a name that must be in a registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": sorted(self._registry)}
+
+    def _check(self, name: str) -> str:
+        known = self._registry
+        if name not in known:
+            raise ValueError(f"unknown {known.kind} {name!r}; known: {', '.join(sorted(known))}")
+        return name
+
+
+class DataConfig(Section):
+    """Which images."""
+
+    name: str = Field(
+        "digits",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="name of the data set; names the experiment and the registered model",
+    )
+    source: Annotated[str, _Known(DATA_SOURCES)] = Field(
+        "digits", description="how the images are laid out"
+    )
+    path: str = Field(
+        "data/digits", min_length=1, description="folder of the images, or the CSV manifest"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of the source: dynammo datasets NAME lists them"
+    )
+    repeats: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="the same picture in train and in test, or under two classes: warn is for "
+        "published sets that have such, as CIFAR-100",
+    )
+
+
+class ScenarioConfig(Section):
+    """In which order the classes arrive."""
+
+    classes_per_task: int | None = Field(
+        None, ge=1, description="k new classes a task; exclusive with tasks"
+    )
+    tasks: list[list[str]] | None = Field(
+        None,
+        min_length=1,
+        description="the tasks as explicit lists of class names, in which * stands for any text; "
+        "exclusive with classes_per_task",
+    )
+    class_order: Literal["seed", "sorted"] | list[str] = Field(
+        "seed",
+        description="seed: shuffled by the seed; sorted: by name; or a list of all classes",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_of_naming_tasks(self) -> ScenarioConfig:
+        problems = []
+        if self.tasks is not None and self.classes_per_task is not None:
+            problems.append("give either scenario.tasks or scenario.classes_per_task, not both")
+        if self.tasks is None and self.classes_per_task is None:
+            problems.append("give scenario.tasks or scenario.classes_per_task")
+        if self.tasks is not None and isinstance(self.class_order, list):
+            problems.append(
+                "scenario.class_order cannot be a list when scenario.tasks lists the classes"
+            )
+        seen: dict[str, int] = {}
+        for number, classes in enumerate(self.tasks or [], start=1):
+            if not classes:
+                problems.append(f"scenario.tasks: task {number} is empty")
+            for name in classes:
+                if name in seen:
+                    problems.append(
+                        f"class {name!r} appears in task {seen[name]} and in task {number}"
+                    )
+                seen.setdefault(name, number)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ImageConfig(Section):
+    """What the network sees."""
+
+    size: int = Field(96, ge=16, le=1024, description="images are resized to size x size pixels")
+
+
+class BackboneConfig(Section):
+    """The frozen network."""
+
+    name: str = Field("tf_efficientnet_lite0", min_length=1, description="any timm CNN")
+    pretrained: bool = Field(
+        True, description="ImageNet weights; false means random and is for tests"
+    )
+    weights: str | None = Field(
+        None, description="local .safetensors or .pth file; default: bundled or timm's hub"
+    )
+    positions: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="modules to put an adapter before; default: the last four stages",
+    )
+    levels: int | None = Field(
+        None,
+        ge=1,
+        description="take the features from the last so many levels of resolution (3: at 1/8, "
+        "1/16 and 1/32 of the image's) instead of from the network's last layer",
+    )
+    renormalise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="by how much BatchNorm's means and variances are moved towards those of the "
+        "first task's images: 0 leaves them as pretrained, 1 replaces them",
+    )
+
+    def architecture(self) -> dict[str, Any]:
+        """What builds the network; where its weights come from is the rest."""
+        return self.model_dump(mode="json", exclude={"pretrained", "weights", "renormalise"})
+
+
+class AdapterConfig(Section):
+    """The trainable part of a task."""
+
+    name: Annotated[str, _Known(ADAPTERS)] = Field(
+        "conv", description="conv is the paper's adapter"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the adapter"
+    )
+    init: Literal["previous", "fresh"] = Field(
+        "previous", description="start adapter t from adapter t-1, or anew"
+    )
+    tasks: int | None = Field(
+        None,
+        ge=1,
+        description="train adapters for the first so many tasks only; later tasks use what was "
+        "merged by then, so that no statistics drift",
+    )
+
+
+class TrainConfig(Section):
+    """Adapter training (stage 1 of the paper: SGD, step schedule, flip)."""
+
+    epochs: int = Field(8, ge=1, description="passes over a task's images; the paper takes 200")
+    learning_rate: float = Field(
+        0.01,
+        gt=0,
+        description="of SGD, at the start; the paper takes 0.01. Too high does harm: lower it "
+        "where merged falls below frozen",
+    )
+    network_learning_rate: float = Field(
+        1e-3, gt=0, description="likewise, of methods that train the whole network"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
+    batch_size: int = Field(32, ge=2, description="images a step; BatchNorm needs at least 2")
+    milestones: list[float] = Field(
+        [0.35, 0.65, 0.85],
+        description="rising fractions of the epochs, within 0 and 1, at which the learning rate "
+        "drops tenfold",
+    )
+    flip: bool = Field(
+        True, description="random horizontal flips; turn off where left and right differ"
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="that train an adapter together, each on its share of every batch; on CUDA "
+        "each has a GPU of its own. Not for adapters with BatchNorm",
+    )
+    machines: int = Field(
+        1,
+        ge=1,
+        description="that train an adapter together, each with so many processes: this one, and "
+        "others on which `dynammo join` was started (docs/servers.md)",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: autocast of the training's passes, for large networks on processors "
+        "with instructions for it; it slows the default backbone down",
+    )
+    cache_mb: int = Field(
+        2000,
+        ge=0,
+        description="up to how many MB of the frozen layers' outputs training keeps in memory (of "
+        "the GPU, where there is one); more go into a temporary file",
+    )
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> TrainConfig:
+        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        if not rising or any(not 0 < m < 1 for m in self.milestones):
+            raise ValueError(f"train.milestones must rise within (0, 1), got {self.milestones}")
+        return self
+
+
+class MemoryConfig(Section):
+    """The exemplar memory. Exactly one of the two is given."""
+
+    size: int | None = Field(
+        None, ge=1, description="images in all, shared equally by the classes seen"
+    )
+    per_class: int | None = Field(
+        None,
+        ge=0,
+        description="images kept of each class; 0 keeps none, for heads and methods that need none",
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> MemoryConfig:
+        if (self.size is None) == (self.per_class is None):
+            raise ValueError("give exactly one of memory.size and memory.per_class")
+        return self
+
+
+class MergeConfig(Section):
+    """How n adapters become one."""
+
+    rule: Annotated[str, _Known(MERGE_RULES)] = Field(
+        "average", description="average is the paper's rule; docs/merging.md has them all"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the rule"
+    )
+
+
+class HeadConfig(Section):
+    """The head over all classes (stage 2 of the paper: Adam on frozen features)."""
+
+    rule: Annotated[str, _Known(HEAD_RULES)] = Field(
+        "fine_tune",
+        description="fine_tune: trained on the exemplars, as the paper's; discriminant: follows "
+        "from statistics of all training images' features, which take the place of images",
+    )
+    init: Literal["new", "task_heads"] = Field(
+        "new",
+        description="fine_tune: starts from a new head, as the paper's, or from the heads "
+        "that the adapters were trained with, merged into one",
+    )
+    epochs: int = Field(100, ge=1, description="fine_tune: passes over the exemplars")
+    learning_rate: float = Field(1e-3, gt=0, description="fine_tune: of Adam")
+    batch_size: int = Field(32, ge=1, description="fine_tune: exemplars a step")
+    flip: bool = Field(True, description="use the mirrored view of each image as well")
+    power: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="discriminant: to which power features are raised before they are scaled to "
+        "unit length",
+    )
+    shrinkage: float = Field(
+        0.5, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
+    )
+    drift_ridge: float = Field(
+        0.3,
+        gt=0,
+        description="discriminant: how reluctantly old statistics follow the features that each "
+        "merge changes",
+    )
+
+
+class GateConfig(Section):
+    """When a new model may carry the alias `champion`. All conditions must hold."""
+
+    min_last_recall: float = Field(
+        0.5, ge=0, le=1, description="mean class recall after the last task, at least"
+    )
+    max_gap_to_unmerged: float = Field(
+        0.05, ge=-1, le=1, description="last mean class recall of unmerged minus merged, at most"
+    )
+    beat_champion: bool = Field(
+        True, description="not below the present champion, where that was measured on the same data"
+    )
+
+
+class TrackingConfig(Section):
+    """What goes to MLflow beside metrics and artifacts."""
+
+    experiment: str | None = Field(
+        None, description="MLflow experiment; default: dynammo-<data.name>"
+    )
+    register_model: bool = Field(
+        True, description="register the merged model as dynammo-<data.name>"
+    )
+
+
+class Config(Section):
+    """One experiment."""
+
+    preset: Literal["best", "no_images", "paper"] = Field(
+        "best",
+        description="decides settings that are not given (docs/presets.md). best: linear adapters, "
+        "folded into the deployed model where the backbone allows it, and the discriminant head; "
+        "no_images: the same without keeping any image, and an adapter for the first task only; "
+        "paper: as published",
+    )
+    seed: int = Field(
+        1,
+        ge=0,
+        lt=2**32,
+        description="sets class order, initial weights, sampling and augmentation",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: cuda, else mps, else cpu"
+    )
+    output: str | None = Field(
+        None, description="folder for the results; default: results/<data.name>"
+    )
+    methods: list[Annotated[str, _Known(METHODS)]] = Field(
+        ["merged", "unmerged", "frozen"],
+        min_length=1,
+        description="what is learnt and measured (docs/methods.md); without merged nothing is "
+        "registered",
+    )
+    method_options: dict[Annotated[str, _Known(METHODS)], dict[str, Any]] = Field(
+        default_factory=dict,
+        description="keyword arguments of methods, by method: {ewc: {strength: 10}}",
+    )
+    data: DataConfig = DataConfig()
+    scenario: ScenarioConfig = ScenarioConfig(classes_per_task=2)
+    image: ImageConfig = ImageConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+    memory: MemoryConfig = MemoryConfig(size=40)
+    merge: MergeConfig = MergeConfig()
+    head: HeadConfig = HeadConfig()
+    gate: GateConfig = GateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for section, defaults in PRESETS.get(str(values.get("preset", "best")), {}).items():
+            given = values.get(section, {})
+            if isinstance(given, dict):
+                values[section] = {**defaults, **given}
+        memory = values.get("memory")
+        given = memory.get("size") if isinstance(memory, dict) else None
+        if values.get("preset") == "no_images" and given is not None:
+            raise ValueError(
+                f"memory.size is {given} and preset no_images keeps none: set memory.per_class=0"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> Config:
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods names one twice: {', '.join(self.methods)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> Config:
+        if self.backbone.weights is not None and not self.backbone.pretrained:
+            raise ValueError("backbone.weights names a file but backbone.pretrained is false")
+        return self
+
+    @property
+    def title(self) -> str:
+        """`skin8 best seed 1`: what tells this experiment from others in a list."""
+        return f"{self.data.name} {self.preset} seed {self.seed}"
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the results of this experiment are published."""
+        return Path(self.output or f"results/{self.data.name}")
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.tracking.experiment or f"dynammo-{self.data.name}"
+
+    @property
+    def model_name(self) -> str:
+        """The name the merged model is registered under."""
+        return f"dynammo-{self.data.name}"

@@ -1,0 +1,138 @@
+"""From whatever holds a picture to the pixels that the network sees.
+
+Training and serving both call `load_image`, so both see the same pixels.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dynammo.errors import DataError
+
+Pixels = NDArray[np.uint8]
+Source = str | Path | bytes | NDArray[Any] | Image.Image
+
+# Change the number when `decode` or `resize` gives other pixels. The versions of Pillow and pydicom
+# are part of it: their codecs and filters change too.
+DECODER_VERSION = f"1-pillow-{PIL.__version__}-pydicom-{version('pydicom')}"
+
+# Only these are opened: others are no pictures to learn from, and some (EPS) run programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags
+
+
+def decode(source: Source, name: str | None = None) -> Pixels:
+    """Any picture as RGB.
+
+    - The EXIF orientation is applied; colour profiles are ignored.
+    - Transparency (an alpha channel, a transparent colour) is laid on black: no light there, as in
+      the frame of a dermoscope or a fundus camera.
+    - 16-bit greyscale is scaled by its full range, v -> v // 257 (v -> 255 v // 4095 for 12-bit
+      TIFF); 16-bit colour is cut to its high bytes by Pillow. The range of 32-bit integers, signed
+      integers and floating-point files cannot be known: refused.
+    - DICOM files are shown as `dynammo.data.formats.dicom.decode_dicom` says.
+    - Animations and stacks of pages are refused. Of a camera's MPO file the main picture is taken.
+
+    Args:
+        source: path, encoded file as bytes, PIL image, or array (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4): uint8, uint16 (v -> v // 257) or floats in [0, 1] (v -> round(255 v)).
+        name: what to call it in an error; default: the path.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DataError: unreadable, truncated, larger than Pillow's limit against decompression bombs, or
+            of a kind refused above.
+    """
+    if name is None:
+        name = str(source) if isinstance(source, str | Path) else "the image"
+    try:
+        if isinstance(source, np.ndarray):
+            return _from_array(source)
+        if isinstance(source, Image.Image):
+            return _from_pil(source)
+        if not isinstance(source, str | Path | bytes):
+            raise TypeError(f"{type(source).__name__} is no path, bytes, array or PIL image")
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if content[128:132] == b"DICM":
+            # Imported here: pydicom is not needed where there is no DICOM.
+            from dynammo.data.formats.dicom import decode_dicom
+
+            return _from_array(decode_dicom(content))
+        with Image.open(BytesIO(content), formats=_FORMATS) as image:
+            return _from_pil(image)
+    except UnidentifiedImageError:
+        problem = f"not a readable {', '.join(_FORMATS)} or DICOM file"
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
+        problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    raise DataError(f"cannot read {name}: {problem}")
+
+
+def resize(image: Pixels, size: int) -> Pixels:
+    """Resize (H, W, 3) uint8 to (size, size, 3): antialiased bicubic; the aspect is squashed."""
+    scaled = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(scaled)
+
+
+def load_image(source: Source, size: int) -> Pixels:
+    """`decode`, then `resize`: (size, size, 3) uint8. Raises `DataError` as `decode` does."""
+    return resize(decode(source), size)
+
+
+def _from_array(array: NDArray[Any]) -> Pixels:
+    kind, shape = array.dtype.str[1:], array.shape
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ValueError(f"array of shape {shape}; expected (H, W) or (H, W, 1 or 3 or 4)")
+    if kind == "u2":
+        array = array // 257
+    elif kind[0] == "f":
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # NaN fails too
+            raise ValueError(f"float array with values {low:g} to {high:g}; expected 0 to 1")
+        array = np.rint(array.astype(np.float64) * 255)
+    elif kind != "u1":
+        raise ValueError(f"array of {array.dtype}; expected uint8, uint16 or floats in [0, 1]")
+    pixels: Pixels = array.astype(np.uint8, order="C")
+    if pixels.shape[2] == 4:
+        return _on_black(pixels)
+    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
+
+
+def _from_pil(image: Image.Image) -> Pixels:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise ValueError(f"it has {frames} frames; expected a single picture")
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
+    tags: dict[int, Any] = getattr(image, "tag_v2", {})
+    upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    # Pillow scales PGM with more than 8 bits to 16 bits, and calls that mode I.
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
+        full = 2 ** tags.get(_BITS, (16,))[0] - 1
+        grey = np.asarray(upright).astype(np.int64) * 255 // full
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits, not 16
+            grey = 255 - grey
+        return _from_array(grey.astype(np.uint8))
+    if mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {mode} have no known range; convert to 8 or 16 bits")
+    if upright.has_transparency_data:
+        return _on_black(np.asarray(upright.convert("RGBA")))
+    return np.array(upright.convert("RGB"))
+
+
+def _on_black(rgba: Pixels) -> Pixels:
+    """(H, W, 4) -> (H, W, 3): colour times alpha, rounded."""
+    colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
+    return ((colour * alpha + 127) // 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Where images are listed from, a file a source."""

@@ -1,0 +1,85 @@
+"""Images listed in a CSV: columns `file,split,class` and, if wanted, `group`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+
+from dynammo.data.samples import SPLITS, ImageSet, list_samples
+from dynammo.data.sources.about import About
+from dynammo.errors import DataError
+
+_COLUMNS = ("file", "split", "class")
+
+ABOUT = About(
+    title="your own images, listed in a CSV",
+    source="your own",
+    licence="yours",
+    size="any",
+    classes="any",
+    citation="none",
+    protocol="none",
+    layout="a CSV with the columns file, split, class and, if wanted, group; or a folder with "
+    "manifest.csv in it",
+)
+
+
+def load(path: Path) -> ImageSet:
+    """List the images that a CSV names.
+
+    Files are relative to the CSV's folder, with forward slashes. Split is `train` or `test`. An
+    empty `group` is none. Further columns are ignored.
+
+    Args:
+        path: the CSV, or a folder that holds `manifest.csv`.
+
+    Raises:
+        DataError: the CSV cannot be read, lacks columns or rows, or a line has an unknown split, no
+            class, a file that is missing, listed twice or outside the folder. All problems at once,
+            with their lines.
+    """
+    path = (path / "manifest.csv" if path.is_dir() else path).absolute()
+    try:
+        # Excel writes a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restval="", skipinitialspace=True)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            lines = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
+    if missing := [name for name in _COLUMNS if name not in columns]:
+        raise DataError(
+            f"{path} line 1: missing columns {', '.join(missing)}; expected file,split,class and "
+            f"optionally group, got {','.join(columns) or 'nothing'}"
+        )
+    if not lines:
+        raise DataError(f"{path}: no images listed")
+
+    rows: list[tuple[str, str, str, str | None]] = []
+    problems: list[str] = []
+    first: dict[str, int] = {}
+    for line, row in lines:
+        cell, split, label = (row[name].strip() for name in _COLUMNS)
+        file = PurePosixPath(cell).as_posix()
+        wrong = []
+        if split not in SPLITS:
+            wrong.append(f"unknown split {split!r}; expected train or test")
+        if not label:
+            wrong.append("empty class")
+        if not cell:
+            wrong.append("empty file")
+        elif cell[0] == "/" or ".." in PurePosixPath(cell).parts:
+            wrong.append(f"{cell} is outside {path.parent}; expected a path inside it")
+        elif file in first:
+            wrong.append(f"{cell} is listed already in line {first[file]}")
+        elif not (path.parent / file).is_file():
+            wrong.append(f"no file {cell} in {path.parent}")
+        first.setdefault(file, line)
+        problems += [f"{path.name} line {line}: {text}" for text in wrong]
+        rows.append((file, split, label, row.get("group", "").strip() or None))
+    if problems:
+        raise DataError(problems)
+    return list_samples(path.parent, rows)

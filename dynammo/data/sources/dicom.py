@@ -1,0 +1,69 @@
+"""DICOM: images of radiology and others as the modalities write them, read with pydicom.
+
+Files are decoded where all images are (`dynammo.data.formats.pictures.decode`, with
+`dynammo.data.formats.dicom`), so that training and serving see the same; the sources `folder` and
+`csv` read them, too. This source adds the patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
+from dynammo.data.samples import ImageSet, Sample
+from dynammo.data.sources import csv_manifest, folder
+from dynammo.data.sources.about import About
+from dynammo.errors import DataError
+
+ABOUT = About(
+    title="your own DICOM files, patients kept apart",
+    source="your own",
+    licence="yours",
+    size="any",
+    classes="any",
+    citation="NEMA PS3 / ISO 12052, Digital Imaging and Communications in Medicine",
+    protocol="none",
+    layout="a folder with train/<class>/*.dcm and test/<class>/*.dcm, or a CSV as for csv",
+    options="patients: true (default) groups files by PatientID; false where all have the same",
+)
+
+
+def load(path: Path, patients: bool = True) -> ImageSet:
+    """List DICOM files laid out as for the sources `folder` or `csv`.
+
+    With `patients` a file's group is its PatientID, so that a patient in train and in test is
+    refused. It is not kept as it is: the group is the start of its SHA-256, which tells patients
+    apart in manifests and messages without naming them (but is no protection against somebody who
+    can guess the ids). A group that the CSV gives wins. Files without a PatientID have no group.
+
+    Args:
+        path: the folder, or the CSV, or a folder that holds `manifest.csv`.
+        patients: whether to read PatientID; turn off where anonymisation gave all files the same.
+
+    Raises:
+        DataError: see `folder.load` and `csv_manifest.load`; files that are not DICOM. All at once.
+    """
+    is_csv = not path.is_dir() or (path / "manifest.csv").exists()
+    image_set = (csv_manifest if is_csv else folder).load(path)
+    problems: list[str] = []
+    samples: list[Sample] = []
+    for sample in image_set.samples:
+        try:
+            header = dcmread(
+                image_set.root / sample.file, stop_before_pixels=True, specific_tags=["PatientID"]
+            )
+        except (InvalidDicomError, OSError, ValueError, EOFError):
+            problems.append(f"{sample.file} is no DICOM file")
+            continue
+        patient = str(header.get("PatientID") or "").strip()
+        if patients and patient and sample.group is None:
+            digest = hashlib.sha256(patient.encode()).hexdigest()[:16]
+            sample = replace(sample, group=f"patient {digest}")
+        samples.append(sample)
+    if problems:
+        raise DataError(problems)
+    return ImageSet(image_set.root, tuple(samples))

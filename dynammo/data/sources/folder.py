@@ -1,0 +1,102 @@
+"""Images in folders: `train/<class>/*` and `test/<class>/*`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dynammo.data.samples import SPLITS, ImageSet, list_samples
+from dynammo.data.sources.about import About
+from dynammo.errors import DataError
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm"}
+    | {".dcm", ".dicom"}
+)
+
+ABOUT = About(
+    title="your own images in folders",
+    source="your own",
+    licence="yours",
+    size="any",
+    classes="any",
+    citation="none",
+    protocol="none",
+    layout="a folder with train/<class>/* and test/<class>/*",
+)
+
+
+def load(path: Path) -> ImageSet:
+    """List the images of `train/<class>/` and `test/<class>/`, folders inside them included.
+
+    Hidden files and files that are no images by their extension (case does not matter) are ignored.
+
+    Args:
+        path: folder that holds `train` and `test`.
+
+    Raises:
+        DataError: a split is missing or has no classes, a class has no images or is in one split
+            only, or an image is in no class folder. All problems at once.
+    """
+    path = path.absolute()
+    problems = [
+        f"{path / split}: no such folder; expected {split}/<class>/<image>"
+        for split in SPLITS
+        if not (path / split).is_dir()
+    ]
+    if problems:
+        raise DataError(problems)
+
+    rows: list[tuple[str, str, str, str | None]] = []
+    classes: dict[str, set[str]] = {}
+    for split in SPLITS:
+        entries = sorted(entry for entry in (path / split).iterdir() if entry.name[0] != ".")
+        folders = [entry for entry in entries if entry.is_dir()]
+        classes[split] = {folder.name for folder in folders}
+        if not folders:
+            problems.append(f"{path / split}: no class folders")
+        for entry in entries:
+            if entry.suffix.lower() in EXTENSIONS and entry not in folders:
+                problems.append(f"{entry}: image in no class folder")
+        for folder in folders:
+            files = [file.relative_to(path).as_posix() for file in _images(folder, problems)]
+            rows += [(file, split, folder.name, None) for file in files]
+            if not files:
+                known = ", ".join(sorted(EXTENSIONS))
+                problems.append(f"{folder}: class folder without images ({known})")
+    if all(classes.values()):
+        for name in sorted(classes["train"] ^ classes["test"]):
+            here, other = SPLITS if name in classes["train"] else SPLITS[::-1]
+            problems.append(f"class {name!r} is in {here} but not in {other}")
+    if problems:
+        raise DataError(problems)
+    return list_samples(path, rows)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files in a folder and below it, by extension, in order of name.
+
+    Raises:
+        DataError: a folder cannot be listed, or there is no image.
+    """
+    problems: list[str] = []
+    files = sorted(_images(folder, problems))
+    if not files and not problems:
+        problems.append(f"{folder}: no image files ({', '.join(sorted(EXTENSIONS))})")
+    if problems:
+        raise DataError(problems)
+    return files
+
+
+def _images(folder: Path, problems: list[str]) -> Iterator[Path]:
+    """Image files in a folder and below it. Folders that cannot be listed become problems."""
+
+    def failed(error: OSError) -> None:
+        problems.append(f"cannot list {error.filename}: {error.strerror}")
+
+    for parent, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in files:
+            if name[0] != "." and Path(name).suffix.lower() in EXTENSIONS:
+                yield Path(parent, name)

@@ -1,0 +1,359 @@
+"""Write a model in the forms that other programs run: safetensors, torch.export, ONNX.
+
+Each is written, read again by the program that will run it, and held against the source on real
+pictures; only then does the folder appear under its name. See docs/deploying.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import dynammo
+from dynammo.checkpoint import to_json, write_atomically
+from dynammo.data.formats.pictures import load_image
+from dynammo.deploy.predictor import Classifier, Predictor
+from dynammo.errors import ConfigError, ExportError
+from dynammo.network.folding import cheapen
+from dynammo.network.fusion import batch_norms, fuse_batch_norms
+
+OPSET = 18
+LOGIT_TOLERANCE = 1e-4  # of the largest logit of the source
+PROBABILITY_TOLERANCE = 1e-3
+
+_MANIFEST, _EXPORT = "model.json", "export.json"
+_FILES = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx"}
+FORMATS = tuple(_FILES)
+_PREPROCESSING = (
+    "RGB as uint8, EXIF orientation applied, transparency on black; resized to image_size x "
+    "image_size with Pillow's BICUBIC, the aspect squashed; (batch, 3, height, width). The graph "
+    "normalises."
+)
+_Outputs = tuple[Tensor, Tensor]
+
+
+class Deployed(nn.Module):
+    """A classifier whose graph needs no code around it: pixels in, logits and probabilities out."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> _Outputs:
+        """(B, 3, S, S) uint8 RGB -> logits (B, C) and their softmax, both float32."""
+        logits = self.model(images)
+        return logits, logits.softmax(1)
+
+
+def export_model(
+    source: str | Path,
+    folder: str | Path,
+    formats: Sequence[str] = FORMATS,
+    images: Sequence[Path] | None = None,
+) -> dict[str, Any]:
+    """Write a model folder in other forms, checked, or change nothing.
+
+    `folder` gets `model.json` (class names, size, provenance), `export.json` (what this returns)
+    and a file a form. `model.safetensors` with `model.json` is again a model folder. `model.pt2`
+    and `model.onnx` take `images`, (B, 3, S, S) uint8 RGB with any B, and give `logits` and
+    `probabilities`, (B, C) float32; adapters and BatchNorms are in their convolutions as far as
+    that goes (`dynammo.network.folding.cheapen`, `dynammo.network.fusion`).
+
+    Args:
+        source: a model folder, or a results folder with one called `model`.
+        folder: made; an earlier export there is replaced, anything else refused.
+        formats: some of `FORMATS`.
+        images: pictures to check with, at least two; default: crops of the two photographs that
+            come with scikit-learn.
+
+    Returns:
+        `files` (form -> name, bytes, SHA-256, largest difference in logits relative to the source's
+        largest logit, and in probability), `checked_on`, `opset`, `tolerance`, `versions` and so
+        on.
+
+    Raises:
+        CheckpointError: the source holds no usable model.
+        ConfigError: an unknown form.
+        DataError: a picture cannot be read.
+        ExportError: `folder` holds something else or cannot be written, torch cannot export the
+            network, or a form's answers differ from the source's by more than `LOGIT_TOLERANCE` of
+            the largest logit, or `PROBABILITY_TOLERANCE`.
+    """
+    if unknown := [name for name in formats if name not in _FILES]:
+        raise ConfigError(
+            [f"unknown format {name!r}; known: {', '.join(_FILES)}" for name in unknown]
+        )
+    if not formats:
+        raise ConfigError([f"no format to export to; known: {', '.join(_FILES)}"])
+    target = Path(folder).resolve()
+    _refuse_foreign(target)
+    model_folder = _model_folder(Path(source))
+    predictor = Predictor(model_folder)
+    pixels, checked_on = _pixels(images, predictor.size)
+    manifest = (model_folder / _MANIFEST).read_bytes()
+    metadata = _metadata(predictor, manifest)
+    with _appearing(target) as temporary:
+        (temporary / _MANIFEST).write_bytes(manifest)
+        if set(formats) - {"safetensors"}:
+            program, remaining = _program(predictor.model, predictor.size)
+        for name in FORMATS:
+            path = temporary / _FILES[name]
+            if name not in formats:
+                continue
+            if name == "safetensors":
+                # One text: several would be written in any order.
+                text = {"dynammo": json.dumps(metadata, sort_keys=True)}
+                path.write_bytes(save(load_file(model_folder / path.name), text))
+            elif name == "pt2":
+                torch.export.save(program, path, extra_files=metadata)
+            else:
+                path.write_bytes(_onnx(program, metadata))
+        expected = _in_two_batches(Deployed(predictor.model), pixels)
+        report: dict[str, Any] = {
+            "format": 1,
+            "files": {},
+            "checked_on": checked_on,
+            "tolerance": {"logits": LOGIT_TOLERANCE, "probability": PROBABILITY_TOLERANCE},
+            "source_sha256": _sha256(model_folder / _FILES["safetensors"]),
+            "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "timm")},
+        }
+        if "onnx" in formats:
+            report["opset"] = OPSET
+        if set(formats) - {"safetensors"}:
+            report["batch_norms_left"] = remaining
+        for name in (name for name in FORMATS if name in formats):
+            path = temporary / _FILES[name]
+            answer = _in_two_batches(_loaded(name, temporary), pixels)
+            report["files"][name] = {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+                **_differences(name, expected, answer),
+            }
+        write_atomically(temporary / _EXPORT, to_json(report))
+    return report
+
+
+def sample_pixels(size: int, count: int = 16) -> NDArray[np.uint8]:
+    """(count, size, size, 3): real pictures that are always at hand.
+
+    Squares of growing side, along the diagonals of the two photographs that come with scikit-learn.
+    """
+    photographs: list[NDArray[np.uint8]] = load_sample_images().images
+    crops = []
+    for index in range(count):
+        photograph = photographs[index % 2]
+        height = photograph.shape[0]
+        side = height // 4 + index * height // (2 * count)
+        start = (height - side) * index // count
+        crops.append(load_image(photograph[start : start + side, start : start + side], size))
+    return np.stack(crops)
+
+
+def _pixels(images: Sequence[Path] | None, size: int) -> tuple[Tensor, dict[str, Any]]:
+    """(N, 3, S, S) uint8, and what they are."""
+    if images is None:
+        array, what = sample_pixels(size), "crops of scikit-learn's two photographs"
+    elif len(images) < 2:
+        raise ExportError(f"{len(images)} images to check with are too few: give two or more")
+    else:
+        array, what = np.stack([load_image(i, size) for i in images]), "given images"
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+    return tensor, {"images": len(array), "what": what}
+
+
+def _model_folder(source: Path) -> Path:
+    inner = source / "model"
+    return inner if not (source / _MANIFEST).is_file() and inner.is_dir() else source
+
+
+def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
+    """The texts that travel inside every file."""
+    return {
+        "classes": json.dumps(predictor.classes, ensure_ascii=False),
+        "image_size": str(predictor.size),
+        "preprocessing": _PREPROCESSING,
+        "dynammo": dynammo.__version__,
+        _MANIFEST: manifest.decode(),
+    }
+
+
+def _program(model: Classifier, size: int) -> tuple[ExportedProgram, int]:
+    """The traced network with adapters and BatchNorms in its convolutions; BatchNorms left."""
+    network = Deployed(Classifier(cheapen(model.network), model.head_state))
+    fused = fuse_batch_norms(_trace(network, size))
+    # Its weights are laid out plainly: what torch.export.save cannot write otherwise it warns of.
+    for owner in fused.modules():
+        for parameter in owner.parameters(recurse=False):
+            parameter.data = parameter.data.contiguous()
+    program = _trace(fused, size)
+    # Kept, they would be saved as a pickle.
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        # Paths and lines of this machine's files have no business in a published model.
+        for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(name, None)
+    return program, batch_norms(fused)
+
+
+def _trace(module: nn.Module, size: int) -> ExportedProgram:
+    blank = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module, (blank,), dynamic_shapes={"images": {0: Dim("batch")}}
+            )
+    except Exception as error:  # the network's own code ran, on stand-ins for tensors
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"torch.export cannot trace this network: {reason}") from None
+
+
+def _onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # torch's own code
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=["logits", "probabilities"],
+                verbose=False,
+            )
+        except Exception as error:  # whatever the conversion of any operation raises
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(f"torch.onnx cannot convert this network: {reason}") from None
+    assert exported is not None
+    proto = exported.model_proto
+    del proto.graph.value_info[:]  # shapes of intermediate values: not needed
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # lines of this machine's files
+        node.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        del value.metadata_props[:]
+    del proto.metadata_props[:], proto.graph.metadata_props[:]
+    onnx.helper.set_model_props(proto, dict(metadata))
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _loaded(name: str, folder: Path) -> Callable[[Tensor], _Outputs]:
+    """The form as its users read it."""
+    if name == "safetensors":
+        return Deployed(Predictor(folder).model)
+    if name == "pt2":
+        program = torch.export.load(folder / _FILES[name]).module()
+        return lambda images: program(images)
+    session = onnxruntime.InferenceSession(
+        folder / _FILES[name], providers=["CPUExecutionProvider"]
+    )
+
+    def run(images: Tensor) -> _Outputs:
+        logits, probabilities = session.run(["logits", "probabilities"], {"images": images.numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(probabilities)
+
+    return run
+
+
+@torch.inference_mode()
+def _in_two_batches(model: Callable[[Tensor], _Outputs], pixels: Tensor) -> _Outputs:
+    """One image, then all others: the size of a batch must not be fixed in the file."""
+    first, others = model(pixels[:1]), model(pixels[1:])
+    return torch.cat([first[0], others[0]]), torch.cat([first[1], others[1]])
+
+
+def _differences(name: str, expected: _Outputs, answer: _Outputs) -> dict[str, float]:
+    """The largest differences.
+
+    Raises:
+        ExportError: larger than tolerated, or no numbers.
+    """
+    scale = expected[0].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    logits = float((answer[0] - expected[0]).abs().max() / scale)
+    probability = float((answer[1] - expected[1]).abs().max())
+    if not (logits <= LOGIT_TOLERANCE and probability <= PROBABILITY_TOLERANCE):  # NaN fails too
+        raise ExportError(
+            f"the {name} export does not predict what the model predicts: logits differ by "
+            f"{logits:.1e} of the largest (tolerated {LOGIT_TOLERANCE:.0e}), probabilities by "
+            f"{probability:.1e} (tolerated {PROBABILITY_TOLERANCE:.0e}); nothing was written"
+        )
+    return {"logit_difference": logits, "probability_difference": probability}
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises `ExportError` unless the folder is missing, empty, or an earlier export."""
+    if folder.is_dir():
+        found = {path.name for path in folder.iterdir()}
+        strange = sorted(found - {*_FILES.values(), _MANIFEST, _EXPORT})
+        if found and (strange or _EXPORT not in found):
+            what = strange[0] if strange else f"no {_EXPORT}"
+            raise ExportError(
+                f"{folder} is no earlier export ({what} in it): choose another folder"
+            )
+    elif folder.exists():
+        raise ExportError(f"{folder} is no folder: choose another one")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside, which takes the folder's place if all goes well."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise ExportError(f"cannot write {folder}: {error.strerror}") from None
+    try:
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        yield new
+        _refuse_foreign(folder)  # nothing may have come meanwhile
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    except OSError as error:
+        raise ExportError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Warnings about what does not concern a model, such as packages that are not installed."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

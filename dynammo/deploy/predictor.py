@@ -1,0 +1,222 @@
+"""The deployable model: one folder with weights, class names and preprocessing; images in, classes
+out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dynammo.checkpoint import to_json, write_atomically
+from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.data.formats.pictures import load_image
+from dynammo.errors import CheckpointError, DynammoError
+from dynammo.heads.scaling import power_normalise
+from dynammo.network.folding import fold_adapters
+from dynammo.network.network import Network, build_network
+from dynammo.state import State
+
+_WEIGHTS = "model.safetensors"
+_MANIFEST = "model.json"
+
+
+class Classifier(nn.Module):
+    """The merged network and its head: pixels in, logits out. One pass, whatever the number of
+    tasks.
+    """
+
+    def __init__(self, network: Network, head: State) -> None:
+        super().__init__()
+        self.network = network
+        classes, features = head["weight"].shape
+        self.head = nn.Linear(features, classes)
+        self.head.load_state_dict({name: head[name] for name in ("weight", "bias")})
+        self.power = float(head["power"]) if "power" in head else None
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) RGB pixels in 0..255 -> logits (B, C)."""
+        features: Tensor = self.network(images)
+        if self.power is not None:
+            features = power_normalise(features, self.power)
+        logits: Tensor = self.head(features)
+        return logits
+
+    @property
+    def head_state(self) -> State:
+        """The head that it was made with, on the CPU."""
+        state = {name: value.cpu() for name, value in self.head.state_dict().items()}
+        power = (
+            {} if self.power is None else {"power": torch.tensor(self.power, dtype=torch.float64)}
+        )
+        return {**state, **power}
+
+
+class Answer(NamedTuple):
+    """What the model says of one image."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def save_model(
+    folder: Path,
+    *,
+    backbone: BackboneConfig,
+    size: int,
+    adapter: AdapterConfig,
+    backbone_weights: State,
+    adapter_weights: State,
+    head: State,
+    classes: Sequence[str],
+    provenance: Mapping[str, Any],
+) -> list[str]:
+    """Write a self-contained model: `model.safetensors` and `model.json`.
+
+    Adapters that can be folded into the backbone are (`dynammo.network.folding`): where all can,
+    the model is a bare backbone with a head.
+
+    Args:
+        folder: made if missing; a model already there is replaced.
+        backbone: name of the network, and the positions of the adapters.
+        size: side of the images in pixels.
+        adapter: kind of the adapters.
+        backbone_weights: the frozen network's.
+        adapter_weights: the merged adapter's.
+        head: as a head rule makes it.
+        classes: names in the order of the head's outputs.
+        provenance: readable facts (data hash, parents, versions) kept in `model.json`.
+
+    Returns:
+        What kept adapters from being folded, a line each; nothing where all were.
+    """
+    network = build_network(backbone, backbone_weights, size, adapter)
+    network.load_adapter_state(adapter_weights)
+    folded = fold_adapters(network)
+    left = {
+        name: value
+        for name, value in adapter_weights.items()
+        if any(name.startswith(f"{position}.") for position in folded.kept)
+    }
+    if folded.kept and list(folded.kept) != network.positions:
+        backbone = backbone.model_copy(update={"positions": list(folded.kept)})
+    tensors = {
+        **{f"backbone/{name}": value for name, value in folded.weights.items()},
+        **{f"adapter/{name}": value for name, value in left.items()},
+        **{f"head/{name}": value for name, value in head.items()},
+    }
+    manifest = {
+        "format": 1,
+        "backbone": backbone.architecture(),
+        "adapter": {"name": adapter.name, "options": adapter.options} if folded.kept else None,
+        "image_size": size,
+        "classes": list(classes),
+        "provenance": dict(provenance),
+    }
+    write_atomically(folder / _WEIGHTS, save({k: v.contiguous() for k, v in tensors.items()}))
+    write_atomically(folder / _MANIFEST, to_json(manifest))
+    return [f"{name}: {problem}" for name, kept in folded.kept.items() for problem in kept]
+
+
+class Predictor:
+    """A model loaded from the folder that `save_model` wrote.
+
+    Args:
+        folder: with `model.safetensors` and `model.json`.
+        device: a torch device.
+
+    Attributes:
+        classes: names in the order of the outputs.
+        size: images are resized to size x size pixels.
+        model: the `Classifier`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the two do not fit together.
+    """
+
+    def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
+        folder = Path(folder)
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text("utf-8"))
+            tensors = load_file(folder / _WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} holds no usable model: {error}") from None
+        if not isinstance(self.manifest, dict) or self.manifest.get("format") != 1:
+            raise CheckpointError(f"{folder / _MANIFEST}: format 1 expected")
+        try:
+            model = self._load(tensors)
+        except KeyError as error:
+            raise CheckpointError(f"{folder} holds no usable model: it lacks {error}") from None
+        except (DynammoError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder} holds no usable model: {error}") from None
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+
+    def _load(self, tensors: State) -> Classifier:
+        self.classes: list[str] = self.manifest["classes"]
+        self.size: int = self.manifest["image_size"]
+        network = build_network(
+            BackboneConfig(pretrained=False, **self.manifest["backbone"]),
+            _part(tensors, "backbone/"),
+            self.size,
+            AdapterConfig(**self.manifest["adapter"]) if self.manifest["adapter"] else None,
+        )
+        network.load_adapter_state(_part(tensors, "adapter/"))
+        head = _part(tensors, "head/")
+        outputs, inputs = head["weight"].shape
+        if outputs != len(self.classes):
+            raise CheckpointError(f"{len(self.classes)} class names do not fit the head")
+        if inputs != network.feature_size:
+            raise CheckpointError(
+                f"a head of {inputs} features does not fit a network of {network.feature_size}"
+            )
+        return Classifier(network, head)
+
+    def predict(
+        self,
+        images: Sequence[Any],
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Classify images.
+
+        Args:
+            images: paths, encoded files as bytes, or arrays, in any mix; see `data.images.decode`.
+            batch_size: images at a time.
+            progress: called with (images done, images).
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        answers: list[Answer] = []
+        for start in range(0, len(images), batch_size):
+            batch = [load_image(image, self.size) for image in images[start : start + batch_size]]
+            answers.extend(self._answers(np.stack(batch)))
+            if progress is not None:
+                progress(len(answers), len(images))
+        return answers
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) pixels in 0..255 -> class probabilities (B, C), float64 on the CPU."""
+        logits: Tensor = self.model(pixels.to(self.device))
+        return logits.double().softmax(1).cpu()
+
+    def _answers(self, batch: np.ndarray[Any, Any]) -> Iterator[Answer]:
+        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
+        for row in self.probabilities(pixels).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            yield Answer(self.classes[best], row[best], dict(zip(self.classes, row, strict=True)))
+
+
+def _part(tensors: State, prefix: str) -> State:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""Which images of old classes are kept."""

@@ -1,0 +1,1 @@
+"""The frozen backbone with adapters between its stages: building, tracing, folding, cost."""

@@ -1,0 +1,5 @@
+"""The command line `dynammo`."""
+
+from flows.cli.main import app
+
+__all__ = ["app"]

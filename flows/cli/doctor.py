@@ -1,0 +1,160 @@
+"""What `dynammo doctor` checks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from packaging.requirements import Requirement
+
+from dynammo.config import load_config
+from dynammo.errors import DynammoError
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report."""
+
+    name: str
+    problem: bool
+    detail: str
+
+
+def checks(params: str | None) -> Iterator[Finding]:
+    """Look at everything a run needs, one finding at a time.
+
+    Args:
+        params: the configuration to check; none for the defaults.
+    """
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("Python", _python),
+        ("packages", _packages),
+        ("torch", _torch),
+        ("configuration", lambda: _configuration(params)),
+        ("weights", lambda: _weights(params)),
+        ("data", lambda: _data(params)),
+        ("DVC", _dvc),
+        ("Prefect", _prefect),
+        ("MLflow", _mlflow),
+    ]
+    for name, look in looks:
+        try:
+            yield Finding(name, False, look())
+        except DynammoError as error:
+            yield Finding(name, True, str(error))
+
+
+class _Unwell(DynammoError):
+    """A check that found something wrong."""
+
+
+def _python() -> str:
+    if sys.version_info[:2] != (3, 11):
+        raise _Unwell(f"{sys.version.split()[0]}; 3.11 is what this project is tested with")
+    return sys.version.split()[0]
+
+
+def _packages() -> str:
+    wrong = []
+    needed = [Requirement(text) for text in requires("dynammo") or []]
+    for requirement in needed:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found}, needed {requirement.specifier}")
+    if wrong:
+        raise _Unwell(f"{'; '.join(wrong)}. Run: make setup")
+    return "all that pyproject.toml needs"
+
+
+def _torch() -> str:
+    import torch
+
+    import dynammo.network.backbones  # noqa: F401  (fails where torchvision does not fit torch)
+    from tasks.support.workspace import choose_device
+
+    device = choose_device("auto")
+    return f"{torch.__version__}, runs on {device}, {torch.get_num_threads()} threads"
+
+
+def _configuration(params: str | None) -> str:
+    from dynammo.checks import check_parts
+
+    config = load_config(params)
+    check_parts(config)
+    return f"{params or 'defaults'}: {config.data.name}, {config.backbone.name}"
+
+
+def _weights(params: str | None) -> str:
+    from dynammo.network.backbones import pretrained_weights
+
+    config = load_config(params).backbone
+    return f"{config.name}: {len(pretrained_weights(config))} tensors"
+
+
+def _data(params: str | None) -> str:
+    from dynammo.data.checks import check_image_set
+    from dynammo.data.scenario import build_scenario
+    from dynammo.data.sources.about import about
+    from dynammo.data.sources.loading import load_source
+
+    config = load_config(params)
+    data = config.data
+    if about(data.source).written and not Path(data.path).exists():
+        return f"{data.path} will be written by the first run"
+    image_set = load_source(data.source, Path(data.path), data.options)
+    check_image_set(image_set, data.repeats)
+    tasks = len(build_scenario(image_set, config.scenario, config.memory, config.seed))
+    images, classes = len(image_set.samples), len(image_set.classes)
+    return f"{data.path}: {images} images, {classes} classes; tasks: {tasks}"
+
+
+def _dvc() -> str:
+    if not Path(".dvc").is_dir():
+        raise _Unwell("no .dvc folder here: run from the project's folder, or 'dvc init'")
+    return "data.dvc " + ("present" if Path("data.dvc").is_file() else "is made by the first run")
+
+
+def _prefect() -> str:
+    from prefect.settings import PREFECT_API_URL
+
+    from tasks.support.mlflow.runs import without_credentials
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return "no server set (PREFECT_API_URL): runs start a temporary one"
+    _answers(f"{url}/health", "PREFECT_API_URL", "make up")
+    return f"server answers at {without_credentials(url)}"
+
+
+def _mlflow() -> str:
+    from tasks.support.mlflow.runs import mlflow_client, tracking_uri, without_credentials
+
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        _answers(f"{uri}/health", "MLFLOW_TRACKING_URI", "make up")
+        return f"server answers at {without_credentials(uri)}"
+    if uri.startswith("sqlite") and "MLFLOW_TRACKING_URI" not in os.environ:
+        return f"{uri} (see it with: make ui)"
+    with mlflow_client() as client:
+        client.search_experiments(max_results=1)
+    return without_credentials(uri)
+
+
+def _answers(url: str, variable: str, remedy: str) -> None:
+    from tasks.support.mlflow.runs import without_credentials
+
+    try:
+        httpx.get(url, timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        problem = f"{variable} is set, but {url} does not answer ({error}): {remedy}"
+        raise _Unwell(without_credentials(problem)) from None

@@ -1,0 +1,410 @@
+"""The command line `dynammo`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from dynammo.config import load_config, parse_overrides
+from dynammo.config.text import to_markdown, to_yaml
+from dynammo.data import DATA_SOURCES
+from dynammo.errors import ConfigError, DataError, DynammoError
+
+app = typer.Typer(
+    name="dynammo",
+    help="Teach a deployed image classifier new classes: one adapter a task, all merged into one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Params = Annotated[
+    Path | None,
+    typer.Option(
+        "--params", "-p", help="YAML configuration; default: params.yaml if there is one."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a setting, such as train.epochs=3. May be repeated.",
+    ),
+]
+Model = Annotated[
+    Path, typer.Option("--model", "-m", help="Folder of a model: results/<name>/model.")
+]
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    csv = "csv"
+    json = "json"
+
+
+@app.callback()
+def stop_in_order() -> None:
+    """SIGTERM ends the program as Ctrl-C does, so that its temporary Prefect server ends, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+@app.command()
+def run(params: Params = None, set_: Set = None) -> None:
+    """Run the whole pipeline: train, merge, fit heads, evaluate, register. Needs no server.
+
+    Killed or failed, the same command takes up where it stopped.
+    """
+    with readable_errors():
+        overrides = parse_overrides(set_ or [])
+        config = load_config(_params(params), overrides)  # a bad one is refused at once
+        from flows.cli.show import run_locally
+
+        run_locally(config, _params(params), overrides)
+
+
+@app.command()
+def config(
+    params: Params = None,
+    set_: Set = None,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="The reference of all settings, docs/configuration.md."),
+    ] = False,
+) -> None:
+    """Print the configuration that `run` would use, every setting with its meaning."""
+    with readable_errors():
+        chosen = load_config(_params(params), parse_overrides(set_ or []))
+        # Not by rich: it would wrap long lines.
+        typer.echo(to_markdown() if markdown else to_yaml(chosen), nl=False)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Model,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="Of the output.")] = Format.csv,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; default: the terminal.")
+    ] = None,
+) -> None:
+    """Classify images: the most probable class, and every class's probability."""
+    with readable_errors():
+        from dynammo.checkpoint import write_atomically
+        from dynammo.deploy.predictor import Predictor
+
+        files = list(_image_files(images))
+        predictor = Predictor(model)
+        with _progress("classify", "image") as progress:
+            answers = predictor.predict(files, progress=progress)
+        rows = [
+            {
+                "file": str(file),
+                "label": a.label,
+                "probability": a.probability,
+                "probabilities": a.probabilities,
+            }
+            for file, a in zip(files, answers, strict=True)
+        ]
+        text = (
+            json.dumps(rows, indent=2) + "\n"
+            if format_ is Format.json
+            else _csv(rows, predictor.classes)
+        )
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            write_atomically(output, text.encode())
+            err.print(Text(f"{len(rows)} predictions written to {output}"), soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder with test/<class>/* or <class>/*, or a CSV manifest."),
+    ],
+    model: Model,
+) -> None:
+    """Measure a model on labelled images: accuracy, and recall and precision of every class."""
+    with readable_errors():
+        from flows.cli.show import evaluate_model
+
+        with _progress("classify", "image") as progress:
+            measured = evaluate_model(model, data, progress)
+        table = Table("class", "images", "recall", "precision", title=escape(str(data)))
+        for name, row in measured["per_class"].items():
+            table.add_row(
+                escape(name),
+                str(row["support"]),
+                _percent(row["recall"]),
+                _percent(row["precision"]),
+            )
+        out.print(table)
+        out.print(
+            f"accuracy {_percent(measured['accuracy'])}, "
+            f"mean class recall {_percent(measured['mean_class_recall'])}"
+        )
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="Results folders, such as results/digits.")],
+) -> None:
+    """Put runs side by side: the accuracy, forgetting and cost of every method."""
+    with readable_errors():
+        from flows.cli.show import comparison
+
+        out.print(comparison(results))
+
+
+@app.command()
+def benchmark(
+    grid: Annotated[Path, typer.Argument(help="A grid: benchmarks/grids/*.yaml, or your own.")],
+    set_: Set = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Only this data set of the grid. May be repeated.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method of the grid. May be repeated.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="This seed instead of the grid's. May be repeated.")
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Where a data set is. May be repeated."),
+    ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(help="sequential, process, dask or ray; default: what the grid says."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List the cells, what is done, and what the rest may cost."),
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the log of every cell.")
+    ] = False,
+) -> None:
+    """Run data sets x methods x seeds, and write one report on all of them.
+
+    What is done is not run again: killed or failed, the same command goes on. A cell that fails
+    does not stop the others. Results are in results/<grid>/, the report in its folder report/.
+
+    dynammo benchmark benchmarks/grids/medical.yaml --data skin8 --seed 1 --dry-run
+    """
+    with readable_errors():
+        asked: dict[str, Any] = {
+            "overrides": parse_overrides(set_ or []),
+            "data": data,
+            "methods": method,
+            "seeds": seed,
+            "paths": {key: str(value) for key, value in parse_overrides(path or []).items()},
+            "runner": runner,
+            "workers": workers,
+        }
+        if not verbose:  # read by Prefect when it is imported, also in other processes
+            os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+        from flows.cli.grid import run_grid, show_plan
+
+        if dry_run:
+            out.print(show_plan(str(grid), asked))
+        else:
+            out.print(run_grid(str(grid), asked))
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(help="Data set that is fetched: digits, cifar100, medmnist.")
+    ],
+    folder: Annotated[
+        Path, typer.Argument(help="Where to write train/<class>/* and test/<class>/*.")
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="KEY=VALUE",
+            help="An option of the set, such as 'sets=[bloodmnist]'. May be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Write a data set as image files: the layout your own images should have."""
+    with readable_errors():
+        from dynammo.data.sources.about import written_sources
+        from dynammo.data.sources.loading import load_source
+
+        if source not in (known := written_sources()):
+            names = ", ".join(known)
+            raise ConfigError([f"{source!r} is no data set that can be written; known: {names}"])
+        count = len(load_source(source, folder, parse_overrides(option or [])).samples)
+        out.print(Text(f"{count} images in {folder}"), soft_wrap=True)
+
+
+@app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="One of them, to see all about it.")] = None,
+) -> None:
+    """List what data.source may be: licence, size, classes, citation, published protocol."""
+    with readable_errors():
+        from dataclasses import asdict
+
+        from dynammo.data.sources.about import about
+
+        for source in DATA_SOURCES if name is None else [name]:
+            values = asdict(about(source))
+            del values["written"]
+            if name is None:
+                del values["layout"], values["options"]
+            # Not by rich: it would wrap addresses.
+            typer.echo(f"{source}: {values.pop('title')}")
+            for key, value in values.items():
+                typer.echo(f"    {key + ':':10} {value or 'none'}")
+        if name is None:
+            typer.echo("What data.path must hold, and the options: dynammo datasets NAME")
+
+
+@app.command("export-model")
+def export_model(
+    model: Annotated[
+        Path, typer.Argument(help="Results folder, or folder of a model: results/<name>/model.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Made; an earlier export in it is replaced.")],
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", "-f", help="safetensors, pt2 or onnx; may be repeated. Default: all."
+        ),
+    ] = None,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--check",
+            help="Images, or folders of them, to compare the answers on; may be repeated. "
+            "Default: crops of two photographs.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model as safetensors, torch.export program and ONNX, and check their answers."""
+    with readable_errors():
+        from dynammo.deploy import export as forms
+
+        images = list(_image_files(check)) if check else None
+        report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
+        title = escape(str(folder))
+        table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
+        for file in report["files"].values():
+            differences = (file["logit_difference"], file["probability_difference"])
+            size = f"{file['bytes'] / 1e6:.1f}"
+            table.add_row(escape(file["name"]), size, *(f"{value:.1e}" for value in differences))
+        out.print(table)
+        logits, probability = report["tolerance"]["logits"], report["tolerance"]["probability"]
+        checked = report["checked_on"]
+        out.print(
+            f"Compared with the model on {checked['images']} images ({checked['what']}). "
+            f"Tolerated: {logits:.0e} of the largest logit, {probability:.0e} of probability."
+        )
+
+
+@app.command()
+def join() -> None:
+    """Help other machines to train adapters: for runs with train.machines above 1.
+
+    Needs this project as it is there, DYNAMMO_HOME on the same file system at the same path, and
+    GLOO_SOCKET_IFNAME: the network interface that the machines share.
+    """
+    with readable_errors():
+        from tasks import adapters, machines
+
+        def say(line: str) -> None:
+            err.print(Text(line), soft_wrap=True)
+
+        machines.accept(adapters.__name__, adapters.help_train, say)
+
+
+@app.command()
+def doctor(params: Params = None) -> None:
+    """Check environment, weights, data and servers, and say what is wrong."""
+    from flows.cli.doctor import checks
+
+    failed = False
+    for name, problem, detail in checks(_params(params)):
+        mark = ("problem", "red") if problem else ("     ok", "green")
+        out.print(Text.assemble(mark, f"  {name}: {detail}"), soft_wrap=True)
+        failed = failed or problem
+    raise typer.Exit(1 if failed else 0)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """An expected error becomes its message on standard error and exit status 1."""
+    try:
+        yield
+    except DynammoError as error:
+        # As text: square brackets in a message are no markup. Not wrapped: paths stay whole.
+        err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _progress(what: str, unit: str) -> Iterator[Any]:
+    from tasks.support.progress import progress_bar
+
+    with progress_bar(what, unit) as progress:
+        yield progress
+
+
+def _params(given: Path | None) -> str | None:
+    default = Path("params.yaml")
+    if given is None:
+        return str(default) if default.is_file() else None
+    return str(given)
+
+
+def _image_files(paths: list[Path]) -> Iterator[Path]:
+    from dynammo.data.sources.folder import image_files
+
+    for path in paths:
+        if path.is_dir():
+            yield from image_files(path)
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"{path}: no such file or folder")
+
+
+def _csv(rows: list[dict[str, Any]], classes: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", "probability", *classes])
+    for row in rows:
+        shares = [f"{row['probabilities'][name]:.6f}" for name in classes]
+        writer.writerow([row["file"], row["label"], f"{row['probability']:.6f}", *shares])
+    return text.getvalue()
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"

@@ -1,0 +1,151 @@
+"""What the commands of the command line do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from dynammo.config import Config
+from dynammo.data.sources.csv_manifest import load as load_csv
+from dynammo.data.sources.folder import image_files
+from dynammo.deploy.predictor import Predictor
+from dynammo.errors import DataError
+from dynammo.evaluation.metrics import Predictions, evaluate_stage
+from dynammo.reporting.report import COLUMNS, advice, comparison_table
+
+
+def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -> None:
+    """Run the flow in this process, then say where to look."""
+    from flows.incremental import incremental
+    from tasks.publishing import check_output
+    from tasks.support.mlflow.runs import tracking_uri
+
+    check_output(config.output_dir)  # before anything is started
+    incremental(params, overrides)
+    folder = config.output_dir
+    uri = tracking_uri()
+    where = uri if uri.startswith("http") else "http://127.0.0.1:5000 (start it with: make ui)"
+    model = []
+    if "merged" in config.methods:
+        model = [
+            f"model        {folder / 'model'}",
+            f"             try: dynammo predict --model {folder / 'model'} IMAGE...",
+        ]
+    lines = [
+        f"report       {folder / 'report.html'}",
+        f"metrics      {folder / 'metrics.json'}",
+        *model,
+        f"MLflow       {where}",
+        f"             {config.experiment}: its newest run links to the curves to compare",
+    ]
+    results = read_results(folder)
+    console = Console()
+    console.print(_table(results), *advice(results), sep="\n")
+    console.print(Panel(Text("\n".join(lines)), title="where to look"))
+
+
+def comparison(folders: Sequence[Path]) -> Group:
+    """One table a results folder, a row a method.
+
+    Raises:
+        DataError: a folder holds no results.
+    """
+    return Group(*(_table(read_results(folder)) for folder in folders))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results document of a run.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / "results.json"
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise DataError(f"{folder} holds no results (no results.json in it)") from None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    return document
+
+
+def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Metrics of a saved model on labelled images.
+
+    Args:
+        model: folder of the model.
+        data: a folder with `test/<class>/*` or `<class>/*`, or a CSV manifest (its test rows).
+        progress: called with (images done, images).
+
+    Raises:
+        DataError: no images, or a class that the model has not learnt.
+    """
+    predictor = Predictor(model)
+    labelled = list(_labelled(data))
+    unknown = sorted({label for _, label in labelled} - set(predictor.classes))
+    if unknown:
+        raise DataError(f"{data}: the model has not learnt {unknown}; it knows {predictor.classes}")
+    answers = predictor.predict([file for file, _ in labelled], progress=progress)
+    index = {name: position for position, name in enumerate(predictor.classes)}
+    confidence = np.array([answer.probability for answer in answers])
+    predictions = Predictions(
+        targets=np.array([index[label] for _, label in labelled]),
+        predicted=np.array([index[answer.label] for answer in answers]),
+        scores=np.array([[a.probabilities[name] for name in predictor.classes] for a in answers]),
+        confidence=confidence,
+        knownness=confidence,
+    )
+    return evaluate_stage(predictions, [predictor.classes], 1)
+
+
+def _labelled(data: Path) -> Iterator[tuple[Path, str]]:
+    """Test images with their classes."""
+    if data.is_file():
+        image_set = load_csv(data)
+        for sample in image_set.samples:
+            if sample.split == "test":
+                yield image_set.root / sample.file, sample.label
+        return
+    folder = data / "test" if (data / "test").is_dir() else data
+    classes = sorted(p for p in folder.glob("[!.]*") if p.is_dir())
+    if not classes:
+        raise DataError(f"{data}: no class folders; expected test/<class>/* or <class>/*")
+    for entry in classes:
+        for file in image_files(entry):
+            yield file, entry.name
+
+
+# Short, so that the table fits a terminal of 80 columns; the report has the long ones.
+_HEADINGS = {
+    "average_accuracy": "accuracy\naverage",
+    "last_accuracy": "\nlast",
+    "average_mean_class_recall": "recall\naverage",
+    "last_mean_class_recall": "\nlast",
+    "forgetting_accuracy": "\nforgetting",
+    "gmacs": "\nGMACs",
+    "parameters": "million\nweights",
+}
+
+
+def _table(results: dict[str, Any]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        title=results["name"],
+        caption="accuracy, mean class recall, forgetting: in %",
+    )
+    table.add_column("\nvariant", no_wrap=True)
+    for key in COLUMNS:
+        table.add_column(_HEADINGS[key], justify="right", no_wrap=True)
+    for row in comparison_table(results):
+        table.add_row(row["variant"], *(write(row[key]) for key, (_, write) in COLUMNS.items()))
+    return table

@@ -1,0 +1,172 @@
+"""Steps: Prefect tasks that run once for given inputs and code, and never again.
+
+A step's cache key is the hash of its name, its arguments (references to checkpoints count by their
+content's hash), the code it runs and the versions of the libraries that do the arithmetic.
+Arguments named `context` hold places and labels and do not count. So a changed setting, image or
+line of code re-runs exactly the steps that depend on it, and a killed flow, started again, takes up
+where it was.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grimp
+from prefect import Task, task
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+
+from dynammo.adapters import ADAPTERS
+from dynammo.heads import HEAD_RULES
+from dynammo.merging import MERGE_RULES
+from dynammo.methods import METHODS
+from tasks.support.workspace import CHECKPOINTS, RESULTS, versions
+
+R = TypeVar("R")
+
+# What these say is in the key by value already: settings, and the names of the parts chosen.
+_BY_VALUE = {
+    "dynammo.config",
+    "dynammo.errors",
+    "dynammo.registry",
+    "dynammo.adapters",
+    "dynammo.heads",
+    "dynammo.merging",
+    "dynammo.methods",
+    "dynammo.data",
+    "tasks.support.caching",
+    "tasks.support.workspace",
+}
+
+
+@dataclass
+class StepCache(CachePolicy):
+    """The cache policy of a step.
+
+    Args:
+        modules: where the step's code is; what they import counts too.
+    """
+
+    modules: tuple[str, ...] = ()
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        """The cache key. A result whose files are gone or damaged is forgotten first."""
+        arguments = {name: value for name, value in inputs.items() if name != "context"}
+        key = step_key(task_ctx.task.name, arguments, self.modules)
+        _forget_unless_intact(RESULTS / key)
+        return key
+
+
+def step(name: str, *modules: str, **options: Any) -> Callable[[Callable[..., R]], Task[..., R]]:
+    """Decorate a function as a step.
+
+    Args:
+        name: shown by Prefect; part of the cache key.
+        modules: of dynammo, whose code the step runs (with all that they import).
+        options: further arguments of `prefect.task`.
+    """
+
+    def decorate(function: Callable[..., R]) -> Task[..., R]:
+        return task(
+            name=name,
+            persist_result=True,
+            result_storage=RESULTS,
+            result_serializer="json",  # the default would pickle
+            cache_policy=StepCache(modules=(function.__module__, *modules)),
+            **options,
+        )(function)
+
+    return decorate
+
+
+def step_key(name: str, arguments: dict[str, Any], modules: Sequence[str]) -> str:
+    """The hash that names a step's result."""
+    parts = sorted(set(_parts(arguments)))
+    document = [name, arguments, code_version(*modules, *parts), versions()]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def code_version(*modules: str) -> str:
+    """Hash of the code of some modules and of all that they import, directly or not, from here.
+
+    Comments and layout do not count. A module from elsewhere (a part that a user registered) counts
+    by itself.
+    """
+    graph = _import_graph()
+    wanted = set(modules)
+    for module in modules:
+        if module in graph.modules:
+            wanted |= graph.find_upstream_modules(module)
+    digests = [f"{module}:{_code_hash(module)}" for module in sorted(wanted)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _parts(arguments: dict[str, Any]) -> Iterator[str]:
+    """Modules of the registered parts that a step's settings choose by name."""
+    settings = arguments.get("settings", {})
+    if "adapter" in settings:
+        yield ADAPTERS.module(settings["adapter"]["name"])
+    if "merge" in settings:
+        yield MERGE_RULES.module(settings["merge"]["rule"])
+    if "head" in settings:
+        yield HEAD_RULES.module(settings["head"]["rule"])
+    for method in settings.get("methods", ()):
+        yield METHODS.module(method)
+
+
+@lru_cache(maxsize=1)
+def _import_graph() -> grimp.ImportGraph:
+    graph = grimp.build_graph("dynammo", "tasks", cache_dir=None)
+    for module in _BY_VALUE:
+        for importer in graph.find_modules_that_directly_import(module):
+            graph.remove_import(importer=importer, imported=module)
+    return graph
+
+
+@cache
+def _code_hash(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _forget_unless_intact(record: Path) -> None:
+    """Delete a cached result that refers to a checkpoint which is not there as it was saved."""
+    try:
+        result = json.loads(json.loads(record.read_text(encoding="utf-8"))["result"])
+        intact = all(CHECKPOINTS.intact(ref) for ref in _refs(result))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        record.unlink(missing_ok=True)
+
+
+def _refs(value: Any) -> Iterator[Any]:
+    """Every checkpoint reference inside a result."""
+    if isinstance(value, dict):
+        if value.keys() == {"path", "sha256"}:
+            yield value
+        else:
+            for inner in value.values():
+                yield from _refs(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _refs(inner)

@@ -1,0 +1,1 @@
+"""Runs, the served model and the champion in MLflow."""

@@ -1,0 +1,126 @@
+"""The registered model as MLflow runs it: images in, class names with probabilities out.
+
+MLflow copies this file into the model and executes it from there ("models from code", so nothing is
+pickled), with the `dynammo` package beside it and nothing else of this project: import no more.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.pyfunc.model import PythonModel
+from PIL import Image
+
+from dynammo.data.formats.pictures import Pixels, decode
+from dynammo.deploy.predictor import Predictor
+from dynammo.errors import DataError
+
+
+class ImageClassifier(PythonModel):
+    """A classifier of images given as arrays or as encoded files."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the model folder that MLflow kept as the artifact `model`."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.predictor = Predictor(context.artifacts["model"], device)
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Classify the images in the column `image`.
+
+        Args:
+            context: unused.
+            model_input: a row an image. An image is an array, as
+                `dynammo.data.formats.pictures.decode` takes it, or nested lists of the same; or an
+                encoded file (PNG, JPEG, ...), as base64 text or as bytes. Text is never taken for
+                a path.
+            params: unused.
+
+        Returns:
+            For each image `label`, `probability` and `probabilities` (by class name).
+
+        Raises:
+            MlflowException: images cannot be read (HTTP 400); every one is named with the reason.
+        """
+        images, problems = [], []
+        sent = list(_images(model_input))
+        for number, image in enumerate(sent, start=1):
+            try:
+                images.append(read_image(image, f"image {number} of {len(sent)}"))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            raise MlflowException("; ".join(problems), error_code=BAD_REQUEST)
+        return [answer._asdict() for answer in self.predictor.predict(images)]
+
+
+def read_image(image: Any, name: str) -> Pixels:
+    """An image as users send it -> (H, W, 3) uint8.
+
+    Integers of a type with signs, as in JSON, are taken as 8-bit if none exceeds 255, else as
+    16-bit; fractions must lie in [0, 1].
+
+    Args:
+        image: see `ImageClassifier.predict`.
+        name: what to call it in an error.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if isinstance(image, str):
+        return decode(_from_base64(image, name), name)
+    if isinstance(image, list | tuple | np.ndarray):
+        return decode(_as_array(image, name), name)
+    if isinstance(image, bytes | Image.Image):
+        return decode(image, name)
+    kind = "nothing" if image is None else type(image).__name__
+    raise DataError(f"cannot read {name}: expected an array or base64 text, got {kind}")
+
+
+def _images(table: pd.DataFrame) -> Iterator[Any]:
+    """The cells; MLflow's format `inputs` packs several base64 texts into one, as a list."""
+    for cell in table["image"]:
+        if isinstance(cell, list) and cell and all(isinstance(item, str) for item in cell):
+            yield from cell
+        else:
+            yield cell
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    text = re.sub(r"^data:[^,]*,", "", text.lstrip(), count=1)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise DataError(f"cannot read {name}: the text is not base64 of an image file") from None
+
+
+def _as_array(rows: Sequence[Any] | np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    try:
+        array = np.asarray(rows)
+    except ValueError:
+        raise DataError(f"cannot read {name}: rows of different lengths") from None
+    if array.ndim == 2 and array.shape[1] in (3, 4):
+        # A lone image where a list of images belongs comes as its rows, one by one.
+        raise DataError(f"cannot read {name}: {array.shape} is a row of pixels, no image")
+    if array.dtype.kind == "i" and array.size:
+        low, high = array.min(), array.max()
+        if low < 0 or high > 65535:
+            raise DataError(
+                f"cannot read {name}: values {low} to {high}; expected 0 to 255, or to 65535"
+            )
+        array = array.astype(np.uint8 if high <= 255 else np.uint16)
+    return array
+
+
+set_model(ImageClassifier())

@@ -1,0 +1,214 @@
+"""Log the deployable model in MLflow and register it, for `mlflow models serve` to serve."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from typing import TypedDict
+
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Map
+from PIL import Image
+
+import dynammo
+from dynammo.data.formats.pictures import Source, decode
+from tasks.support.mlflow.runs import mlflow_client
+
+SHA256 = "dynammo.sha256"
+
+_CODE = Path(__file__).with_name("pyfunc_model.py")
+_PACKAGES = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pydicom",
+    "pyyaml",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchvision",
+)
+# An image is an array or a text, and no other of MLflow's types admits both.
+_SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(AnyType(), "image")]),  # type: ignore[no-untyped-call]
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]
+    ),
+)
+_EXAMPLE_SIDE = 128
+_ABOUT = (
+    "Tells classes of images apart that it learnt one task after another (DynaMMo, arXiv "
+    "2404.14099). Input: a column `image`, each an array (H x W x 3 or H x W) or a base64-encoded "
+    "image file. Output: for each image `label`, `probability` and `probabilities` by class name."
+)
+
+
+class ModelInfo(TypedDict):
+    """A model logged in MLflow. `uri` can be loaded and served; `sha256` is of its files."""
+
+    model_id: str
+    uri: str
+    sha256: str
+
+
+def log_model(run_id: str, folder: Path, name: str, example: Source) -> ModelInfo:
+    """Log the model folder of `dynammo.deploy.predictor.save_model` as an MLflow model.
+
+    It carries the dynammo package, so it can be served from anywhere, and no pickle. A run that has
+    a model of the same content already keeps it.
+
+    Args:
+        run_id: the run of the merged variant.
+        folder: with model.safetensors and model.json.
+        name: shown in MLflow.
+        example: a picture to send to the model, shown with it to everybody who sees the model: take
+            none of a patient's. It is shrunk to at most 128 pixels a side.
+
+    Raises:
+        TrackingError: see `tasks.support.mlflow.runs.mlflow_client`.
+        DataError: the example cannot be read.
+    """
+    digest = hash_folder(folder)
+    input_example = pd.DataFrame({"image": [_encode_example(example)]})
+    with mlflow_client() as client:
+        model = _logged(client, run_id, digest)
+        if model is None:
+            run = client.get_run(run_id)
+            model = client.create_logged_model(
+                run.info.experiment_id,
+                name=name,
+                source_run_id=run_id,
+                tags={SHA256: digest},
+                params=run.data.params,
+                model_type="image classifier",
+            )
+            with tempfile.TemporaryDirectory() as temporary:
+                local = str(Path(temporary) / "model")
+                mlflow.pyfunc.save_model(
+                    path=local,
+                    python_model=str(_CODE),
+                    artifacts={"model": str(folder)},
+                    code_paths=[str(Path(dynammo.__file__).parent)],
+                    pip_requirements=[f"{name}=={_version(name)}" for name in _PACKAGES],
+                    signature=_SIGNATURE,
+                    input_example=input_example,
+                    mlflow_model=Model(
+                        artifact_path=model.artifact_location,
+                        run_id=run_id,
+                        model_uuid=model.model_id,
+                        model_id=model.model_id,
+                    ),
+                )
+                client.log_model_artifacts(model.model_id, local)
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return {"model_id": model.model_id, "uri": f"models:/{model.model_id}", "sha256": digest}
+
+
+def register(
+    model_name: str,
+    run_id: str,
+    model: ModelInfo,
+    *,
+    data_hash: str,
+    classes: Sequence[str],
+    summary: Mapping[str, float | None],
+) -> str:
+    """Register a logged model, once: the same content from the same run keeps its version.
+
+    Args:
+        model_name: such as dynammo-skin8; made if missing.
+        run_id: the run that made it.
+        model: what `log_model` returned.
+        data_hash: of the data it was measured on.
+        classes: that it tells apart.
+        summary: its summary metrics. All three are kept as tags to compare champions by:
+            `data_hash`, `classes`, `last_mean_class_recall` and so on.
+
+    Returns:
+        The version.
+
+    Raises:
+        TrackingError: see `tasks.support.mlflow.runs.mlflow_client`.
+    """
+    metrics = {name: repr(float(value)) for name, value in summary.items() if value is not None}
+    tags = {
+        SHA256: model["sha256"],
+        "data_hash": data_hash,
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        **metrics,
+    }
+    with mlflow_client() as client:
+        if not client.search_registered_models(f"name = '{model_name}'"):
+            client.create_registered_model(model_name, description=_ABOUT)
+        for known in client.search_model_versions(f"name = '{model_name}'"):
+            if known.run_id == run_id and known.tags.get(SHA256) == model["sha256"]:
+                return str(known.version)
+        made = client.create_model_version(
+            model_name,
+            # Not models:/<id>, which MLflow looks up wherever its global tracking URI points.
+            client.get_logged_model(model["model_id"]).artifact_location,
+            run_id=run_id,
+            tags=tags,
+            description=_describe(classes, summary, data_hash),
+            model_id=model["model_id"],
+        )
+        # Shows the version on the logged model's page, as MLflow's own log_model does.
+        link = [{"name": model_name, "version": made.version}]
+        client.set_logged_model_tags(model["model_id"], {"mlflow.modelVersions": json.dumps(link)})
+        return str(made.version)
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 of the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _logged(client: MlflowClient, run_id: str, digest: str) -> LoggedModel | None:
+    """The complete model of this content that the run has already."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    found: Iterable[LoggedModel] = client.search_logged_models(
+        [experiment_id], filter_string=f"tags.`{SHA256}` = '{digest}'"
+    )
+    ready = (m for m in found if m.status == LoggedModelStatus.READY)
+    return next((m for m in ready if m.source_run_id == run_id), None)
+
+
+def _encode_example(example: Source) -> str:
+    """A small PNG as base64: short enough to read past, and ready to be sent."""
+    image = Image.fromarray(decode(example))
+    image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+    png = BytesIO()
+    image.save(png, "PNG")
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def _version(package: str) -> str:
+    """As installed, less a local suffix such as +cpu, which no index has."""
+    return version(package).partition("+")[0]
+
+
+def _describe(classes: Sequence[str], summary: Mapping[str, float | None], data_hash: str) -> str:
+    names = ("last_mean_class_recall", "last_accuracy")
+    shown = [f"{n.replace('_', ' ')} {v:.1%}" for n in names if (v := summary.get(n)) is not None]
+    return f"{len(classes)} classes; {', '.join(shown)} on data {data_hash[:12]}."

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch.nn.functional import cross_entropy, linear
+
+from dynammo.config import HeadConfig
+from dynammo.heads import HEAD_RULES
+from dynammo.heads.base import Evidence
+from dynammo.heads.discriminant import calibration_temperature, discriminant_head
+from dynammo.heads.scaling import power_normalise
+from dynammo.heads.statistics import ClassStatistics, append_classes, measure_classes
+
+
+def data(seed: int, classes: int = 3, size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(20 * classes) % classes
+    means = torch.randn(classes, size, generator=generator)
+    return means[labels] + torch.randn(len(labels), size, generator=generator), labels
+
+
+@pytest.mark.parametrize("shrinkage", [0.1, 0.75, 1.0])
+def test_it_is_scikit_learns_discriminant_with_equal_priors(shrinkage: float) -> None:
+    """Equally frequent classes, so that both pool the covariance alike. scikit-learn's scores are
+    the same up to a constant a sample, which no softmax sees.
+    """
+    features, labels = data(0)
+    head = discriminant_head(measure_classes(features.unsqueeze(0), labels, 3), shrinkage)
+    reference = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage=shrinkage, priors=[1 / 3] * 3
+    ).fit(features.double().numpy(), labels.numpy())
+    ours = linear(features, head["weight"], head["bias"]).softmax(1)
+    theirs = torch.from_numpy(reference.predict_proba(features.double().numpy())).float()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_full_shrinkage_is_the_nearest_mean() -> None:
+    features, labels = data(1)
+    statistics = measure_classes(features.unsqueeze(0), labels, 3)
+    head = discriminant_head(statistics, 1.0)
+    nearest = torch.cdist(features.double(), statistics.means).argmin(1)
+    assert torch.equal(linear(features, head["weight"], head["bias"]).argmax(1), nearest)
+
+
+def test_a_sample_a_class_is_enough() -> None:
+    statistics = measure_classes(torch.eye(3).unsqueeze(0), torch.arange(3), 3)
+    head = discriminant_head(statistics, 0.75)
+    assert linear(torch.eye(3), head["weight"], head["bias"]).argmax(1).tolist() == [0, 1, 2]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**31), st.floats(0.01, 100))
+def test_neither_the_number_of_samples_nor_the_unit_changes_a_prediction(
+    seed: int, unit: float
+) -> None:
+    features, labels = data(seed)
+    once = measure_classes(features.unsqueeze(0), labels, 3)
+    thrice = measure_classes(unit * features.expand(3, -1, -1), labels, 3)
+    first, second = discriminant_head(once, 0.5), discriminant_head(thrice, 0.5)
+    torch.testing.assert_close(
+        linear(features, first["weight"], first["bias"]),
+        linear(unit * features, second["weight"], second["bias"]),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_the_rule_uses_the_configured_shrinkage_and_a_temperature() -> None:
+    features, labels = data(2)
+    views = features.unsqueeze(0)
+    normalised = power_normalise(views, 0.7)
+    statistics = measure_classes(normalised, labels, 3)
+    rule = HEAD_RULES["discriminant"]()
+    evidence = Evidence(None, None, statistics, views, labels, [], 1)
+    head = rule(evidence, HeadConfig(shrinkage=0.3, power=0.7))
+    temperature = calibration_temperature(statistics, normalised, labels, 0.3)
+    assert temperature != 1
+    assert head["power"] == 0.7
+    expected = discriminant_head(statistics, 0.3)
+    torch.testing.assert_close(head["weight"] * temperature, expected["weight"])
+    torch.testing.assert_close(head["bias"] * temperature, expected["bias"])
+
+
+def test_a_rule_says_what_it_lacks() -> None:
+    nothing = Evidence(None, None, None, None, None, [], 1)
+    for name, what in (("discriminant", "statistics"), ("fine_tune", "exemplars")):
+        rule = HEAD_RULES[name]()
+        assert rule.evidence == what
+        with pytest.raises(ValueError, match=what):
+            rule(nothing, HeadConfig())
+
+
+def test_the_temperature_mends_overconfidence() -> None:
+    """Few samples, many dimensions: on new samples of these classes, the cross-entropy is lower
+    with the temperature than without, and near the lowest that any temperature gives.
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = 0.4 * torch.randn(4, 60, generator=generator)
+    labels = torch.arange(120) % 4
+
+    def draw(targets: torch.Tensor) -> torch.Tensor:
+        return means[targets] + torch.randn(len(targets), 60, generator=generator)
+
+    features, targets = draw(labels).unsqueeze(0), torch.arange(2000) % 4
+    statistics = measure_classes(features, labels, 4)
+    head, fresh = discriminant_head(statistics, 0.2), draw(targets)
+    logits = linear(fresh, head["weight"], head["bias"])
+
+    def loss(temperature: float) -> float:
+        return float(cross_entropy(logits / temperature, targets))
+
+    temperature = calibration_temperature(statistics, features, labels, 0.2)
+    best = min(loss(t) for t in torch.logspace(-1, 2, 100).tolist())
+    assert temperature > 1.5
+    assert loss(temperature) < loss(1.0) - 0.1
+    assert loss(temperature) < best + 0.05
+
+
+def test_images_that_are_all_right_make_it_no_surer() -> None:
+    labels = torch.arange(20) % 2
+    features = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    features[:, 0] += 20 * labels
+    views = features.unsqueeze(0)
+    assert calibration_temperature(measure_classes(views, labels, 2), views, labels, 0.5) >= 1
+
+
+def test_only_the_newest_classes_are_left_out() -> None:
+    """Old classes' images are gone: the temperature must not need them."""
+    features, labels = data(3, classes=4)
+    old, new = labels < 2, labels >= 2
+    statistics = append_classes(
+        measure_classes(features[old].unsqueeze(0), labels[old], 2),
+        measure_classes(features[new].unsqueeze(0), labels[new] - 2, 2),
+    )
+    assert calibration_temperature(statistics, features[new].unsqueeze(0), labels[new], 0.5) > 0
+
+
+def test_classes_too_small_to_leave_one_out_keep_their_temperature() -> None:
+    features, labels = torch.eye(4).unsqueeze(0), torch.tensor([0, 0, 1, 1])
+    assert calibration_temperature(measure_classes(features, labels, 2), features, labels, 0.5) == 1
+
+
+def test_statistics_of_one_feature() -> None:
+    statistics = ClassStatistics(
+        torch.tensor([[0.0], [2.0]]).double(),
+        torch.tensor([[4.0]]).double(),
+        torch.tensor([2.0, 2.0]).double(),
+    )
+    head = discriminant_head(statistics, 0.5)
+    # Variance 1: w = mean, b = -mean^2 / 2.
+    assert head["weight"].flatten().tolist() == [0.0, 2.0]
+    assert head["bias"].tolist() == [0.0, -2.0]

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import Tensor
+
+from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.network import Network
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
+def test_features_are_the_networks_own_whatever_the_batch(
+    network: Network, images: Tensor, batch_size: int
+) -> None:
+    with torch.no_grad():
+        expected = network.eval()(images)
+    features = extract_features(network, images, batch_size)
+    assert features.shape == (6, network.feature_size)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_in_training_is_put_into_eval_mode(network: Network, images: Tensor) -> None:
+    expected = extract_features(network, images)
+    before = network.adapter_state()
+    network.train()
+    assert torch.equal(extract_features(network, images), expected)
+    for name, value in network.adapter_state().items():
+        assert torch.equal(value, before[name]), name  # BatchNorm statistics too
+
+
+def test_features_are_plain_float32_on_the_cpu(network: Network, images: Tensor) -> None:
+    features = extract_features(network, images)
+    assert (features.dtype, features.device.type) == (torch.float32, "cpu")
+    assert not features.requires_grad
+
+
+def test_progress(network: Network, images: Tensor) -> None:
+    seen: list[tuple[int, int]] = []
+    extract_features(network, images, 4, lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 6), (6, 6)]
+
+
+def test_views(network: Network, images: Tensor) -> None:
+    plain, mirrored = mirrored_views(network, images, flip=True)
+    assert torch.equal(plain, extract_features(network, images))
+    # Left and right are swapped, not top and bottom: columns in reverse order.
+    by_hand = images[:, :, :, list(range(images.shape[3] - 1, -1, -1))]
+    assert torch.equal(mirrored, extract_features(network, by_hand))
+    assert not torch.allclose(plain, mirrored)
+    assert torch.equal(mirrored_views(network, images, flip=False), plain.unsqueeze(0))
+
+
+def test_views_can_be_trained_on(network: Network, images: Tensor) -> None:
+    weight = torch.ones(network.feature_size, requires_grad=True)
+    (mirrored_views(network, images, flip=False)[0] @ weight).sum().backward()
+    assert weight.grad is not None

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from dynammo.config import GateConfig
+from tasks.support.mlflow.champion import Champion, Decision, current_champion, gate, promote
+from tasks.support.mlflow.runs import TrackingError, tracking_uri
+
+CONFIG = GateConfig(min_last_recall=0.5, max_gap_to_unmerged=0.05, beat_champion=True)
+HASH, CLASSES = "a" * 64, ["naevus", "melanoma"]
+PASSED: Decision = {"passed": True, "checks": []}
+
+
+def summary(recall: float | None) -> dict[str, float | None]:
+    return {"last_mean_class_recall": recall, "last_accuracy": 0.9}
+
+
+def champion(**changes: Any) -> Champion:
+    known: Champion = {
+        "version": "3",
+        "last_mean_class_recall": 0.8,
+        "data_hash": HASH,
+        "classes": list(reversed(CLASSES)),
+    }
+    known.update(changes)  # type: ignore[typeddict-item]
+    return known
+
+
+def decide(
+    recall: float | None,
+    unmerged: float | None = None,
+    champion: Champion | None = None,
+    config: GateConfig = CONFIG,
+) -> Decision:
+    return gate(
+        config,
+        summary(recall),
+        summary(unmerged) if unmerged is not None else None,
+        champion,
+        data_hash=HASH,
+        classes=CLASSES,
+    )
+
+
+def failed(decision: Decision) -> list[str]:
+    names = [check["name"] for check in decision["checks"] if not check["passed"]]
+    assert decision["passed"] == (not names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("recall", "unmerged", "failing"),
+    [
+        (0.5, None, []),
+        (0.49, None, ["min_last_recall"]),
+        (0.75, 0.8, []),  # 0.8 - 0.75 is 0.05 but for rounding
+        (0.74, 0.8, ["max_gap_to_unmerged"]),
+        (0.9, 0.8, []),
+        (0.3, 0.8, ["min_last_recall", "max_gap_to_unmerged"]),
+        (None, 0.8, ["min_last_recall"]),
+        (float("nan"), 0.8, ["min_last_recall", "max_gap_to_unmerged"]),
+    ],
+)
+def test_recall_and_the_gap_to_unmerged(
+    recall: float | None, unmerged: float | None, failing: list[str]
+) -> None:
+    assert failed(decide(recall, unmerged)) == failing
+
+
+def test_a_gap_may_be_required_to_be_a_lead() -> None:
+    strict = GateConfig(max_gap_to_unmerged=-0.02)
+    assert failed(decide(0.81, 0.8, config=strict)) == ["max_gap_to_unmerged"]
+    assert failed(decide(0.82, 0.8, config=strict)) == []
+
+
+@pytest.mark.parametrize(
+    ("present", "failing", "said"),
+    [
+        (None, [], "no champion yet"),
+        (champion(), ["beat_champion"], "champion 3 has 80.00%, this model 75.00%"),
+        (champion(last_mean_class_recall=0.75), [], "champion 3 has 75.00%, this model 75.00%"),
+        (champion(data_hash="b" * 64), [], "other data: not compared"),
+        (champion(data_hash=None), [], "other data: not compared"),
+        (champion(classes=["naevus"]), [], "other classes: not compared"),
+        (champion(classes=None), [], "other classes: not compared"),
+        (champion(last_mean_class_recall=None), [], "has no last_mean_class_recall: not compared"),
+    ],
+)
+def test_the_champion_is_compared_where_it_can_be(
+    present: Champion | None, failing: list[str], said: str
+) -> None:
+    decision = decide(0.75, champion=present)
+    assert failed(decision) == failing
+    assert said in decision["checks"][-1]["detail"]
+
+
+def test_the_comparison_can_be_switched_off() -> None:
+    off = GateConfig(beat_champion=False)
+    assert failed(decide(0.75, champion=champion(), config=off)) == []
+
+
+def new_version(name: str, tags: dict[str, str]) -> str:
+    client = MlflowClient(tracking_uri())
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    return str(client.create_model_version(name, "file:///nowhere", tags=tags).version)
+
+
+def test_promotion_moves_the_alias(tracking: Path) -> None:
+    tags = {"data_hash": HASH, "classes": '["na\\u00efve", "b"]', "last_mean_class_recall": "0.1"}
+    assert current_champion("dynammo-skin8") is None
+    first = new_version("dynammo-skin8", tags)
+    assert current_champion("dynammo-skin8") is None
+    assert promote("dynammo-skin8", first, PASSED)
+    assert current_champion("dynammo-skin8") == {
+        "version": first,
+        "last_mean_class_recall": 0.1,
+        "data_hash": HASH,
+        "classes": ["naïve", "b"],
+    }
+    second = new_version("dynammo-skin8", {})
+    assert promote("dynammo-skin8", second, PASSED)
+    assert current_champion("dynammo-skin8") == {
+        "version": second,
+        "last_mean_class_recall": None,
+        "data_hash": None,
+        "classes": None,
+    }
+    assert current_champion("dynammo-other") is None
+
+
+def test_a_failed_gate_leaves_the_alias_and_says_why(tracking: Path) -> None:
+    first = new_version("dynammo-skin8", {})
+    promote("dynammo-skin8", first, PASSED)
+    second = new_version("dynammo-skin8", {})
+    assert not promote("dynammo-skin8", second, decide(0.3))
+    now = current_champion("dynammo-skin8")
+    assert now is not None
+    assert now["version"] == first
+    tags = MlflowClient(tracking_uri()).get_model_version("dynammo-skin8", second).tags
+    assert tags["gate"] == "not passed: last mean class recall 30.00%, at least 50.00%"
+
+
+def test_promoting_what_is_not_there_is_an_error(tracking: Path) -> None:
+    with pytest.raises(TrackingError, match="dynammo-skin8"):
+        promote("dynammo-skin8", "7", PASSED)
