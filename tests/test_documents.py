@@ -71,7 +71,7 @@ def test_the_merge_rule(tmp_path: Path) -> None:
 
 
 def test_the_head_rule(tmp_path: Path) -> None:
-    rule = example("dynammo/head_rules/nearest_mean.py", tmp_path).NearestMean()
+    rule = example("dynammo/heads/nearest_mean.py", tmp_path).NearestMean()
     assert rule.evidence == "statistics"
     features = torch.rand(1, 8, 3, generator=torch.Generator().manual_seed(0))
     known = measure_classes(power_normalise(features, 0.5), torch.arange(8) % 2, 2)
