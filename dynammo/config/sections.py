@@ -316,6 +316,13 @@ class GateConfig(Section):
     beat_champion: bool = Field(
         True, description="not below the present champion, where that was measured on the same data"
     )
+    max_class_loss: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="a new version of a learner: recall that a class the champion knows may lose, "
+        "at most, as measured. 0.1 is one image of ten; lower it where a class has hundreds",
+    )
 
 
 class TrackingConfig(Section):
