@@ -314,7 +314,9 @@ class GateConfig(Section):
         0.05, ge=-1, le=1, description="last mean class recall of unmerged minus merged, at most"
     )
     beat_champion: bool = Field(
-        True, description="not below the present champion, where that was measured on the same data"
+        True,
+        description="an experiment: not below the present champion, which must have been measured "
+        "on the same data and the same classes",
     )
     max_class_loss: float = Field(
         0.1,
