@@ -314,7 +314,16 @@ class GateConfig(Section):
         0.05, ge=-1, le=1, description="last mean class recall of unmerged minus merged, at most"
     )
     beat_champion: bool = Field(
-        True, description="not below the present champion, where that was measured on the same data"
+        True,
+        description="an experiment: not below the present champion, which must have been measured "
+        "on the same data and the same classes",
+    )
+    max_class_loss: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="a new version of a learner: recall that a class the champion knows may lose, "
+        "at most, as measured. 0.1 is one image of ten; lower it where a class has hundreds",
     )
 
 

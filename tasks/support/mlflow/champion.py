@@ -7,27 +7,19 @@ from collections.abc import Collection, Mapping
 from typing import TypedDict
 
 from dynammo.config import GateConfig
+from dynammo.evaluation.gate import (
+    Check,
+    Decision,
+    decide,
+    not_below,
+    recall_check,
+    unmerged_check,
+)
 from tasks.support.mlflow.runs import mlflow_client
 
 ALIAS = "champion"
 
 _METRIC = "last_mean_class_recall"
-_ROUNDING = 1e-9  # 0.80 - 0.75 exceeds 0.05 by rounding alone
-
-
-class Check(TypedDict):
-    """One condition of the gate."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-class Decision(TypedDict):
-    """What the gate says, and why."""
-
-    passed: bool
-    checks: list[Check]
 
 
 class Champion(TypedDict):
@@ -48,37 +40,30 @@ def gate(
     data_hash: str,
     classes: Collection[str],
 ) -> Decision:
-    """Decide whether a model may become champion: all conditions of `GateConfig` must hold.
+    """Decide whether the model of an experiment may become champion, from summary metrics.
 
-    A condition with nothing to compare with holds, and its detail says why.
+    All conditions of `GateConfig` that are about experiments must hold. Without an unmerged variant
+    or a champion there is nothing to compare with, and their conditions hold; a champion that the
+    model cannot be compared with stops it. For versions of a learner see
+    `dynammo.evaluation.gate.judge`, which compares answers.
 
     Args:
         config: the conditions.
         merged: summary metrics of the new model.
         unmerged: those of the unmerged variant, if it was evaluated.
-        champion: the present champion, if any. Compared only where it was measured on the same data
-            and the same classes, in any order.
+        champion: the present champion, if any. It can be compared where it was measured on the same
+            data and the same classes, in any order.
         data_hash: of the data that the new model was measured on.
         classes: that it tells apart.
     """
     recall = merged.get(_METRIC)
-    if recall is None:
-        no_value: Check = {
-            "name": "min_last_recall",
-            "passed": False,
-            "detail": "the last mean class recall has no value",
-        }
-        return {"passed": False, "checks": [no_value]}
-    checks: list[Check] = [
-        {
-            "name": "min_last_recall",
-            "passed": recall >= config.min_last_recall - _ROUNDING,
-            "detail": f"last mean class recall {recall:.2%}, at least {config.min_last_recall:.2%}",
-        },
-        _against_unmerged(config, recall, unmerged),
-        _against_champion(config, recall, champion, data_hash, classes),
-    ]
-    return {"passed": all(check["passed"] for check in checks), "checks": checks}
+    return decide(
+        [
+            recall_check(config, recall),
+            unmerged_check(config, recall, unmerged.get(_METRIC) if unmerged is not None else None),
+            _against_champion(config, recall, champion, data_hash, classes),
+        ]
+    )
 
 
 def current_champion(model_name: str) -> Champion | None:
@@ -101,43 +86,42 @@ def current_champion(model_name: str) -> Champion | None:
     }
 
 
-def promote(model_name: str, version: str, decision: Decision) -> bool:
+def promote(
+    model_name: str, version: str, decision: Decision, *, reason: str | None = None
+) -> bool:
     """Give a version the alias `champion` if it passed the gate; note the decision on it anyhow.
+
+    Args:
+        model_name: of the registered model.
+        version: of it.
+        decision: of the gate.
+        reason: promote the version against the gate, too. It is noted beside what did not pass, as
+            the tag `gate_overruled`; not used where the gate was passed.
 
     Returns:
         Whether it is champion now.
 
     Raises:
+        ValueError: the reason is blank.
         TrackingError: see `tasks.support.mlflow.runs.mlflow_client`.
     """
+    if reason is not None and not reason.strip():
+        raise ValueError("promotion against the gate needs a reason, got a blank one")
     failed = [check["detail"] for check in decision["checks"] if not check["passed"]]
+    promoted = decision["passed"] or reason is not None
     with mlflow_client() as client:
         note = "passed" if decision["passed"] else f"not passed: {'; '.join(failed)}"
         client.set_model_version_tag(model_name, version, "gate", note)
-        if decision["passed"]:
+        if reason is not None and not decision["passed"]:
+            client.set_model_version_tag(model_name, version, "gate_overruled", reason.strip())
+        if promoted:
             client.set_registered_model_alias(model_name, ALIAS, version)
-    return decision["passed"]
-
-
-def _against_unmerged(
-    config: GateConfig, recall: float, unmerged: Mapping[str, float | None] | None
-) -> Check:
-    other = unmerged.get(_METRIC) if unmerged is not None else None
-    if other is None:
-        passed, detail = True, "unmerged was not evaluated: not compared"
-    else:
-        gap = other - recall
-        passed = gap <= config.max_gap_to_unmerged + _ROUNDING
-        detail = (
-            f"unmerged {other:.2%}, {100 * gap:+.2f} points from merged, at most "
-            f"{100 * config.max_gap_to_unmerged:+.2f}"
-        )
-    return {"name": "max_gap_to_unmerged", "passed": passed, "detail": detail}
+    return promoted
 
 
 def _against_champion(
     config: GateConfig,
-    recall: float,
+    recall: float | None,
     champion: Champion | None,
     data_hash: str,
     classes: Collection[str],
@@ -147,13 +131,21 @@ def _against_champion(
         detail = "switched off: not compared"
     elif champion is None:
         detail = "there is no champion yet"
-    elif champion["data_hash"] != data_hash:
-        detail = f"champion {champion['version']} was measured on other data: not compared"
-    elif champion["classes"] is None or set(champion["classes"]) != set(classes):
-        detail = f"champion {champion['version']} knows other classes: not compared"
-    elif other is None:
-        detail = f"champion {champion['version']} has no {_METRIC}: not compared"
+    elif why := _not_comparable(champion, data_hash, classes):
+        passed, detail = False, f"cannot be compared with champion {champion['version']}: {why}"
+    elif recall is None or other is None:
+        side = "this model" if recall is None else "it"
+        passed = False
+        detail = f"cannot be compared with champion {champion['version']}: {side} has no {_METRIC}"
     else:
-        passed = recall >= other - _ROUNDING
+        passed = not_below(recall, other)
         detail = f"champion {champion['version']} has {other:.2%}, this model {recall:.2%}"
     return {"name": "beat_champion", "passed": passed, "detail": detail}
+
+
+def _not_comparable(champion: Champion, data_hash: str, classes: Collection[str]) -> str | None:
+    if champion["data_hash"] != data_hash:
+        return "it was measured on other data"
+    if champion["classes"] is None or set(champion["classes"]) != set(classes):
+        return "it knows other classes"
+    return None

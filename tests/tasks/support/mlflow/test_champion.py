@@ -12,6 +12,7 @@ from tasks.support.mlflow.runs import TrackingError, tracking_uri
 
 CONFIG = GateConfig(min_last_recall=0.5, max_gap_to_unmerged=0.05, beat_champion=True)
 HASH, CLASSES = "a" * 64, ["naevus", "melanoma"]
+LOSES = ["beat_champion"]
 PASSED: Decision = {"passed": True, "checks": []}
 
 
@@ -81,16 +82,20 @@ def test_a_gap_may_be_required_to_be_a_lead() -> None:
     ("present", "failing", "said"),
     [
         (None, [], "no champion yet"),
-        (champion(), ["beat_champion"], "champion 3 has 80.00%, this model 75.00%"),
+        (champion(), LOSES, "champion 3 has 80.00%, this model 75.00%"),
         (champion(last_mean_class_recall=0.75), [], "champion 3 has 75.00%, this model 75.00%"),
-        (champion(data_hash="b" * 64), [], "other data: not compared"),
-        (champion(data_hash=None), [], "other data: not compared"),
-        (champion(classes=["naevus"]), [], "other classes: not compared"),
-        (champion(classes=None), [], "other classes: not compared"),
-        (champion(last_mean_class_recall=None), [], "has no last_mean_class_recall: not compared"),
+        (champion(data_hash="b" * 64), LOSES, "with champion 3: it was measured on other data"),
+        (champion(data_hash=None), LOSES, "with champion 3: it was measured on other data"),
+        (champion(classes=["naevus"]), LOSES, "with champion 3: it knows other classes"),
+        (champion(classes=None), LOSES, "with champion 3: it knows other classes"),
+        (
+            champion(last_mean_class_recall=None),
+            LOSES,
+            "with champion 3: it has no last_mean_class_recall",
+        ),
     ],
 )
-def test_the_champion_is_compared_where_it_can_be(
+def test_a_champion_must_be_comparable_and_no_better(
     present: Champion | None, failing: list[str], said: str
 ) -> None:
     decision = decide(0.75, champion=present)
@@ -98,9 +103,18 @@ def test_the_champion_is_compared_where_it_can_be(
     assert said in decision["checks"][-1]["detail"]
 
 
+def test_a_model_without_a_recall_is_not_compared() -> None:
+    decision = decide(None, champion=champion())
+    assert failed(decision) == ["min_last_recall", "beat_champion"]
+    assert decision["checks"][-1]["detail"] == (
+        "cannot be compared with champion 3: this model has no last_mean_class_recall"
+    )
+
+
 def test_the_comparison_can_be_switched_off() -> None:
     off = GateConfig(beat_champion=False)
     assert failed(decide(0.75, champion=champion(), config=off)) == []
+    assert failed(decide(0.75, champion=champion(data_hash="b" * 64), config=off)) == []
 
 
 def new_version(name: str, tags: dict[str, str]) -> str:
@@ -143,6 +157,24 @@ def test_a_failed_gate_leaves_the_alias_and_says_why(tracking: Path) -> None:
     assert now["version"] == first
     tags = MlflowClient(tracking_uri()).get_model_version("dynammo-skin8", second).tags
     assert tags["gate"] == "not passed: last mean class recall 30.00%, at least 50.00%"
+
+
+def test_promotion_against_the_gate_records_its_reason(tracking: Path) -> None:
+    first, second = new_version("dynammo-skin8", {}), new_version("dynammo-skin8", {})
+    promote("dynammo-skin8", first, PASSED, reason="not needed")
+    with pytest.raises(ValueError, match="needs a reason, got a blank one"):
+        promote("dynammo-skin8", second, decide(0.3), reason=" ")
+    now = current_champion("dynammo-skin8")
+    assert now is not None and now["version"] == first
+    assert promote("dynammo-skin8", second, decide(0.3), reason="seen by Dr. Weber, 3 images ")
+    now = current_champion("dynammo-skin8")
+    assert now is not None and now["version"] == second
+    client = MlflowClient(tracking_uri())
+    assert client.get_model_version("dynammo-skin8", first).tags == {"gate": "passed"}
+    assert client.get_model_version("dynammo-skin8", second).tags == {
+        "gate": "not passed: last mean class recall 30.00%, at least 50.00%",
+        "gate_overruled": "seen by Dr. Weber, 3 images",
+    }
 
 
 def test_promoting_what_is_not_there_is_an_error(tracking: Path) -> None:
