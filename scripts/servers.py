@@ -66,6 +66,7 @@ def up() -> None:
             _start("worker", ["python", COMMANDS["worker"]], env)
         _wait("worker", lambda: "started!" in _log("worker").read_text(encoding="utf-8"))
     file = LOGIN.relative_to(ROOT)
+    programs = BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN
     print(
         f"""
 Prefect  {prefect}      its page asks for the value of PREFECT_API_AUTH_STRING
@@ -74,7 +75,7 @@ Logins   {file}, which only you can read      Logs: {LOGS.relative_to(ROOT)}/   
 
 Run the deployment:
   source {file}
-  {BIN.relative_to(ROOT)}/prefect deployment run dynammo/incremental --watch"""
+  {programs}/prefect deployment run dynammo/incremental --watch"""
     )
 
 
