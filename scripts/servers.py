@@ -2,7 +2,7 @@
 
 Every process started here carries the environment variable DYNAMMO_SERVER, and its children inherit
 it. That is how they are found again: there is no pid file to go stale, and nothing else is stopped.
-Logs are in .dynammo/servers/. Ports: PREFECT_PORT (4200) and MLFLOW_PORT (5000).
+Logs and passwords are in .dynammo/servers/. Ports: PREFECT_PORT (4200) and MLFLOW_PORT (5000).
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn, TextIO
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+import access
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 STATE = ROOT / ".dynammo"
 LOGS = STATE / "servers"
+LOGIN = LOGS / "env"
 HOST = "127.0.0.1"
 POOL = "dynammo"
 
 COMMANDS = {  # how the first process of each is told from its children
-    "prefect": "prefect server start",
-    "mlflow": "mlflow server",
-    "worker": "prefect worker start",
+    "prefect": "scripts/prefect_app.py",
+    "mlflow": "mlflow server --app-name basic-auth",
+    "worker": "scripts/project_worker.py",
 }
 MARK = "DYNAMMO_SERVER"  # "prefect in /path/of/the/project"
 ADDRESS = "DYNAMMO_SERVER_ADDRESS"
@@ -44,25 +47,35 @@ STOP_SECONDS = 20
 def up() -> None:
     """Start what is not running yet, deploy the flow, and say how to use it."""
     with _lock():
-        prefect = _start_server("prefect", "PREFECT_PORT", 4200, _prefect_command)
-        mlflow = _own_mlflow() or _start_server("mlflow", "MLFLOW_PORT", 5000, _mlflow_command)
+        own = _secrets()
+        theirs = _own_mlflow(own)
+        prefect = _start_server("prefect", "PREFECT_PORT", 4200, _prefect_command, _prefect_env)
+        mlflow = theirs or _start_server(
+            "mlflow", "MLFLOW_PORT", 5000, _mlflow_command, _mlflow_env
+        )
         _wait("prefect", lambda: _get(f"{prefect}/api/health"))
-        if not _own_mlflow():
+        if not theirs:
             _wait("mlflow", lambda: _get(f"{mlflow}/health"))
-        env = _environment(prefect) | {"MLFLOW_TRACKING_URI": mlflow}
+        login = access.prefect_variables(prefect, own)
+        login |= {} if theirs else access.mlflow_variables(mlflow, own)
+        access.write_login(LOGIN, login)
         if not _main_process("worker"):
+            _stop("worker")  # one that an earlier version started
+            env = _environment() | login | {"MLFLOW_TRACKING_URI": mlflow}
             _deploy(env)
-            _start("worker", ["prefect", "worker", "start", "--pool", POOL, "--name", "local"], env)
+            _start("worker", ["python", COMMANDS["worker"]], env)
         _wait("worker", lambda: "started!" in _log("worker").read_text(encoding="utf-8"))
+    file = LOGIN.relative_to(ROOT)
+    programs = BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN
     print(
         f"""
-Prefect  {prefect}
-MLflow   {mlflow}
-Logs     {LOGS.relative_to(ROOT)}/      Stop: make down
+Prefect  {prefect}      its page asks for the value of PREFECT_API_AUTH_STRING
+MLflow   {mlflow}{"" if theirs else f"      user {access.USER}, password: MLFLOW_TRACKING_PASSWORD"}
+Logins   {file}, which only you can read      Logs: {LOGS.relative_to(ROOT)}/      Stop: make down
 
 Run the deployment:
-  export PREFECT_API_URL={prefect}/api
-  {BIN.relative_to(ROOT)}/prefect deployment run dynammo/incremental --watch"""
+  source {file}
+  {programs}/prefect deployment run dynammo/incremental --watch"""
     )
 
 
@@ -84,16 +97,23 @@ def ui() -> None:
     port = int(os.environ.get("MLFLOW_PORT", 5000))
     if _listens(port):
         _fail(f"http://{HOST}:{port} answers already; another port: make ui MLFLOW_PORT={port + 1}")
+    own = _secrets()
+    login = access.mlflow_variables(f"http://{HOST}:{port}", own)
+    if prefect := _main_process("prefect"):
+        login |= access.prefect_variables(prefect.environ()[ADDRESS], own)
+    access.write_login(LOGIN, login)
     print(
-        f"MLflow: http://{HOST}:{port} (its first start takes a minute; stop: Ctrl-C)", flush=True
+        f"MLflow: http://{HOST}:{port} (its first start takes a minute; stop: Ctrl-C)\n"
+        f"user {access.USER}, password: MLFLOW_TRACKING_PASSWORD in {LOGIN.relative_to(ROOT)}",
+        flush=True,
     )
     os.chdir(ROOT)
     program, *arguments = _mlflow_command(port)
-    os.execve(BIN / program, [program, *arguments], _environment())
+    os.execve(BIN / program, [program, *arguments], _mlflow_env(own, port))
 
 
 def _prefect_command(port: int) -> list[str]:
-    return ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return ["python", COMMANDS["prefect"], str(port)]
 
 
 def _mlflow_command(port: int) -> list[str]:
@@ -107,25 +127,61 @@ def _mlflow_command(port: int) -> list[str]:
         "--workers": "1",
         "--backend-store-uri": f"sqlite:///{ROOT / 'mlflow.db'}",
         "--default-artifact-root": (ROOT / "mlartifacts").as_uri(),
+        "--allowed-hosts": f"{HOST}:{port},localhost:{port}",
+        "--cors-allowed-origins": f"http://{HOST}:{port},http://localhost:{port}",
     }
-    return ["mlflow", "server", "--no-serve-artifacts", *chain.from_iterable(options.items())]
+    program = COMMANDS["mlflow"].split()
+    return [*program, "--no-serve-artifacts", *chain.from_iterable(options.items())]
 
 
-def _own_mlflow() -> str | None:
+def _own_mlflow(own: access.Secrets) -> str | None:
     """The tracking server that MLFLOW_TRACKING_URI names, unless it is the one started here."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    ours = {f"http://{host}:{os.environ.get('MLFLOW_PORT', 5000)}" for host in (HOST, "localhost")}
-    return uri if uri and uri not in ours else None
+    ours = [f"http://{host}:{os.environ.get('MLFLOW_PORT', 5000)}" for host in (HOST, "localhost")]
+    # From the file with the login; the port there may be another than this start's.
+    sourced = os.environ.get("MLFLOW_TRACKING_PASSWORD") == own.mlflow and _here(uri)
+    return uri if uri and uri not in ours and not sourced else None
 
 
-def _environment(prefect: str | None = None) -> dict[str, str]:
-    """The user's environment, without their Prefect account, and without telemetry.
+def _here(uri: str) -> bool:
+    return urlsplit(uri).hostname in (HOST, "localhost")
+
+
+def _secrets() -> access.Secrets:
+    try:
+        return access.own_secrets(LOGS)
+    except access.AccessError as error:
+        _fail(str(error))
+
+
+def _prefect_env(own: access.Secrets, port: int) -> dict[str, str]:
+    return (
+        _environment()
+        | access.server_settings(os.environ)
+        | {
+            "PREFECT_API_URL": f"http://{HOST}:{port}/api",  # its page asks there
+            "PREFECT_SERVER_API_AUTH_STRING": own.prefect_login,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
+    )
+
+
+def _mlflow_env(own: access.Secrets, port: int) -> dict[str, str]:
+    return _environment() | {
+        "MLFLOW_AUTH_CONFIG_PATH": str(access.write_mlflow_users(LOGS, own)),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": own.session,
+    }
+
+
+def _environment() -> dict[str, str]:
+    """What every process gets of the user's environment, and no telemetry.
 
     Prefect's database, settings and profiles are those in .dynammo/prefect, so that neither an
     account in ~/.prefect is used nor the history there is touched.
     """
-    env = {k: v for k, v in os.environ.items() if k not in ("PREFECT_PROFILE", "PREFECT_API_KEY")}
-    env |= {
+    return access.minimal(os.environ) | {
+        "PWD": str(ROOT),  # prefect.yaml names it
         "PREFECT_HOME": str(STATE / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -135,13 +191,14 @@ def _environment(prefect: str | None = None) -> dict[str, str]:
         # Else torch's threads spin while they wait, and slow each other where runs share the cores.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
-    if prefect:
-        env["PREFECT_API_URL"] = f"{prefect}/api"
-    return env
 
 
 def _start_server(
-    name: str, variable: str, default: int, command: Callable[[int], Sequence[str]]
+    name: str,
+    variable: str,
+    default: int,
+    command: Callable[[int], Sequence[str]],
+    environment: Callable[[access.Secrets, int], dict[str, str]],
 ) -> str:
     """Start a server unless it is there. Returns its address."""
     if running := _main_process(name):
@@ -156,7 +213,7 @@ def _start_server(
         )
     address = f"http://{HOST}:{port}"
     print(f"starting {name}", flush=True)
-    _start(name, command(port), _environment(address if name == "prefect" else None), address)
+    _start(name, command(port), environment(_secrets(), port), address)
     return address
 
 
@@ -270,7 +327,7 @@ def _get(url: str) -> bool:
 
 def _lock() -> TextIO:
     """One `up` or `down` at a time."""
-    LOGS.mkdir(parents=True, exist_ok=True)
+    LOGS.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = (LOGS / "lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +40,7 @@ def checks(params: str | None) -> Iterator[Finding]:
         ("weights", lambda: _weights(params)),
         ("data", lambda: _data(params)),
         ("DVC", _dvc),
-        ("Prefect", _prefect),
+        ("Prefect", check_prefect),
         ("MLflow", _mlflow),
     ]
     for name, look in looks:
@@ -124,15 +126,31 @@ def _dvc() -> str:
     return "data.dvc " + ("present" if Path("data.dvc").is_file() else "is made by the first run")
 
 
-def _prefect() -> str:
-    from prefect.settings import PREFECT_API_URL
+def check_prefect() -> str:
+    """Whether the Prefect server that is set, if any, answers and lets this user in.
 
-    from tasks.support.mlflow.runs import without_credentials
+    Raises:
+        DynammoError: it does not.
+    """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
+
+    from tasks.support.mlflow.runs import LOGIN_ADVICE, without_credentials
 
     url = PREFECT_API_URL.value()
     if not url:
         return "no server set (PREFECT_API_URL): runs start a temporary one"
     _answers(f"{url}/health", "PREFECT_API_URL", "make up")
+    headers = {}
+    if login := PREFECT_API_AUTH_STRING.value():
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    elif key := PREFECT_API_KEY.value():
+        headers["Authorization"] = f"Bearer {key}"
+    with suppress(httpx.HTTPError):  # it has answered just now; all that matters is "401"
+        if httpx.get(f"{url}/hello", headers=headers, timeout=5).status_code == 401:
+            raise _Unwell(
+                f"Prefect at {without_credentials(url)} asks for a login: {LOGIN_ADVICE} "
+                "(PREFECT_API_AUTH_STRING)"
+            )
     return f"server answers at {without_credentials(url)}"
 
 
@@ -142,12 +160,12 @@ def _mlflow() -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
         _answers(f"{uri}/health", "MLFLOW_TRACKING_URI", "make up")
-        return f"server answers at {without_credentials(uri)}"
-    if uri.startswith("sqlite") and "MLFLOW_TRACKING_URI" not in os.environ:
+    elif uri.startswith("sqlite") and "MLFLOW_TRACKING_URI" not in os.environ:
         return f"{uri} (see it with: make ui)"
     with mlflow_client() as client:
         client.search_experiments(max_results=1)
-    return without_credentials(uri)
+    where = without_credentials(uri)
+    return f"server answers at {where}" if uri.startswith("http") else where
 
 
 def _answers(url: str, variable: str, remedy: str) -> None:

@@ -25,8 +25,10 @@ def run_grid(grid: str, asked: dict[str, Any]) -> Panel:
         asked: arguments of the flow `benchmark`.
     """
     from flows.benchmark import benchmark, check
+    from flows.cli.doctor import check_prefect
 
     check(load_grid(grid, **asked))  # what is wrong is said before anything is started
+    check_prefect()
     came = benchmark(grid, **asked)
     report = Path(came["report"])
     lines = [

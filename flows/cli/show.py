@@ -25,11 +25,13 @@ from dynammo.reporting.report import COLUMNS, advice, comparison_table
 
 def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -> None:
     """Run the flow in this process, then say where to look."""
+    from flows.cli.doctor import check_prefect
     from flows.incremental import incremental
     from tasks.publishing import check_output
     from tasks.support.mlflow.runs import tracking_uri
 
     check_output(config.output_dir)  # before anything is started
+    check_prefect()
     incremental(params, overrides)
     folder = config.output_dir
     uri = tracking_uri()

@@ -49,6 +49,8 @@ _RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.pare
 _NOTE = "mlflow.note.content"
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _BATCH = 6000, 5000, 36, 1000  # MLflow's limits
 _ANSWER_SECONDS = 5
+_NOT_LOGGED_IN = "UNAUTHENTICATED"
+LOGIN_ADVICE = "source .dynammo/servers/env, which make up writes, or set your own server's"
 
 _STAGE_METRICS = (
     "accuracy",
@@ -101,6 +103,11 @@ def mlflow_client() -> Iterator[MlflowClient]:
     try:
         yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError) as error:
+        if isinstance(error, MlflowException) and error.error_code == _NOT_LOGGED_IN:
+            raise TrackingError(
+                f"MLflow at {without_credentials(uri)} asks for a login: {LOGIN_ADVICE} "
+                "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+            ) from None
         raise TrackingError(f"MLflow at {without_credentials(uri)}: {_line(error)}") from None
 
 
