@@ -34,6 +34,7 @@ from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import ConfigError, DynammoError
 from dynammo.heads.base import Evidence
 from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.drift import measure_drift
 from dynammo.heads.fine_tune import FineTune
 from dynammo.heads.linear import (
     fine_tune_head,
@@ -43,8 +44,8 @@ from dynammo.heads.linear import (
     unified_scores,
 )
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
-from dynammo.memory.herding import cut, herd, quota
+from dynammo.heads.statistics import ClassStatistics, append_classes, measure_classes
+from dynammo.memory.herding import herd, quota
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.average import average
 from dynammo.merging.inputs import inputs_of
@@ -176,7 +177,7 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
             members = (labels == label).nonzero().flatten()
             chosen = herd(result.merged[-1].train[0, members], count)
             kept.append(members[chosen].tolist())
-        kept = [list(map(int, indices)) for indices in cut(kept, count)]
+        kept = [indices[:count] for indices in kept]
         result.exemplars.append(torch.tensor([i for indices in kept for i in indices]))
     return result
 
@@ -249,7 +250,9 @@ def unmerged_statistics(learnt: Learnt) -> list[list[ClassStatistics]]:
         if stage:
             images = torch.cat([new, learnt.exemplars[stage - 1]])
             before, after = (features[:, images].flatten(0, 1) for features in alone[-2:])
-            carried = correct_drift(result[-1][-1], before, after, learnt.head.drift_ridge)
+            carried = measure_drift(before, after, learnt.head.drift_ridge).statistics(
+                result[-1][-1]
+            )
             old = [*result[-1], carried]
             known = [append_classes(*pair) for pair in zip(old, known, strict=True)]
         result.append(known)
@@ -307,12 +310,8 @@ def followed(learnt: Learnt, net: str, drift: str, ridge: float) -> list[ClassSt
             shown = {"new": new, "exemplars": learnt.exemplars[stage - 1]}
             images = torch.cat([new[:0], *(shown[n] for n in shown if n in drift.split())])
             if net == "merged" and len(images):
-                old = correct_drift(
-                    old,
-                    before[:, images].flatten(0, 1),
-                    now[:, images].flatten(0, 1),
-                    ridge,
-                )
+                moved = (before[:, images].flatten(0, 1), now[:, images].flatten(0, 1))
+                old = measure_drift(*moved, ridge).statistics(old)
             statistics_ = append_classes(old, statistics_)
         result.append(statistics_)
     return result

@@ -20,7 +20,7 @@ from torch.nn import functional
 from dynammo.config import Config, HeadConfig, TrainConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.heads.linear import least_others_scores, new_head, task_labels, unified_scores
-from dynammo.memory.herding import cut, herd, quota
+from dynammo.memory.herding import herd, quota
 from dynammo.merging.average import average
 from dynammo.network.network import Network, build_network
 from dynammo.seeds import derive_seed
@@ -162,7 +162,7 @@ def run(
         for label in range(seen - size, seen):
             mine = [i for i, row in enumerate(new) if train.labels[row] == label]
             kept.append([new[mine[i]] for i in herd(features[mine], count)])
-        kept = [list(rows) for rows in cut(kept, count)]  # type: ignore[arg-type]
+        kept = [rows[:count] for rows in kept]
         memory = [row for rows in kept for row in rows]
         known = train.labels[memory]
         tested = test.of(range(seen))

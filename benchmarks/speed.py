@@ -51,6 +51,7 @@ from dynammo.data.sources.digits import load as load_digits
 from dynammo.data.sources.loading import load_source
 from dynammo.data.store import ImageStore, build_store
 from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.drift import measure_drift
 from dynammo.heads.linear import (
     State,
     fine_tune_head,
@@ -59,8 +60,8 @@ from dynammo.heads.linear import (
     task_labels,
     unified_scores,
 )
-from dynammo.heads.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
-from dynammo.memory.herding import cut, herd, quota
+from dynammo.heads.statistics import ClassStatistics, append_classes, measure_classes
+from dynammo.memory.herding import herd, quota
 from dynammo.merging.average import average
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs
@@ -420,7 +421,7 @@ def run(
         for label in range(seen - size, seen):
             mine = (owner[new] == label).nonzero().flatten()
             kept.append(new[mine[herd(features[mine], count)]].tolist())
-        kept = [list(rows) for rows in cut(kept, count)]  # type: ignore[arg-type]
+        kept = [rows[:count] for rows in kept]
         memory = torch.tensor([row for rows in kept for row in rows])
         known = owner[memory]
 
@@ -634,7 +635,7 @@ def learn_tasks(
                 if statistic is not None:
                     before = mirrored_views(network(previous), images, flip=True)
                     moved = before.flatten(0, 1), after.flatten(0, 1)
-                    new = append_classes(correct_drift(statistic, *moved, 0.3), new)
+                    new = append_classes(measure_drift(*moved, 0.3).statistics(statistic), new)
                 statistic, previous = new, merged
                 count = quota(memory, number + 1)
                 # Copies: a part of a tensor holds all of it.

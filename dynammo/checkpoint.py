@@ -49,6 +49,17 @@ def to_json(document: Any) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
+def references_in(value: Any) -> list[Ref]:
+    """Every reference to a checkpoint inside a document."""
+    if isinstance(value, dict):
+        if value.keys() == {"path", "sha256"}:
+            return [{"path": value["path"], "sha256": value["sha256"]}]
+        return [ref for inner in value.values() for ref in references_in(inner)]
+    if isinstance(value, list):
+        return [ref for inner in value for ref in references_in(inner)]
+    return []
+
+
 class CheckpointStore:
     """A folder of content-addressed checkpoints and JSON documents.
 

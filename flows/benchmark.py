@@ -29,7 +29,7 @@ from tqdm import tqdm
 from dynammo.errors import ConfigError, DynammoError
 from dynammo.evaluation.grid import Cell, Grid, load_grid, plan
 from flows.incremental import incremental
-from tasks.grid_report import close_grid, open_grid, report
+from tasks.report_grid import close_grid, open_grid, report
 from tasks.support.cells import Known, decode, finished, inspect, record
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.progress import progress_bar

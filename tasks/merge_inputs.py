@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from dynammo.checkpoint import Ref
-from dynammo.config import Config
+from dynammo.config import AdapterConfig, ArchitectureConfig, Config, ImageConfig
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
 from dynammo.merging.measures import STATISTICS
 from dynammo.network.network import build_network
 from dynammo.seeds import derive_seed
-from tasks.adapters import Trained
 from tasks.support.caching import step
 from tasks.support.images import Images
 from tasks.support.networks import load_network
-from tasks.support.workspace import CHECKPOINTS, Classes, Context, provenance, settings
+from tasks.support.workspace import Classes, Context, provenance
+from tasks.train_adapter import Trained
 
 
 class MergeInputs(TypedDict, total=False):
@@ -29,27 +29,38 @@ class MergeInputs(TypedDict, total=False):
 
 
 @step("initial adapter", "dynammo.network.network", task_run_name="initial adapter")
-def initial_adapter(settings: dict[str, Any], context: Context) -> Ref:
+def initial_adapter(
+    seed: int,
+    architecture: ArchitectureConfig,
+    image: ImageConfig,
+    adapter: AdapterConfig,
+    context: Context,
+) -> Ref:
     """The adapter that training of the first task starts from.
 
     Args:
-        settings: sections seed, backbone, image and adapter.
+        seed: the experiment's.
+        architecture: of the backbone.
+        image: size of the images.
+        adapter: kind of adapter.
         context: places.
     """
-    config = Config.model_validate(settings)
-    seed = derive_seed(config.seed, "adapter", 1)
-    network = build_network(config.backbone, None, config.image.size, config.adapter, seed)
-    return CHECKPOINTS.save("initial-adapter", network.adapter_state(), provenance(settings))
+    own = derive_seed(seed, "adapter", 1)
+    network = build_network(architecture, None, image.size, adapter, own)
+    meta = provenance(architecture, image, adapter, config={"seed": seed})
+    return context.checkpoints.save("initial-adapter", network.adapter_state(), meta)
 
 
 @step(
     "adapter statistics",
     "dynammo.merging.measures",
-    task_run_name="adapter statistics: {kind} {context[label]}",
+    task_run_name="adapter statistics: {what} {context.label}",
 )
 def adapter_statistics(
-    settings: dict[str, Any],
-    kind: str,
+    architecture: ArchitectureConfig,
+    image: ImageConfig,
+    kind: AdapterConfig,
+    what: str,
     classes: Classes,
     backbone: Ref,
     adapter: Ref,
@@ -59,26 +70,30 @@ def adapter_statistics(
     """Measure a task's adapter on the task's own training images.
 
     Args:
-        settings: sections backbone, image and adapter.
-        kind: name in `dynammo.merging.measures.STATISTICS`.
+        architecture: of the backbone.
+        image: size of the images.
+        kind: of adapter.
+        what: name in `dynammo.merging.measures.STATISTICS`.
         classes: the task's.
         backbone: checkpoint of the frozen network.
         adapter: checkpoint of the task's adapter.
         head: checkpoint of the head that it was trained with.
         context: places.
     """
-    config = Config.model_validate(settings)
-    network = load_network(config, backbone, adapter, context["device"])
+    store = context.checkpoints
+    network = load_network(architecture, image, kind, backbone, adapter, context)
     pixels, _ = Images.of(context).load("train", classes)
-    measured = STATISTICS[kind](network, CHECKPOINTS.load(head), pixels)
+    measured = STATISTICS[what](network, store.load(head), pixels)
     meta = provenance(
-        settings,
+        architecture,
+        image,
+        kind,
         images=classes["hash"],
-        backbone=backbone["sha256"],
-        adapter=adapter["sha256"],
-        head=head["sha256"],
+        backbone=backbone,
+        adapter=adapter,
+        head=head,
     )
-    return CHECKPOINTS.save(f"adapter-{kind}", measured, meta)
+    return store.save(f"adapter-{what}", measured, meta)
 
 
 def merge_inputs(
@@ -102,19 +117,19 @@ def merge_inputs(
     wanted = inputs_of(MERGE_RULES[config.merge.rule])
     old: MergeInputs = before or {}
     inputs: MergeInputs = {}
+    network = (config.backbone.architecture, config.image, config.adapter)
     if "samples" in wanted:
         count = len(Images.of(context).image_set.select("train", classes["names"]))
         inputs["samples"] = [*old.get("samples", []), count]
     if "base" in wanted:
-        sections = settings(config, "seed", "backbone", "image", "adapter")
-        inputs["base"] = old["base"] if "base" in old else initial_adapter(sections, context)
+        kept = old.get("base")
+        inputs["base"] = kept or initial_adapter(config.seed, *network, context)
     if "seed" in wanted:
         inputs["seed"] = derive_seed(config.seed, "merge")
 
-    def measured(kind: str) -> Ref:
-        sections = settings(config, "backbone", "image", "adapter")
-        adapter, head = trained["adapter"], trained["head"]
-        return adapter_statistics(sections, kind, classes, backbone, adapter, head, context)
+    def measured(what: str) -> Ref:
+        parts = (trained["adapter"], trained["head"])
+        return adapter_statistics(*network, what, classes, backbone, *parts, context)
 
     if "fisher" in wanted:
         inputs["fisher"] = [*old.get("fisher", []), measured("fisher")]

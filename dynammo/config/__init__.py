@@ -4,6 +4,7 @@ from dynammo.config.presets import PRESETS
 from dynammo.config.reading import layered, load_config, parse_overrides
 from dynammo.config.sections import (
     AdapterConfig,
+    ArchitectureConfig,
     BackboneConfig,
     Config,
     DataConfig,
@@ -12,6 +13,7 @@ from dynammo.config.sections import (
     ImageConfig,
     MemoryConfig,
     MergeConfig,
+    RetentionConfig,
     ScenarioConfig,
     Section,
     TrackingConfig,
@@ -21,6 +23,7 @@ from dynammo.config.sections import (
 __all__ = [
     "PRESETS",
     "AdapterConfig",
+    "ArchitectureConfig",
     "BackboneConfig",
     "Config",
     "DataConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "ImageConfig",
     "MemoryConfig",
     "MergeConfig",
+    "RetentionConfig",
     "ScenarioConfig",
     "Section",
     "TrackingConfig",

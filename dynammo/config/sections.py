@@ -129,16 +129,10 @@ class ImageConfig(Section):
     size: int = Field(96, ge=16, le=1024, description="images are resized to size x size pixels")
 
 
-class BackboneConfig(Section):
-    """The frozen network."""
+class ArchitectureConfig(Section):
+    """What builds the network; where its weights come from is the rest of `BackboneConfig`."""
 
     name: str = Field("tf_efficientnet_lite0", min_length=1, description="any timm CNN")
-    pretrained: bool = Field(
-        True, description="ImageNet weights; false means random and is for tests"
-    )
-    weights: str | None = Field(
-        None, description="local .safetensors or .pth file; default: bundled or timm's hub"
-    )
     positions: list[str] | None = Field(
         None,
         min_length=1,
@@ -150,6 +144,24 @@ class BackboneConfig(Section):
         description="take the features from the last so many levels of resolution (3: at 1/8, "
         "1/16 and 1/32 of the image's) instead of from the network's last layer",
     )
+
+    @property
+    def architecture(self) -> ArchitectureConfig:
+        """The part that builds the network."""
+        return ArchitectureConfig.model_validate(
+            self.model_dump(include=set(ArchitectureConfig.model_fields))
+        )
+
+
+class BackboneConfig(ArchitectureConfig):
+    """The frozen network."""
+
+    pretrained: bool = Field(
+        True, description="ImageNet weights; false means random and is for tests"
+    )
+    weights: str | None = Field(
+        None, description="local .safetensors or .pth file; default: bundled or timm's hub"
+    )
     renormalise: float = Field(
         0.0,
         ge=0,
@@ -157,10 +169,6 @@ class BackboneConfig(Section):
         description="by how much BatchNorm's means and variances are moved towards those of the "
         "first task's images: 0 leaves them as pretrained, 1 replaces them",
     )
-
-    def architecture(self) -> dict[str, Any]:
-        """What builds the network; where its weights come from is the rest."""
-        return self.model_dump(mode="json", exclude={"pretrained", "weights", "renormalise"})
 
 
 class AdapterConfig(Section):
@@ -207,18 +215,6 @@ class TrainConfig(Section):
     flip: bool = Field(
         True, description="random horizontal flips; turn off where left and right differ"
     )
-    processes: int = Field(
-        1,
-        ge=1,
-        description="that train an adapter together, each on its share of every batch; on CUDA "
-        "each has a GPU of its own. Not for adapters with BatchNorm",
-    )
-    machines: int = Field(
-        1,
-        ge=1,
-        description="that train an adapter together, each with so many processes: this one, and "
-        "others on which `dynammo join` was started (docs/servers.md)",
-    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16: autocast of the training's passes, for large networks on processors "
@@ -230,6 +226,13 @@ class TrainConfig(Section):
         description="up to how many MB of the frozen layers' outputs training keeps in memory (of "
         "the GPU, where there is one); more go into a temporary file",
     )
+
+    @property
+    def of_adapters(self) -> TrainConfig:
+        """With all that changes no adapter at its default."""
+        defaults = TrainConfig()
+        names = ("cache_mb", "network_learning_rate")
+        return self.model_copy(update={name: getattr(defaults, name) for name in names})
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> TrainConfig:
@@ -256,6 +259,31 @@ class MemoryConfig(Section):
         if (self.size is None) == (self.per_class is None):
             raise ValueError("give exactly one of memory.size and memory.per_class")
         return self
+
+
+class RetentionConfig(Section):
+    """What a learner keeps of the images it has seen, and for how long (docs/learner.md).
+
+    Carried out when a batch has been learnt: what is not named here is gone then.
+    """
+
+    train: Literal["images", "statistics", "nothing"] = Field(
+        "images",
+        description="of training images. images: the exemplars that memory asks for, and each "
+        "batch's class statistics; statistics: these alone, with which a batch can be forgotten "
+        "again; nothing: no more than the head needs",
+    )
+    test: Literal["images", "features", "nothing"] = Field(
+        "images",
+        description="of test images. features: old classes are then estimated, not measured; "
+        "nothing: they can no longer be measured at all",
+    )
+    max_mb: float | None = Field(
+        None, gt=0, description="of kept images and features in all; the oldest go first"
+    )
+    max_days: float | None = Field(
+        None, ge=0, description="after which kept images and features go"
+    )
 
 
 class MergeConfig(Section):
@@ -377,6 +405,7 @@ class Config(Section):
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
     memory: MemoryConfig = MemoryConfig(size=40)
+    retention: RetentionConfig = RetentionConfig()
     merge: MergeConfig = MergeConfig()
     head: HeadConfig = HeadConfig()
     gate: GateConfig = GateConfig()
@@ -401,6 +430,14 @@ class Config(Section):
         return values
 
     @model_validator(mode="after")
+    def _memory_is_allowed(self) -> Config:
+        if self.retention.train != "images" and self.memory.per_class != 0:
+            raise ValueError(
+                f"retention.train {self.retention.train} keeps no image: set memory.per_class=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _methods_differ(self) -> Config:
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names one twice: {', '.join(self.methods)}")
@@ -411,6 +448,19 @@ class Config(Section):
         if self.backbone.weights is not None and not self.backbone.pretrained:
             raise ValueError("backbone.weights names a file but backbone.pretrained is false")
         return self
+
+    def only(self, *sections: str) -> Config:
+        """A configuration that holds these sections and nothing else.
+
+        A step that is given it can depend on no other: reading a section that is not there is an
+        AttributeError, not a default.
+        """
+        chosen = Config.model_construct(
+            set(sections), **{name: getattr(self, name) for name in sections}
+        )
+        for name in type(self).model_fields.keys() - set(sections):
+            del chosen.__dict__[name]
+        return chosen
 
     @property
     def title(self) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dynammo.checkpoint import to_json, write_atomically
-from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.errors import CheckpointError, DynammoError
 from dynammo.heads.scaling import power_normalise
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
 def save_model(
     folder: Path,
     *,
-    backbone: BackboneConfig,
+    backbone: ArchitectureConfig,
     size: int,
     adapter: AdapterConfig,
     backbone_weights: State,
@@ -116,7 +116,7 @@ def save_model(
     }
     manifest = {
         "format": 1,
-        "backbone": backbone.architecture(),
+        "backbone": backbone.architecture.model_dump(mode="json"),
         "adapter": {"name": adapter.name, "options": adapter.options} if folded.kept else None,
         "image_size": size,
         "classes": list(classes),
@@ -165,7 +165,7 @@ class Predictor:
         self.classes: list[str] = self.manifest["classes"]
         self.size: int = self.manifest["image_size"]
         network = build_network(
-            BackboneConfig(pretrained=False, **self.manifest["backbone"]),
+            ArchitectureConfig(**self.manifest["backbone"]),
             _part(tensors, "backbone/"),
             self.size,
             AdapterConfig(**self.manifest["adapter"]) if self.manifest["adapter"] else None,

@@ -287,7 +287,8 @@ def evaluate_stage(
         predictions: on the test images of ALL tasks, in the same order at every stage.
         tasks: the class names of ALL tasks, in order of arrival.
         stage: how many tasks have been learnt, from 1.
-        previous: the predictions of stage - 1 over the same images, for `negative_flips`.
+        previous: the predictions before the last update over the same images, or over the first
+            of them, for `negative_flips`.
 
     Returns:
         `task` (= stage), `classes` (the C names seen), `accuracy`, `mean_class_recall`,
@@ -334,7 +335,7 @@ def evaluate_stage(
         "task_mean_class_recall": [
             _json(mean_class_recall(targets[own], predicted[own], classes)) for own in of_task
         ],
-        "negative_flips": _flips_since(previous, predictions, int(bounds[stage - 1])),
+        "negative_flips": _flips_since(previous, predictions),
         "ece": expected_calibration_error(targets, predicted, known.confidence),
         "open_set_auroc": open_set_auroc(is_known, predictions.knownness),
         "open_set_fpr95": open_set_fpr95(is_known, predictions.knownness),
@@ -373,16 +374,20 @@ def summarise(stages: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return summary
 
 
-def _flips_since(previous: Predictions | None, now: Predictions, classes: int) -> float | None:
-    """`negative_flips` on the images of the `classes` that were known before the update."""
+def _flips_since(previous: Predictions | None, now: Predictions) -> float | None:
+    """`negative_flips` on the images of the classes that were known before the update.
+
+    What was seen before may have been fewer images: the first ones of now.
+    """
     if previous is None:
         return None
-    if previous.classes != classes:
-        raise ValueError(f"the previous stage saw {classes} classes, not {previous.classes}")
-    if not np.array_equal(previous.targets, now.targets):
+    if previous.classes > now.classes:
+        raise ValueError(f"the previous stage saw {previous.classes} classes, not {now.classes}")
+    targets = now.targets[: len(previous.targets)]
+    if not np.array_equal(previous.targets, targets):
         raise ValueError("previous predictions are not over the same images in the same order")
-    old = now.targets < classes
-    return negative_flips(now.targets[old], previous.predicted[old], now.predicted[old])
+    old = targets < previous.classes
+    return negative_flips(targets[old], previous.predicted[old], now.predicted[: len(old)][old])
 
 
 def _per_class(score: Any, targets: Integers, predicted: Integers, classes: int) -> Floats:

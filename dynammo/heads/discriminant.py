@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from dynammo.config import HeadConfig
 from dynammo.heads.base import Evidence
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, measure_classes
+from dynammo.heads.statistics import ClassStatistics, measure_classes, remove_samples
 from dynammo.state import State
 
 
@@ -76,38 +76,33 @@ def calibration_temperature(
     """The temperature T that makes softmax(logits / T) as right as it says it is.
 
     The discriminant is far too sure of itself: it was measured on the images that made it, in many
-    dimensions. So every fifth image of the newest classes is left out of their statistics, and T
-    minimises the cross-entropy of its class among all classes seen, each new class weighing the
-    same. Predictions do not change.
+    dimensions. So every fifth of the newest images is left out of its class's statistics, and T
+    minimises the cross-entropy of its class among all classes seen, each of the newest images'
+    classes weighing the same. Predictions do not change.
 
     Args:
-        statistics: of all C classes, the newest task's last and measured on `features`.
+        statistics: of all C classes, the samples of `features` among theirs.
         features: (V, N, D), V views of the newest task's training images.
         labels: (N,) class indices.
         shrinkage: as for the head.
 
     Returns:
         T from 1 to exp(6): a few images that are all right are no reason to be surer. 1 where no
-        new class has five images.
+        class has five of them.
 
     Source: Guo 2017 (arXiv 1706.04599), temperature scaling.
     """
-    first = int(labels.min())
-    new = len(statistics.means) - first
     rank = torch.zeros_like(labels)
-    for label in range(first, first + new):
+    for label in labels.unique().tolist():
         mine = labels == label
         rank[mine] = torch.arange(int(mine.sum()))
     held = rank % 5 == 4
     if not bool(held.any()):
         return 1.0
-    whole = measure_classes(features, labels - first, new)
-    rest = measure_classes(features[:, ~held], labels[~held] - first, new)
-    reduced = ClassStatistics(
-        torch.cat([statistics.means[:first], rest.means]),
-        statistics.scatter - whole.scatter + rest.scatter,
-        torch.cat([statistics.counts[:first], rest.counts]),
-    )
+    owner = labels[held].unique().tolist()
+    place = torch.searchsorted(torch.tensor(owner), labels[held])
+    out = measure_classes(features[:, held], place, len(owner))
+    reduced = remove_samples(statistics, out, owner)
     head = discriminant_head(reduced, shrinkage)
     logits = linear(features[0, held], head["weight"], head["bias"]).double()
     targets = labels[held]

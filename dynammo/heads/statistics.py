@@ -4,11 +4,12 @@ follows from them.
 Of every class a mean, and of all classes together one within-class scatter matrix. They are taken
 from all of a class's training images while these are at hand. When the network changes with the
 next task, the statistics of old classes are carried over to the new features
-(`correct_drift`).
+(`dynammo.heads.drift`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,46 +65,93 @@ def append_classes(old: ClassStatistics, new: ClassStatistics) -> ClassStatistic
     )
 
 
-def correct_drift(
-    statistics: ClassStatistics, before: Tensor, after: Tensor, ridge: float
+def add_samples(
+    old: ClassStatistics, new: ClassStatistics, owner: Sequence[int]
 ) -> ClassStatistics:
-    """Carry statistics over to a changed network, by what the change did to images at hand.
+    """Statistics of the samples of both: further samples of known classes, new classes, or both.
 
-    The drift x -> x' is modelled as affine, x' = x + M^T (x - a) + b, with a and b the means of
-    `before` and of `after - before`, and M the ridge regression of the drift on the features,
+    Of class c with n = n1 + n2 samples
 
-        M = (B^T B + ridge * mean(diag(B^T B)) I)^-1 B^T (A - B),
+        mu = (n1 mu1 + n2 mu2) / n,    S = S1 + S2 + sum_c (n1 n2 / n) (mu1 - mu2)(mu1 - mu2)^T,
 
-    B and A being the centred features before and after. Means are mapped as samples are, and the
-    scatter S becomes (I + M)^T S (I + M). Features that did not change leave everything as it was.
+    which is what all samples measured together give.
 
     Args:
-        statistics: of the old classes, under the network as it was.
-        before: (N, D) features of any images under the network as it was.
-        after: (N, D) of the same images under the changed network.
-        ridge: relative to the mean diagonal entry; larger trusts the images' drift less in
-            directions in which they vary little.
+        old: of C classes.
+        new: of other samples, under the same network.
+        owner: for each class of `new` its index among all; those from C on are new classes.
+
+    Source: Chan, Golub, LeVeque 1979, updating formulae.
+    """
+    total = max(len(old.means), *(index + 1 for index in owner))
+    grown = total - len(old.means)
+    counts = torch.cat([old.counts, torch.zeros(grown, dtype=torch.float64)])
+    means = torch.cat([old.means, new.means.new_zeros(grown, new.means.shape[1])])
+    scatter = old.scatter + new.scatter
+    for index, mean, count in zip(owner, new.means, new.counts, strict=True):
+        was = counts[index].clone()
+        if was == 0:
+            means[index], counts[index] = mean, count
+            continue
+        apart = means[index] - mean
+        scatter += (was * count / (was + count)) * torch.outer(apart, apart)
+        means[index] = (was * means[index] + count * mean) / (was + count)
+        counts[index] = was + count
+    return ClassStatistics(means, scatter, counts)
+
+
+def remove_samples(
+    statistics: ClassStatistics, part: ClassStatistics, owner: Sequence[int]
+) -> ClassStatistics:
+    """Statistics without some of the samples: the inverse of `add_samples`, up to rounding.
+
+    A class that loses all its samples keeps its row, with count 0.
+
+    Args:
+        statistics: of all samples.
+        part: of those to take out, under the same network.
+        owner: for each class of `part` its index among all.
 
     Raises:
-        ValueError: shapes differ, or there is no image.
-
-    Source: this project; the translation of means alone is semantic drift compensation (Yu 2020,
-    arXiv 2004.00440).
+        ValueError: a class has fewer samples than are to be taken out.
     """
-    if before.shape != after.shape or len(before) == 0:
-        raise ValueError(f"features of the same images: {before.shape} against {after.shape}")
-    before, drift = before.double(), (after - before).double()
-    centre, shift = before.mean(0), drift.mean(0)
-    centred = before - centre
-    gram = centred.T @ centred
-    identity = torch.eye(len(gram), dtype=torch.float64)
-    # Never singular, also where all images are the same.
-    floor = torch.finfo(torch.float64).tiny
-    regular = gram + (ridge * gram.diagonal().mean()).clamp_min(floor) * identity
-    slope = torch.linalg.solve(regular, centred.T @ (drift - shift))
-    change = identity + slope
-    return ClassStatistics(
-        statistics.means + (statistics.means - centre) @ slope + shift,
-        change.T @ statistics.scatter @ change,
-        statistics.counts,
-    )
+    means, counts = statistics.means.clone(), statistics.counts.clone()
+    scatter = statistics.scatter - part.scatter
+    for index, mean, count in zip(owner, part.means, part.counts, strict=True):
+        left = counts[index] - count
+        if left < 0:
+            raise ValueError(f"class {index} has {counts[index]:g} samples, not {count:g}")
+        if left > 0:
+            rest = (counts[index] * means[index] - count * mean) / left
+            apart = rest - mean
+            scatter -= (left * count / counts[index]) * torch.outer(apart, apart)
+            means[index] = rest
+        counts[index] = left
+    return ClassStatistics(means, scatter, counts)
+
+
+def drop_classes(statistics: ClassStatistics, kept: Sequence[int]) -> ClassStatistics:
+    """The rows of some classes, in the order given; the scatter stays as it is."""
+    rows = torch.tensor(list(kept), dtype=torch.int64)
+    return ClassStatistics(statistics.means[rows], statistics.scatter, statistics.counts[rows])
+
+
+def pack(classes: list[ClassStatistics]) -> dict[str, Tensor]:
+    """Statistics of single classes for storage: of each scatter the lower triangle, in float32."""
+    size = classes[0].means.shape[1]
+    rows, columns = torch.tril_indices(size, size)
+    return {
+        "means": torch.cat([own.means for own in classes]),
+        "counts": torch.cat([own.counts for own in classes]),
+        "scatter": torch.stack([own.scatter[rows, columns].float() for own in classes]),
+    }
+
+
+def unpack(packed: dict[str, Tensor], chosen: list[int]) -> ClassStatistics:
+    """Statistics of some of the classes that `pack` stored, together."""
+    size = packed["means"].shape[1]
+    rows, columns = torch.tril_indices(size, size)
+    scatter = torch.zeros(size, size, dtype=torch.float64)
+    scatter[rows, columns] = packed["scatter"][chosen].double().sum(0)
+    scatter = scatter + scatter.tril(-1).T
+    return ClassStatistics(packed["means"][chosen], scatter, packed["counts"][chosen])

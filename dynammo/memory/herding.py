@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -28,7 +26,7 @@ def quota(memory: MemoryConfig, classes_seen: int) -> int:
     return share
 
 
-def herd(features: Tensor, count: int) -> list[int]:
+def herd(features: Tensor, count: int, weights: Tensor | None = None) -> list[int]:
     """Choose images whose running mean stays closest to the class mean.
 
     With unit features f_i and mu = mean_i f_i, the k-th choice minimises
@@ -38,6 +36,7 @@ def herd(features: Tensor, count: int) -> list[int]:
     Args:
         features: (N, D) features of one class's un-augmented images.
         count: how many to choose; all of them where N is smaller.
+        weights: (N,) what each counts in the mean mu; all the same by default.
 
     Returns:
         Indices in order of choice.
@@ -45,7 +44,7 @@ def herd(features: Tensor, count: int) -> list[int]:
     Source: Welling 2009; Rebuffi et al. 2017 (iCaRL), algorithm 4.
     """
     unit = normalize(features.double(), dim=1)
-    target = unit.mean(0)
+    target = unit.mean(0) if weights is None else (weights.double() / weights.sum()) @ unit
     total = torch.zeros_like(target)
     free = torch.ones(len(unit), dtype=torch.bool)
     chosen: list[int] = []
@@ -56,8 +55,3 @@ def herd(features: Tensor, count: int) -> list[int]:
         free[index] = False
         total += unit[index]
     return chosen
-
-
-def cut(exemplars: Sequence[Sequence[str]], count: int) -> list[list[str]]:
-    """Shrink each class's exemplars to its first `count`: the best ones, as herding orders them."""
-    return [list(kept[:count]) for kept in exemplars]

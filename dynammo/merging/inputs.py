@@ -7,11 +7,13 @@ one with a default is an option.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
 from dynammo.errors import ConfigError
 from dynammo.merging import MERGE_RULES
+from dynammo.state import State
 
 INPUTS = {
     "samples": "number of training images of each adapter's task",
@@ -37,6 +39,16 @@ def inputs_of(rule: Callable[..., Any]) -> set[str]:
             ]
         )
     return wanted
+
+
+def running_form(rule: Callable[..., Any]) -> Callable[[State, State, int], State] | None:
+    """`running_<rule>(merged, adapter, n)` beside a rule, where its file has one.
+
+    It gives from what was merged of n - 1 adapters and the n-th what the rule gives of all n, so
+    that merging takes as long after fifty tasks as after two.
+    """
+    module = import_module(rule.__module__)
+    return getattr(module, f"running_{rule.__name__}", None)
 
 
 def check_options(rule: str, options: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.network.network import AdaptedStage, Network, build_network
 from dynammo.network.tracing import PLAIN_CONVOLUTIONS, LayerTracer, trace
 from dynammo.state import State
@@ -71,7 +71,7 @@ def fold_adapters(network: Network) -> Folded:
 
 
 def deployed_network(
-    config: BackboneConfig, weights: State | None, size: int, adapter: AdapterConfig
+    config: ArchitectureConfig, weights: State | None, size: int, adapter: AdapterConfig
 ) -> Network:
     """What is left of a network where every adapter that can be folded is: to count its work.
 

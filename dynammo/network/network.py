@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynammo.adapters import ADAPTERS
-from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.errors import CheckpointError, ConfigError
 from dynammo.merging.layout import check_same_layout
 from dynammo.network.backbones import create_backbone, default_positions, normalisation
@@ -148,7 +148,7 @@ class Network(nn.Module):
 
 
 def build_network(
-    config: BackboneConfig,
+    config: ArchitectureConfig,
     weights: State | None,
     size: int,
     adapter: AdapterConfig | None = None,
@@ -182,7 +182,7 @@ def build_network(
 
 
 def build_unmerged_network(
-    config: BackboneConfig,
+    config: ArchitectureConfig,
     weights: State | None,
     size: int,
     adapter: AdapterConfig,
@@ -235,7 +235,7 @@ def _load_state(adapters: Mapping[str, nn.Module], state: State) -> None:
 
 
 def _choose(
-    config: BackboneConfig, backbone: nn.Module, adapter: AdapterConfig
+    config: ArchitectureConfig, backbone: nn.Module, adapter: AdapterConfig
 ) -> tuple[Callable[[int], nn.Module], Sequence[str], int]:
     """What makes an adapter of so many channels, where adapters go, and their smallest map."""
     kind = ADAPTERS[adapter.name]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,6 @@ from dynammo.errors import DynammoError
 from dynammo.heads.linear import new_head
 from dynammo.network.frozen_norms import without_frozen_norms
 from dynammo.network.network import Network
-from dynammo.processes import ALONE, Machines, Share, Tell, together
 from dynammo.state import State
 from dynammo.training.frozen_prefix import run_once, split_at_first_adapter
 
@@ -27,9 +24,6 @@ class Epoch(NamedTuple):
 
     loss: float
     accuracy: float
-
-
-_Task = tuple[Tensor, Tensor, int, TrainConfig, int]  # images, labels, classes, config, seed
 
 
 class TrainedAdapter(NamedTuple):
@@ -49,7 +43,6 @@ def train_adapter(
     seed: int,
     on_epoch: Callable[[int, Epoch], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    machines: Machines = ALONE,
 ) -> TrainedAdapter:
     """Train the network's adapters and a temporary head on one task.
 
@@ -67,36 +60,26 @@ def train_adapter(
         seed: of the head's initial weights, the order of the images and the flips.
         on_epoch: called after each epoch with its number (from 1) and means.
         progress: called after each batch with (batches done, batches in all epochs).
-        machines: which of the machines that train this adapter together this is; all of them call
-            this with the same arguments.
 
     Raises:
-        DynammoError: fewer than two images; the loss or a weight became infinite or NaN; or the
-            adapter cannot be trained in so many processes (`check_shares`).
+        DynammoError: fewer than two images, or the loss or a weight became infinite or NaN.
 
     Source: arXiv 2304.09042 and 2404.14099.
     """
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
-    share = Share.mine()
-    if config.processes * machines.total > 1 and share.size == 1:
-        check_shares(network, len(images), config.processes * machines.total)
-        watch = {"epoch": on_epoch, "progress": progress}
-        task = (images, labels, classes, config, seed)
-        return _train_together(network, task, machines, watch)
     device = next(network.parameters()).device
     head = nn.Linear(network.feature_size, classes + 1)
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
-    own = share.own(images)
-    views = [own, own.flip(-1)] if config.flip else [own]
+    views = [images, images.flip(-1)] if config.flip else [images]
     with autocast(config, device):
         inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
 
     def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
         targets = labels[batch].to(device)
-        logits = head(suffix(inputs[view, share.place(batch)].to(device))).float()
+        logits = head(suffix(inputs[view, batch].to(device))).float()
         right = int((logits.argmax(1) == targets).sum())
         return functional.cross_entropy(logits, targets), right
 
@@ -106,56 +89,6 @@ def train_adapter(
     network.eval()
     trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
     return TrainedAdapter(network.adapter_state(), trained_head, history)
-
-
-def check_shares(network: Network, images: int, processes: int) -> None:
-    """Whether so many processes can train the network's adapters on so many images.
-
-    Raises:
-        DynammoError: there are more processes than images; the adapters have BatchNorm, which
-            needs the whole batch; or the network is on mps, where processes cannot meet.
-    """
-    if processes == 1:
-        return
-    if next(network.parameters()).device.type == "mps":
-        raise DynammoError("processes cannot train together on mps: set device to cpu")
-    if images < processes:
-        raise DynammoError(f"{processes} processes are to train an adapter on {images} images")
-    batch_norms = nn.modules.batchnorm._BatchNorm
-    if any(isinstance(m, batch_norms) for a in network.adapters().values() for m in a.modules()):
-        raise DynammoError(
-            f"{processes} processes are to train an adapter with BatchNorm, whose means are those "
-            "of a whole batch: set train.processes and train.machines to 1, or take adapter.name "
-            "linear"
-        )
-
-
-def _train_together(
-    network: Network,
-    task: _Task,
-    machines: Machines,
-    watch: dict[str, Callable[..., None] | None],
-) -> TrainedAdapter:
-    def tell(what: str, *values: Any) -> None:
-        if (told := watch[what]) is not None:
-            told(*values)
-
-    device = next(network.parameters()).device
-    arguments = deepcopy(network).cpu(), task
-    processes = task[3].processes
-    trained: TrainedAdapter = together(_train_share, processes, device, arguments, tell, machines)
-    network.load_adapter_state(trained.adapter)
-    return trained
-
-
-def _train_share(
-    device: torch.device,
-    tell: Tell,
-    network: Network,
-    task: _Task,
-) -> TrainedAdapter:
-    own = deepcopy(network).to(device)  # the processes share the memory of what they are given
-    return train_adapter(own, *task, partial(tell, "epoch"), partial(tell, "progress"))
 
 
 def fit(
@@ -171,14 +104,12 @@ def fit(
     """The training loop of everything that is trained by SGD with momentum.
 
     Each epoch visits every image once, in a random order, each as it is or, with `config.flip`,
-    mirrored with probability one half. The learning rate drops tenfold at each milestone. Where
-    several processes train together, each computes the loss of its own images (`Share`), and the
-    gradients are summed, which gives what one process would compute up to rounding.
+    mirrored with probability one half. The learning rate drops tenfold at each milestone.
 
     Args:
         parameters: what is trained.
-        loss: from indices (B,) of this process's images and their views (B,), 0 as it is and 1
-            mirrored, to their mean loss and how many of them are predicted right.
+        loss: from indices (B,) of images and their views (B,), 0 as it is and 1 mirrored, to
+            their mean loss and how many of them are predicted right.
         count: of images.
         config: epochs, learning rate, and so on.
         seed: of the order of the images and the flips.
@@ -202,30 +133,25 @@ def fit(
     drops = [max(1, round(fraction * config.epochs)) for fraction in config.milestones]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
     generator = torch.Generator().manual_seed(seed)
-    share = Share.mine()
     precision = autocast(config, parameters[0].device)
     history: list[Epoch] = []
     for number in range(1, config.epochs + 1):
-        loss_sum, right = 0.0, 0.0
+        loss_sum, right = 0.0, 0
         batches = _batches(count, config.batch_size, generator)
         for index, batch in enumerate(batches, start=1):
             view = torch.zeros_like(batch)
             if config.flip:
                 view = (torch.rand(len(batch), generator=generator) < 0.5).long()
-            mine = share.of(batch)
             optimiser.zero_grad()
-            if count_here := int(mine.sum()):
-                with precision:
-                    value, right_here = loss(batch[mine], view[mine])
-                (value * (count_here / len(batch))).backward()
-                loss_sum += value.item() * count_here
-                right += right_here
-            share.sum_gradients(parameters)
+            with precision:
+                value, right_here = loss(batch, view)
+            value.backward()
+            loss_sum += value.item() * len(batch)
+            right += right_here
             optimiser.step()
             if progress is not None:
                 progress((number - 1) * len(batches) + index, config.epochs * len(batches))
         schedule.step()
-        loss_sum, right = share.sum(loss_sum, right)
         history.append(Epoch(loss_sum / count, right / count))
         wrong = None if math.isfinite(loss_sum) else f"the loss is {loss_sum}"
         # The last batch's loss is from before the step that it leads to.

@@ -330,22 +330,6 @@ def export_model(
 
 
 @app.command()
-def join() -> None:
-    """Help other machines to train adapters: for runs with train.machines above 1.
-
-    Needs this project as it is there, DYNAMMO_HOME on the same file system at the same path, and
-    GLOO_SOCKET_IFNAME: the network interface that the machines share.
-    """
-    with readable_errors():
-        from tasks import adapters, machines
-
-        def say(line: str) -> None:
-            err.print(Text(line), soft_wrap=True)
-
-        machines.accept(adapters.__name__, adapters.help_train, say)
-
-
-@app.command()
 def doctor(params: Params = None) -> None:
     """Check environment, weights, data and servers, and say what is wrong."""
     from flows.cli.doctor import checks

@@ -27,7 +27,7 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
     """Run the flow in this process, then say where to look."""
     from flows.cli.doctor import check_prefect
     from flows.incremental import incremental
-    from tasks.publishing import check_output
+    from tasks.publish import check_output
     from tasks.support.mlflow.runs import tracking_uri
 
     check_output(config.output_dir)  # before anything is started

@@ -1,10 +1,11 @@
 """Steps: Prefect tasks that run once for given inputs and code, and never again.
 
 A step's cache key is the hash of its name, its arguments (references to checkpoints count by their
-content's hash), the code it runs and the versions of the libraries that do the arithmetic.
-Arguments named `context` hold places and labels and do not count. So a changed setting, image or
-line of code re-runs exactly the steps that depend on it, and a killed flow, started again, takes up
-where it was.
+content's hash), the device, the code it runs and the versions of the libraries that do the
+arithmetic. What a step depends on of the configuration is what its signature names: sections, or
+single values. Of a `Context`, which holds places and labels, the device alone counts. So a changed
+setting, image or line of code re-runs exactly the steps that depend on it, and a killed flow,
+started again, takes up where it was.
 """
 
 from __future__ import annotations
@@ -23,18 +24,24 @@ import grimp
 from prefect import Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
+from pydantic import BaseModel
 
 from dynammo.adapters import ADAPTERS
+from dynammo.checkpoint import CheckpointStore, references_in
+from dynammo.config import AdapterConfig, Config, HeadConfig, MergeConfig
 from dynammo.heads import HEAD_RULES
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
-from tasks.support.workspace import CHECKPOINTS, RESULTS, versions
+from tasks.support.workspace import RESULTS, Context, versions
 
 R = TypeVar("R")
 
 # What these say is in the key by value already: settings, and the names of the parts chosen.
 _BY_VALUE = {
     "dynammo.config",
+    "dynammo.config.presets",
+    "dynammo.config.reading",
+    "dynammo.config.sections",
     "dynammo.errors",
     "dynammo.registry",
     "dynammo.adapters",
@@ -65,9 +72,14 @@ class StepCache(CachePolicy):
         **kwargs: Any,
     ) -> str | None:
         """The cache key. A result whose files are gone or damaged is forgotten first."""
-        arguments = {name: value for name, value in inputs.items() if name != "context"}
+        (context,) = (value for value in inputs.values() if isinstance(value, Context))
+        arguments = {k: v for k, v in inputs.items() if not isinstance(v, Context)}
+        arguments["device"] = context.device
         key = step_key(task_ctx.task.name, arguments, self.modules)
-        _forget_unless_intact(RESULTS / key)
+        _forget_unless_intact(RESULTS / key, context.checkpoints)
+        if journal := context.journal:
+            with journal.open("a", encoding="utf-8") as file:
+                file.write(f"{key}\n")
         return key
 
 
@@ -96,7 +108,7 @@ def step(name: str, *modules: str, **options: Any) -> Callable[[Callable[..., R]
 def step_key(name: str, arguments: dict[str, Any], modules: Sequence[str]) -> str:
     """The hash that names a step's result."""
     parts = sorted(set(_parts(arguments)))
-    document = [name, arguments, code_version(*modules, *parts), versions()]
+    document = [name, _plain(arguments), code_version(*modules, *parts), versions()]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -115,17 +127,29 @@ def code_version(*modules: str) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    """Sections of the configuration as the values that they hold."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", warnings=False)
+    return (
+        {key: _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+    )
+
+
 def _parts(arguments: dict[str, Any]) -> Iterator[str]:
-    """Modules of the registered parts that a step's settings choose by name."""
-    settings = arguments.get("settings", {})
-    if "adapter" in settings:
-        yield ADAPTERS.module(settings["adapter"]["name"])
-    if "merge" in settings:
-        yield MERGE_RULES.module(settings["merge"]["rule"])
-    if "head" in settings:
-        yield HEAD_RULES.module(settings["head"]["rule"])
-    for method in settings.get("methods", ()):
-        yield METHODS.module(method)
+    """Modules of the registered parts that a step's arguments choose by name."""
+    for value in arguments.values():
+        if isinstance(value, AdapterConfig):
+            yield ADAPTERS.module(value.name)
+        elif isinstance(value, MergeConfig):
+            yield MERGE_RULES.module(value.rule)
+        elif isinstance(value, HeadConfig):
+            yield HEAD_RULES.module(value.rule)
+        elif isinstance(value, Config):
+            held = {name: getattr(value, name) for name in value.model_fields_set}
+            yield from _parts(held)
+            for method in held.get("methods", ()):
+                yield METHODS.module(method)
 
 
 @lru_cache(maxsize=1)
@@ -146,27 +170,14 @@ def _code_hash(module: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _forget_unless_intact(record: Path) -> None:
+def _forget_unless_intact(record: Path, store: CheckpointStore) -> None:
     """Delete a cached result that refers to a checkpoint which is not there as it was saved."""
     try:
         result = json.loads(json.loads(record.read_text(encoding="utf-8"))["result"])
-        intact = all(CHECKPOINTS.intact(ref) for ref in _refs(result))
+        intact = all(store.intact(ref) for ref in references_in(result))
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
         record.unlink(missing_ok=True)
-
-
-def _refs(value: Any) -> Iterator[Any]:
-    """Every checkpoint reference inside a result."""
-    if isinstance(value, dict):
-        if value.keys() == {"path", "sha256"}:
-            yield value
-        else:
-            for inner in value.values():
-                yield from _refs(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _refs(inner)

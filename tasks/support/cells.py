@@ -21,11 +21,11 @@ from dynammo.data.store import build_store
 from dynammo.errors import DataError, DynammoError
 from dynammo.evaluation.grid import Cell, where
 from dynammo.network.backbones import pretrained_weights
-from tasks.adapters import weights_hash
-from tasks.publishing import check_output
+from tasks.prepare_backbone import weights_hash
+from tasks.publish import check_output
 from tasks.support.dvc import hint_if_missing
 from tasks.support.workspace import IMAGES
-from tasks.tracking import experiment_key
+from tasks.track import experiment_key
 
 
 @dataclass(frozen=True)

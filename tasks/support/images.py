@@ -1,7 +1,9 @@
-"""The images of a run, as its steps take them."""
+"""The images that a step can read: those of one batch, and those that are kept."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,23 +13,23 @@ import torch
 from torch import Tensor
 
 from dynammo.checkpoint import Ref
-from dynammo.data.samples import ImageSet, read_manifest, subset_hash
+from dynammo.data.samples import ImageSet, Sample, read_manifest, subset_hash
 from dynammo.data.store import ImageStore
 from dynammo.errors import DataError
-from tasks.support.workspace import CHECKPOINTS, Classes, Context
+from tasks.support.workspace import Classes, Context, Kept
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a run, decoded, for one step to take its subset from."""
+    """The images of one batch, decoded, for a step to take its subset from."""
 
     image_set: ImageSet
     store: ImageStore
 
     @staticmethod
     def of(context: Context) -> Images:
-        """Open what `version_data` and `prepare_images` made."""
-        return _open(context["manifest"], context["images"])
+        """Open what `version_batch` made."""
+        return _open(context.manifest, context.images)
 
     def load(self, split: str, classes: Classes) -> tuple[Tensor, list[str]]:
         """One split of some classes.
@@ -38,7 +40,7 @@ class Images:
         Raises:
             DataError: the files are not those that the hash names: the data changed during the run.
         """
-        samples = self.image_set.select(split, classes["names"])
+        samples = self._samples(split, classes["names"])
         if subset_hash(samples) != classes["hash"]:
             raise DataError(f"the {split} images of {classes['names']} changed during the run")
         return self.store.load(samples), [sample.sha256 for sample in samples]
@@ -46,19 +48,53 @@ class Images:
     def labels(self, split: str, classes: Sequence[str]) -> Tensor:
         """Class index of each image that `load` gives, (N,) int64."""
         order = {name: index for index, name in enumerate(classes)}
-        return torch.tensor([order[s.label] for s in self.image_set.select(split, classes)])
+        return torch.tensor([order[s.label] for s in self._samples(split, classes)]).long()
 
-    def exemplars(self, memory: Ref) -> tuple[Tensor, Tensor]:
-        """The remembered images (N, 3, S, S) uint8, and their class indices in order of arrival
-        (N,).
-        """
-        kept: list[list[str]] = CHECKPOINTS.load_json(memory)["images"]
-        known = {sample.sha256: sample for sample in self.image_set.samples}
-        pixels = self.store.load([known[digest] for digests in kept for digest in digests])
-        counts = torch.tensor([len(digests) for digests in kept])
-        return pixels, torch.arange(len(kept)).repeat_interleave(counts)
+    def marks(self, split: str, classes: Sequence[str], key: str) -> tuple[Tensor, Tensor]:
+        """Keyed hashes of each image's file and group, (N, 32) uint8; zeros without a group."""
+        samples = self._samples(split, classes)
+        files = [bytes.fromhex(keyed(key, sample.sha256)) for sample in samples]
+        groups = [
+            bytes.fromhex(keyed(key, sample.group)) if sample.group else bytes(32)
+            for sample in samples
+        ]
+        return _rows(files), _rows(groups)
+
+    def _samples(self, split: str, classes: Sequence[str]) -> tuple[Sample, ...]:
+        # A batch may have test images of some of its classes only.
+        if split == "train":
+            return self.image_set.select(split, classes)
+        here = {sample.label for sample in self.image_set.samples if sample.split == split}
+        return self.image_set.select(split, [name for name in classes if name in here])
 
 
-@lru_cache(maxsize=1)
+def keyed(key: str, text: str) -> str:
+    """HMAC-SHA256, hex: names an image or a group to whoever has the key, and to nobody else."""
+    return hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()
+
+
+def remembered(memory: Ref, context: Context) -> tuple[Tensor, Tensor]:
+    """The exemplars (M, 3, S, S) uint8, and their class indices in order of arrival (M,)."""
+    kept = context.checkpoints.load(memory)
+    counts = kept["counts"]
+    return kept["images"], torch.arange(len(counts)).repeat_interleave(counts)
+
+
+def targets_of(tests: Sequence[Kept], classes: Sequence[str], context: Context) -> list[Tensor]:
+    """Class index in `classes` of each kept image, (N,) int64 for each set."""
+    order = {name: index for index, name in enumerate(classes)}
+    return [
+        torch.tensor([order[name] for name in kept["names"]]).long()[
+            context.checkpoints.load(kept["labels"])["labels"]
+        ]
+        for kept in tests
+    ]
+
+
+def _rows(digests: list[bytes]) -> Tensor:
+    return torch.tensor([list(digest) for digest in digests], dtype=torch.uint8).view(-1, 32)
+
+
+@lru_cache(maxsize=2)
 def _open(manifest: str, images: str) -> Images:
     return Images(read_manifest(Path(manifest)), ImageStore.open(Path(images), verify=False))

@@ -5,23 +5,34 @@ from __future__ import annotations
 import torch
 
 from dynammo.checkpoint import Ref
-from dynammo.config import Config
+from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
 from dynammo.network.network import Network, build_network
-from tasks.support.workspace import CHECKPOINTS
+from tasks.support.workspace import Context
 
 
-def load_network(config: Config, backbone: Ref, adapter: Ref | None, device: str) -> Network:
+def load_network(
+    architecture: ArchitectureConfig,
+    image: ImageConfig,
+    kind: AdapterConfig,
+    backbone: Ref,
+    adapter: Ref | None,
+    context: Context,
+) -> Network:
     """The backbone with the adapter of a checkpoint; bare where there is none.
 
     Args:
-        config: sections backbone, adapter and image.
+        architecture: of the backbone.
+        image: size of the images.
+        kind: of adapter.
         backbone: checkpoint of the frozen network.
         adapter: checkpoint of a task's adapter or of a merged one.
-        device: a torch device.
+        context: places.
     """
-    weights = CHECKPOINTS.load(backbone)
-    kind = config.adapter if adapter is not None else None
-    network = build_network(config.backbone, weights, config.image.size, kind)
+    store = context.checkpoints
+    weights = store.load(backbone)
+    network = build_network(
+        architecture, weights, image.size, kind if adapter is not None else None
+    )
     if adapter is not None:
-        network.load_adapter_state(CHECKPOINTS.load(adapter))
-    return network.to(torch.device(device))
+        network.load_adapter_state(store.load(adapter))
+    return network.to(torch.device(context.device))

@@ -33,7 +33,6 @@ COMMANDS = [
     "export",
     "export-model",
     "doctor",
-    "join",
 ]
 
 

@@ -25,6 +25,11 @@ ABOUT = About(
 
 
 def load(path: Path) -> ImageSet:
+    """List the images that a CSV names, see `read`."""
+    return read(path)
+
+
+def read(path: Path, default_split: str | None = None) -> ImageSet:
     """List the images that a CSV names.
 
     Files are relative to the CSV's folder, with forward slashes. Split is `train` or `test`. An
@@ -32,6 +37,7 @@ def load(path: Path) -> ImageSet:
 
     Args:
         path: the CSV, or a folder that holds `manifest.csv`.
+        default_split: of images without one; the column may then be missing. None: it is needed.
 
     Raises:
         DataError: the CSV cannot be read, lacks columns or rows, or a line has an unknown split, no
@@ -50,7 +56,8 @@ def load(path: Path) -> ImageSet:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
-    if missing := [name for name in _COLUMNS if name not in columns]:
+    needed = [name for name in _COLUMNS if name != "split" or default_split is None]
+    if missing := [name for name in needed if name not in columns]:
         raise DataError(
             f"{path} line 1: missing columns {', '.join(missing)}; expected file,split,class and "
             f"optionally group, got {','.join(columns) or 'nothing'}"
@@ -62,7 +69,8 @@ def load(path: Path) -> ImageSet:
     problems: list[str] = []
     first: dict[str, int] = {}
     for line, row in lines:
-        cell, split, label = (row[name].strip() for name in _COLUMNS)
+        cell, split, label = (row.get(name, "").strip() for name in _COLUMNS)
+        split = split or default_split or ""
         file = PurePosixPath(cell).as_posix()
         wrong = []
         if split not in SPLITS:

@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynammo.heads.statistics import ClassStatistics, append_classes, correct_drift, measure_classes
+from dynammo.heads.statistics import (
+    add_samples,
+    append_classes,
+    drop_classes,
+    measure_classes,
+    remove_samples,
+)
 
 
 def samples(
@@ -56,48 +62,33 @@ def test_classes_measured_apart_or_together_are_the_same(seed: int, first: int) 
         torch.testing.assert_close(one, other)
 
 
-def test_features_that_did_not_change_change_no_statistics() -> None:
-    features, labels = samples()
-    before = measure_classes(features, labels, 3)
-    after = correct_drift(before, features[0], features[0], ridge=0.1)
-    for one, other in zip(before, after, strict=True):
+@settings(max_examples=25)
+@given(st.integers(0, 2**31), st.booleans())
+def test_adding_samples_is_measuring_all_and_removing_undoes_it(seed: int, known: bool) -> None:
+    features, labels = samples(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    late = torch.rand(len(labels), generator=generator) < 0.5
+    for label in range(3):  # both parts have every class that they are to have
+        late[(labels == label).nonzero().flatten()[:2]] = torch.tensor([False, True])
+    if not known:
+        late[labels == 2], late[labels == 0] = True, False
+    old = measure_classes(features[:, ~late], labels[~late], 3 if known else 2)
+    owner = labels[late].unique().tolist()
+    new = measure_classes(
+        features[:, late], torch.searchsorted(torch.tensor(owner), labels[late]), len(owner)
+    )
+    together = add_samples(old, new, owner)
+    expected = measure_classes(features, labels, 3)
+    for one, other in zip(together, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    left = drop_classes(remove_samples(together, new, owner), range(len(old.means)))
+    for one, other in zip(left, old, strict=True):
         torch.testing.assert_close(one, other)
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 2**31))
-def test_an_affine_change_is_followed_exactly(seed: int) -> None:
-    """What the images at hand show of it holds for classes that are not among them."""
-    generator = torch.Generator().manual_seed(seed)
-    change = torch.eye(4) + 0.3 * torch.randn(4, 4, generator=generator)
-    shift = torch.randn(4, generator=generator)
-    features, labels = samples(seed=seed)
-    probes = torch.randn(50, 4, generator=generator)
-    corrected = correct_drift(
-        measure_classes(features, labels, 3), probes, probes @ change + shift, ridge=1e-9
-    )
-    expected = measure_classes(features @ change + shift, labels, 3)
-    for one, other in zip(corrected, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_a_large_ridge_leaves_the_common_shift_alone() -> None:
+def test_more_samples_than_there_are_cannot_be_removed() -> None:
     features, labels = samples()
-    before = measure_classes(features, labels, 3)
-    after = correct_drift(before, features[0], 2 * features[0], ridge=1e9)
-    shift = features[0].double().mean(0)
-    torch.testing.assert_close(after.means, before.means + shift, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(after.scatter, before.scatter, rtol=1e-6, atol=1e-6)
-
-
-def test_identical_images_tell_a_shift() -> None:
-    """Without any spread there is no slope to be found, and nothing to divide by."""
-    before = ClassStatistics(torch.ones(1, 2).double(), torch.eye(2).double(), torch.ones(1))
-    after = correct_drift(before, torch.ones(3, 2), torch.full((3, 2), 4.0), ridge=0.1)
-    assert after.means.tolist() == [[4.0, 4.0]]
-
-
-def test_features_of_other_images_are_refused() -> None:
-    features, labels = samples()
-    with pytest.raises(ValueError, match="same images"):
-        correct_drift(measure_classes(features, labels, 3), features[0], features[0][:5], 0.1)
+    whole = measure_classes(features, labels, 3)
+    few = measure_classes(features[:, :-1], labels[:-1], 3)
+    with pytest.raises(ValueError, match="class 0 has"):
+        remove_samples(few, add_samples(whole, whole, [0, 1, 2]), [0, 1, 2])

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from dynammo.config import MemoryConfig
 from dynammo.errors import ConfigError
-from dynammo.memory.herding import cut, herd, quota
+from dynammo.memory.herding import herd, quota
 
 
 @st.composite
@@ -94,10 +94,3 @@ def test_the_length_of_a_feature_does_not_matter(rows: Tensor, data: st.DataObje
     powers = st.lists(st.integers(-8, 8), min_size=len(rows), max_size=len(rows))
     scale = 2.0 ** torch.tensor(data.draw(powers))  # powers of two: no rounding
     assert herd(rows * scale[:, None], len(rows)) == herd(rows, len(rows))
-
-
-def test_cut_keeps_the_first_of_each_class() -> None:
-    exemplars = [["a1", "a2", "a3"], ["b1"], []]
-    assert cut(exemplars, 2) == [["a1", "a2"], ["b1"], []]
-    assert cut(exemplars, 0) == [[], [], []]
-    assert exemplars == [["a1", "a2", "a3"], ["b1"], []]

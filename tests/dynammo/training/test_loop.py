@@ -9,7 +9,7 @@ from dynammo.heads.linear import Scores, fine_tune_head, new_head, unified_score
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.features import extract_features, mirrored_views
 from dynammo.network.network import Network, build_network
-from dynammo.training.loop import Epoch, TrainedAdapter, fit, train_adapter
+from dynammo.training.loop import Epoch, fit, train_adapter
 
 TINY = BackboneConfig(name="test_resnet", pretrained=False)
 SIZE = 64
@@ -286,54 +286,3 @@ def test_a_weight_that_explodes_in_the_very_last_step_is_an_error() -> None:
 
     with pytest.raises(DynammoError, match=r"weights are infinite or NaN in epoch 1: train\.learn"):
         fit([weight], loss, 4, config, seed=0)
-
-
-@pytest.mark.parametrize("count", [10, 9])  # of nine images, the last batch is one process's alone
-def test_two_processes_train_what_one_does(weights: dict[str, Tensor], count: int) -> None:
-    """Up to rounding, for sums are taken in another order. They tell their epochs and batches."""
-    images, labels = (part[:count] for part in task())
-    linear_adapter = AdapterConfig(name="linear")
-
-    def train(processes: int) -> tuple[TrainedAdapter, list[int], list[tuple[int, int]]]:
-        network = build_network(TINY, weights, SIZE, linear_adapter, seed=1)
-        config = QUICK.model_copy(update={"processes": processes})
-        epochs: list[int] = []
-        batches: list[tuple[int, int]] = []
-        trained = train_adapter(
-            network,
-            images,
-            labels,
-            2,
-            config,
-            seed=0,
-            on_epoch=lambda number, _means: epochs.append(number),
-            progress=lambda *done: batches.append(done),
-        )
-        for name, value in network.adapter_state().items():
-            assert torch.equal(value, trained.adapter[name])
-        return trained, epochs, batches
-
-    (one, *told), (two, *also_told) = train(1), train(2)
-    assert told == also_told
-    for name, value in {**one.adapter, **one.head}.items():
-        torch.testing.assert_close({**two.adapter, **two.head}[name], value, atol=1e-6, rtol=1e-4)
-    for means, others in zip(one.history, two.history, strict=True):
-        assert others == pytest.approx(means, rel=1e-4)
-
-
-def test_more_processes_than_images_are_refused(weights: dict[str, Tensor]) -> None:
-    network = build_network(TINY, weights, SIZE, AdapterConfig(name="linear"), seed=1)
-    with pytest.raises(DynammoError, match=r"99 processes are to train an adapter on 12 images"):
-        train_adapter(network, *task(), 2, QUICK.model_copy(update={"processes": 99}), seed=0)
-
-
-def test_adapters_with_batch_norm_are_not_trained_in_shares(weights: dict[str, Tensor]) -> None:
-    with pytest.raises(DynammoError, match=r"2 processes are to train an adapter with BatchNorm"):
-        train_adapter(fresh(weights), *task(), 2, QUICK.model_copy(update={"processes": 2}), seed=0)
-
-
-def test_what_goes_wrong_in_the_processes_is_one_error(weights: dict[str, Tensor]) -> None:
-    network = build_network(TINY, weights, SIZE, AdapterConfig(name="linear"), seed=1)
-    hot = QUICK.model_copy(update={"processes": 2, "learning_rate": 1e30, "epochs": 3})
-    with pytest.raises(DynammoError, match=r"the loss is \w+ in epoch \d: train\.learning_rate"):
-        train_adapter(network, *task(), 2, hot, seed=0)

@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from dynammo.errors import DataError
 from dynammo.evaluation.grid import REPORT, Cell, Grid
 from dynammo.reporting.benchmark import Benchmark, markdown_tables, write_report
-from tasks.publishing import replaced_folder
+from tasks.publish import replaced_folder
 from tasks.support.cells import read
 from tasks.support.mlflow import runs as mlflow_runs
 

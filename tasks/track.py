@@ -9,23 +9,21 @@ import numpy as np
 from prefect import get_run_logger, task
 
 from dynammo.checkpoint import Ref
-from dynammo.config import Config
-from tasks.data import DataVersion
-from tasks.stage import Stage, measured
+from dynammo.config import Config, TrainConfig
 from tasks.support.caching import step_key
 from tasks.support.mlflow import champion, served_model
 from tasks.support.mlflow import runs as mlflow_runs
+from tasks.support.stage import Stage, measured
 from tasks.support.workspace import CHECKPOINTS
+from tasks.version_data import DataVersion
 
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
 _CODE = (
-    *("tasks.adapters", "tasks.merging", "tasks.exemplars", "tasks.heads", "tasks.evaluation"),
-    *("tasks.merge_inputs", "tasks.methods", "tasks.features", "tasks.statistics", "tasks.data"),
+    *("tasks.train_adapter", "tasks.merge_adapters", "tasks.select_exemplars", "tasks.fit_head"),
+    *("tasks.evaluate", "tasks.merge_inputs", "tasks.learn_method", "tasks.extract_features"),
+    *("tasks.update_statistics", "tasks.version_data", "tasks.prepare_backbone"),
 )
-_BESIDE_THE_POINT: dict[str, bool | set[str]] = {
-    **dict.fromkeys(("device", "output", "tracking", "gate"), True),
-    "train": {"cache_mb"},
-}
+_BESIDE_THE_POINT = {"device", "output", "tracking", "gate", "retention"}
 
 
 def experiment_key(config: Config, data_hash: str, backbone: Any) -> str:
@@ -36,7 +34,9 @@ def experiment_key(config: Config, data_hash: str, backbone: Any) -> str:
         data_hash: content hash of the image set.
         backbone: what names the weights: their checkpoint, or the hash of a local file.
     """
-    values = config.model_dump(mode="json", exclude=_BESIDE_THE_POINT)
+    counting = config.only(*(type(config).model_fields.keys() - _BESIDE_THE_POINT))
+    train = config.train.model_copy(update={"cache_mb": TrainConfig().cache_mb})
+    values = counting.model_copy(update={"train": train})
     return step_key("run", {"settings": values, "data": data_hash, "backbone": backbone}, _CODE)
 
 
@@ -80,9 +80,6 @@ def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
             mlflow_runs.log_files(run, _files(variant["statistics"]), f"statistics/{folder}")
     for name, peer in stage["peers"].items():
         mlflow_runs.log_training_curve(runs["children"][name], number, peer["history"])
-    for name, learnt in {**stage["variants"], **stage["peers"]}.items():
-        if exemplars := learnt["exemplars"]:
-            mlflow_runs.log_files(runs["children"][name], _files(exemplars), f"exemplars/{folder}")
 
 
 @task(name="register model", retries=2, retry_delay_seconds=3)
@@ -119,7 +116,7 @@ def register(
         run,
         model,
         data_hash=data["hash"],
-        classes=data["tests"]["names"],
+        classes=data["classes"],
         summary=results["summary"]["merged"],
     )
     promoted = champion.promote(config.model_name, version, results["gate"])

@@ -23,10 +23,10 @@ from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError
 from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
-from tasks.data import DataVersion
-from tasks.stage import Stage, measured
 from tasks.support.mlflow.champion import current_champion, gate
+from tasks.support.stage import Stage, measured
 from tasks.support.workspace import CHECKPOINTS, versions
+from tasks.version_data import DataVersion
 
 CURVES = (
     "task",
@@ -68,7 +68,7 @@ def publish(
             summary.get("unmerged"),
             current_champion(config.model_name) if registers else None,
             data_hash=data["hash"],
-            classes=data["tests"]["names"],
+            classes=data["classes"],
         )
     unfolded: list[str] = []
     with replaced_folder(config.output_dir) as folder:
@@ -100,7 +100,7 @@ def _save_merged(
         backbone_weights=CHECKPOINTS.load(backbone),
         adapter_weights=CHECKPOINTS.load(merged),
         head=CHECKPOINTS.load(head),
-        classes=data["tests"]["names"],
+        classes=data["classes"],
         provenance={
             "data": data["hash"],
             "parents": {
@@ -152,7 +152,7 @@ def _write_tables(
     config: Config, data: DataVersion, stages: list[Stage], results: dict[str, Any], folder: Path
 ) -> None:
     """`curves/<variant>.csv`, a row a task, and `predictions/<variant>.csv`, a row a test image."""
-    names = data["tests"]["names"]
+    names = data["classes"]
     tests = read_manifest(Path(data["manifest"])).select("test", names)
     for variant, document in results["variants"].items():
         curves = [{key: stage[key] for key in CURVES} for stage in document["stages"]]

@@ -9,7 +9,7 @@ from prefect import get_run_logger, task
 
 from dynammo.config import Config
 from dynammo.data.checks import Repeats, check_image_set
-from dynammo.data.samples import read_manifest, subset_hash, write_manifest
+from dynammo.data.samples import ImageSet, read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
 from dynammo.data.sources.loading import load_source
 from dynammo.data.store import build_store
@@ -19,13 +19,19 @@ from tasks.support.progress import progress_bar
 from tasks.support.workspace import IMAGES, MANIFESTS, Classes
 
 
-class TaskData(TypedDict):
-    """One task of the scenario: its classes, and the hashes and numbers of its images."""
+class Batch(TypedDict):
+    """Images that arrive together: their classes, hashes and numbers, and where they are listed.
+
+    `hash` is that of all images of the batch.
+    """
 
     number: int
+    manifest: str
+    hash: str
     train: Classes
-    test_images: int
+    test: Classes
     train_images: int
+    test_images: int
 
 
 class DataVersion(TypedDict):
@@ -34,8 +40,8 @@ class DataVersion(TypedDict):
     manifest: str
     hash: str
     dvc: dict[str, Any]
-    tasks: list[TaskData]
-    tests: Classes
+    tasks: list[Batch]
+    classes: list[str]
     train_images: int
     test_images: int
 
@@ -61,39 +67,59 @@ def version_data(config: Config) -> DataVersion:
     dvc = version_with_dvc(path, made_anew, logger)
     manifest = MANIFESTS / f"{image_set.content_hash}.json"
     write_manifest(image_set, manifest)
-    tasks: list[TaskData] = []
-    for part in scenario:
-        train, test = scenario.train(part), scenario.test(part)
+    tasks = [
+        write_batch(image_set, part.number, list(part.classes), MANIFESTS) for part in scenario
+    ]
+    for batch in tasks:
         logger.info(
             "task %d/%d: %s (%d training, %d test images)",
-            part.number,
+            batch["number"],
             len(scenario),
-            ", ".join(part.classes),
-            len(train),
-            len(test),
+            ", ".join(batch["train"]["names"]),
+            batch["train_images"],
+            batch["test_images"],
         )
-        tasks.append(
-            {
-                "number": part.number,
-                "train": {"names": list(part.classes), "hash": subset_hash(train)},
-                "train_images": len(train),
-                "test_images": len(test),
-            }
-        )
-    names = [name for part in scenario for name in part.classes]
     return {
         "manifest": str(manifest),
         "hash": image_set.content_hash,
         "dvc": dvc,
         "tasks": tasks,
-        "tests": {"names": names, "hash": subset_hash(image_set.select("test", names))},
+        "classes": [name for part in scenario for name in part.classes],
         "train_images": sum(part["train_images"] for part in tasks),
         "test_images": sum(part["test_images"] for part in tasks),
     }
 
 
+def write_batch(image_set: ImageSet, number: int, classes: list[str], folder: Path) -> Batch:
+    """List some classes' images in a manifest of their own: all that learning them can see.
+
+    Args:
+        image_set: images of these classes, and perhaps of others.
+        number: of the batch, from 1.
+        classes: in the order in which they are learnt.
+        folder: for the manifest.
+    """
+    train = image_set.select("train", classes)
+    tested = {sample.label for sample in image_set.samples if sample.split == "test"}
+    test = image_set.select("test", [name for name in classes if name in tested])
+    batch = ImageSet(image_set.root, (*train, *test))
+    manifest = folder / f"{batch.content_hash}.json"
+    write_manifest(batch, manifest)
+    return {
+        "number": number,
+        "manifest": str(manifest),
+        "hash": batch.content_hash,
+        "train": {"names": classes, "hash": subset_hash(train)},
+        "test": {"names": classes, "hash": subset_hash(test)},
+        "train_images": len(train),
+        "test_images": len(test),
+    }
+
+
 @task(name="prepare images", task_run_name="prepare images at {size} px")
-def prepare_images(manifest: str, size: int, repeated: Repeats = "refuse") -> str:
+def prepare_images(
+    manifest: str, size: int, repeated: Repeats = "refuse", folder: str = str(IMAGES)
+) -> str:
     """Decode and resize every image once into a memory-mapped file; an intact one is reused.
 
     Raises:
@@ -101,4 +127,4 @@ def prepare_images(manifest: str, size: int, repeated: Repeats = "refuse") -> st
     """
     with progress_bar("decode images", "image") as progress:
         image_set = read_manifest(Path(manifest))
-        return str(build_store(image_set, size, IMAGES, progress, repeated))
+        return str(build_store(image_set, size, Path(folder), progress, repeated))

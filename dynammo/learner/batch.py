@@ -1,0 +1,104 @@
+"""A batch as it arrives: a folder or a CSV, with test images or without."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from dynammo.data.samples import ImageSet, Sample, list_samples
+from dynammo.data.sources import csv_manifest, folder
+from dynammo.errors import DataError
+
+
+def load_batch(path: Path, test_share: float) -> ImageSet:
+    """List a batch's images.
+
+    Args:
+        path: a CSV (`file,class` and, if wanted, `split` and `group`), or a folder with
+            `manifest.csv`, with `train/<class>/*` and, if wanted, `test/<class>/*`, or with
+            `<class>/*`.
+        test_share: of the images of a class that comes without test images, so many are split off.
+
+    Raises:
+        DataError: see the sources; or a class has no training images.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file() or (path / "manifest.csv").is_file():
+        listed = csv_manifest.read(path, default_split="train")
+    elif (path / "train").is_dir() and (path / "test").is_dir():
+        listed = folder.load(path)
+    else:
+        listed = _folders(path)
+    result = split_off(listed, test_share)
+    trained = {sample.label for sample in result.samples if sample.split == "train"}
+    if untrained := sorted(set(result.classes) - trained):
+        raise DataError([f"{path}: class {name!r} has no training images" for name in untrained])
+    return result
+
+
+def split_off(image_set: ImageSet, share: float) -> ImageSet:
+    """Make some images of every class without test images test images, by group.
+
+    Which ones follows from the images alone: groups (an image without one is its own) are taken in
+    the order of a hash, until a class has its share. The last group of a class stays in training.
+
+    Args:
+        image_set: a batch.
+        share: of the images of a class, in [0, 1).
+    """
+    count = Counter((sample.split, sample.label) for sample in image_set.samples)
+    bare = [name for name in image_set.classes if not count["test", name]]
+    owner = [sample.group or sample.sha256 for sample in image_set.samples]
+    # A group with images of a class that has a split of its own stays where that put it.
+    bound = {g for g, s in zip(owner, image_set.samples, strict=True) if s.label not in bare}
+    tested: set[str] = set()
+    for name in bare:
+        groups = Counter(
+            g for g, s in zip(owner, image_set.samples, strict=True) if s.label == name
+        )
+        wanted = share * groups.total()
+        have = sum(groups[group] for group in groups if group in tested)
+        free = sorted((g for g in groups if g not in tested | bound), key=_place)
+        left = len([group for group in groups if group not in tested])
+        for group in free:
+            if have >= wanted or left == 1:
+                break
+            tested.add(group)
+            have, left = have + groups[group], left - 1
+    samples = [
+        replace(sample, split="test") if group in tested and sample.label in bare else sample
+        for group, sample in zip(owner, image_set.samples, strict=True)
+    ]
+    return ImageSet(image_set.root, tuple(samples))
+
+
+def without(image_set: ImageSet, files: set[str]) -> ImageSet:
+    """The batch without the images whose SHA-256 is among some."""
+    kept = tuple(sample for sample in image_set.samples if sample.sha256 not in files)
+    return ImageSet(image_set.root, kept)
+
+
+def _place(group: str) -> str:
+    return hashlib.sha256(group.encode()).hexdigest()
+
+
+def _folders(path: Path) -> ImageSet:
+    """`<class>/*`, or `train/<class>/*`: all of it training images."""
+    top = path / "train" if (path / "train").is_dir() else path
+    classes = sorted(p for p in top.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not classes:
+        raise DataError(f"{path}: no class folders; expected <class>/<image> or train/<class>/...")
+    rows: list[tuple[str, str, str, str | None]] = [
+        (file.relative_to(path).as_posix(), "train", own.name, None)
+        for own in classes
+        for file in folder.image_files(own)
+    ]
+    return list_samples(path, rows)
+
+
+def by_split(image_set: ImageSet, split: str) -> list[Sample]:
+    """The samples of one split."""
+    return [sample for sample in image_set.samples if sample.split == split]

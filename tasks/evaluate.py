@@ -1,0 +1,199 @@
+"""Measure each method on the test images after each task."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+from prefect import get_run_logger
+from torch import Tensor, nn
+
+from dynammo.checkpoint import Ref
+from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
+from dynammo.evaluation.metrics import Predictions, evaluate_stage
+from dynammo.heads.linear import Scores, least_others_scores, unified_scores
+from dynammo.heads.scaling import head_features
+from dynammo.network.cost import count_macs, count_parameters
+from dynammo.network.folding import deployed_network
+from dynammo.network.network import build_network, build_unmerged_network
+from dynammo.state import State
+from tasks.support.caching import step
+from tasks.support.images import targets_of
+from tasks.support.workspace import Context, Kept, provenance
+
+
+class Evaluated(TypedDict):
+    """The metrics document of one variant after one task, and the predictions behind it."""
+
+    metrics: Ref
+    predictions: Ref
+
+
+@step("evaluate", task_run_name="evaluate {variant} {context.label}")
+def evaluate(
+    architecture: ArchitectureConfig,
+    image: ImageConfig,
+    kind: AdapterConfig,
+    variant: str,
+    tasks: list[list[str]],
+    stage: int,
+    tests: list[Kept],
+    features: list[Ref],
+    heads: list[Ref],
+    previous: Ref | None,
+    context: Context,
+) -> Evaluated:
+    """Predict every test image as the variant would, and compute all metrics.
+
+    Args:
+        architecture: of the backbone; for the cost of a prediction, as the next two.
+        image: size of the images.
+        kind: of adapter.
+        variant: merged, unmerged or frozen.
+        tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
+        stage: number of tasks learnt, from 1.
+        tests: the kept test images.
+        features: of all test images; one entry, or for unmerged one a task.
+        heads: likewise.
+        previous: the variant's predictions after the task before, for negative flips.
+        context: places.
+    """
+    store = context.checkpoints
+    names = [name for task in tasks for name in task]
+    targets = targets_of(tests, names, context)
+    inputs = [store.load(ref)["features"] for ref in features]
+    states = [store.load(ref) for ref in heads]
+    if variant == "unmerged":
+        scores = least_others_scores(inputs, states)
+    else:
+        scores = kept_scores(variant, inputs[0], states[0], tests, targets, context)
+    meta = provenance(
+        architecture,
+        image,
+        kind,
+        variant=variant,
+        task=stage,
+        images=[test["labels"] for test in tests],
+        features=features,
+        heads=heads,
+    )
+    weights = sum(state["weight"].numel() for state in states)
+    cost = _cost(architecture, image, kind, variant, stage, weights)
+    estimated = sorted({name for test in tests if not test["images"] for name in test["names"]})
+    if variant != "frozen" and estimated:
+        cost = {**cost, "estimated": estimated}
+    return measure(variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context)
+
+
+def kept_scores(
+    variant: str,
+    features: Tensor,
+    head: State,
+    tests: list[Kept],
+    targets: list[Tensor],
+    context: Context,
+) -> Scores:
+    """What one head over all classes says of kept test images, set after set.
+
+    Args:
+        variant: merged or frozen.
+        features: (N, D) of the sets of which images are kept, as `extract_test_features` gives.
+        head: the head.
+        tests: the sets.
+        targets: of each.
+        context: places.
+    """
+    parts, start = [], 0
+    for test, labels in zip(tests, targets, strict=True):
+        if test["images"] is not None:
+            parts.append(head_features(features[start : start + len(labels)], head))
+            start += len(labels)
+        else:
+            kept = context.checkpoints.load(test["features"][variant])
+            parts.append(kept["features"].to(features))
+    plain = {name: value for name, value in head.items() if name != "power"}
+    return unified_scores(torch.cat(parts), plain)
+
+
+def measure(
+    variant: str,
+    scores: Scores,
+    targets: torch.Tensor,
+    tasks: list[list[str]],
+    stage: int,
+    previous: Ref | None,
+    more: dict[str, Any],
+    meta: dict[str, Any],
+    context: Context,
+) -> Evaluated:
+    """Compute and save all metrics of a method's scores on the test images, for its step.
+
+    Args:
+        variant: the method.
+        scores: of all test images.
+        targets: (N,) their classes.
+        tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
+        stage: number of tasks learnt, from 1.
+        previous: the method's predictions after the task before, for negative flips.
+        more: of the document: the cost of a prediction, `gmacs` and `parameters`.
+        meta: where the predictions come from.
+        context: the label, for the log.
+    """
+    store = context.checkpoints
+    saved = {"targets": targets, **scores._asdict()}
+    metrics = evaluate_stage(
+        as_predictions(saved),
+        tasks,
+        stage,
+        as_predictions(store.load(previous)) if previous else None,
+    )
+    metrics |= more
+    get_run_logger().info(
+        "%s after %s: accuracy %.1f%%, mean class recall %.1f%%",
+        variant,
+        context.label,
+        100 * metrics["accuracy"],
+        100 * metrics["mean_class_recall"],
+    )
+    return {
+        "metrics": store.save_json(f"metrics-{variant}", metrics),
+        "predictions": store.save(f"predictions-{variant}", saved, meta),
+    }
+
+
+def as_predictions(saved: dict[str, torch.Tensor]) -> Predictions:
+    """What `measure` saved, for the metrics."""
+    return Predictions(
+        targets=saved["targets"].numpy(),
+        predicted=saved["predicted"].numpy(),
+        scores=saved["probabilities"].numpy(),
+        confidence=saved["confidence"].numpy(),
+        knownness=saved["knownness"].numpy(),
+    )
+
+
+def _cost(
+    architecture: ArchitectureConfig,
+    image: ImageConfig,
+    kind: AdapterConfig,
+    variant: str,
+    stage: int,
+    head_macs: int,
+) -> dict[str, Any]:
+    """Giga multiply-accumulates of predicting one image, counted on the network that would do it
+    (merged adapters that can be folded are not there), and the parameters that it needs. A
+    head's product takes one multiply-accumulate a weight.
+    """
+    network: nn.Module
+    chosen = (architecture, None, image.size)
+    if variant == "frozen":
+        network = build_network(*chosen)
+    elif variant == "unmerged":
+        state = build_network(*chosen, kind).adapter_state()
+        network = build_unmerged_network(*chosen, kind, [state] * stage)
+    else:
+        network = deployed_network(*chosen, kind)
+    return {
+        "gmacs": (count_macs(network, image.size) + head_macs) / 1e9,
+        "parameters": count_parameters(network) + head_macs,
+    }

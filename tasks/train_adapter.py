@@ -1,0 +1,111 @@
+"""Train one adapter a task: stage 1 of the method."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from prefect import get_run_logger
+
+from dynammo.checkpoint import Ref
+from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig, TrainConfig
+from dynammo.network.network import build_network
+from dynammo.seeds import derive_seed
+from dynammo.training.loop import train_adapter as train
+from tasks.support.caching import step
+from tasks.support.images import Images, remembered
+from tasks.support.progress import epoch_lines, progress_bar
+from tasks.support.workspace import Classes, Context, provenance
+
+
+class Trained(TypedDict):
+    """What `train_adapter` leaves: two checkpoints, and (loss, accuracy) of each epoch."""
+
+    adapter: Ref
+    head: Ref
+    history: list[list[float]]
+
+
+@step("train adapter", "dynammo.training.loop", task_run_name="train adapter {context.label}")
+def train_adapter(
+    seed: int,
+    architecture: ArchitectureConfig,
+    image: ImageConfig,
+    adapter: AdapterConfig,
+    training: TrainConfig,
+    number: int,
+    classes: Classes,
+    others: list[int],
+    backbone: Ref,
+    previous: Ref | None,
+    exemplars: Ref | None,
+    context: Context,
+) -> Trained:
+    """Stage 1 for one task: its images, and exemplars of all other classes as "others".
+
+    Args:
+        seed: the experiment's.
+        architecture: of the backbone.
+        image: size of the images.
+        adapter: kind of adapter.
+        training: how to train it.
+        number: of the task, from 1.
+        classes: the task's.
+        others: indices, in order of arrival, of the remembered classes that are not among them.
+        backbone: checkpoint of the frozen network.
+        previous: adapter to start from; none starts anew.
+        exemplars: the memory after the task before.
+        context: places.
+    """
+    store, images = context.checkpoints, Images.of(context)
+    pixels, _ = images.load("train", classes)
+    labels = images.labels("train", classes["names"])
+    if exemplars is not None:
+        kept, owner = remembered(exemplars, context)
+        kept = kept[torch.isin(owner, torch.tensor(others))]
+        pixels = torch.cat([pixels, kept])
+        labels = torch.cat([labels, torch.full((len(kept),), len(classes["names"]))])
+    get_run_logger().info(
+        "%d images of %s, %d outputs",
+        len(pixels),
+        ", ".join(classes["names"]),
+        len(classes["names"]) + 1,
+    )
+    network = build_network(
+        architecture,
+        store.load(backbone),
+        image.size,
+        adapter,
+        derive_seed(seed, "adapter", number),
+    )
+    if previous is not None:
+        network.load_adapter_state(store.load(previous))
+    with progress_bar(f"train adapter {context.label}", "batch") as progress:
+        trained = train(
+            network.to(context.device),
+            pixels,
+            labels,
+            len(classes["names"]),
+            training.model_copy(update={"cache_mb": context.cache_mb}),
+            derive_seed(seed, "train", number),
+            on_epoch=epoch_lines(training.epochs),
+            progress=progress,
+        )
+    meta = provenance(
+        architecture,
+        image,
+        adapter,
+        training,
+        config={"seed": seed},
+        task=number,
+        classes=classes["names"],
+        images=classes["hash"],
+        backbone=backbone,
+        previous=previous,
+        exemplars=exemplars,
+    )
+    return {
+        "adapter": store.save("adapter", trained.adapter, meta),
+        "head": store.save("task-head", trained.head, meta),
+        "history": [list(epoch) for epoch in trained.history],
+    }
