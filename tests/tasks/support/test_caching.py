@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -13,38 +15,41 @@ from prefect import Task
 
 from dynammo.adapters import ADAPTERS
 from dynammo.checkpoint import Ref
-from dynammo.config import load_config
-from tasks.adapters import prepare_backbone, train_adapter, weights_settings
-from tasks.evaluation import evaluate, extract_test_features
-from tasks.exemplars import select_exemplars
-from tasks.features import extract_training_features
-from tasks.heads import fine_tune_task_heads, fit_head
-from tasks.merging import merge_adapters
-from tasks.statistics import update_statistics
+from dynammo.config import Config, MemoryConfig, load_config
+from dynammo.config.sections import Section
+from flows import learning
+from flows.learning import takes_statistics
+from tasks import merge_inputs
+from tasks.prepare_backbone import weights_hash
 from tasks.support import caching
-from tasks.support.caching import code_version, step, step_key
-from tasks.support.workspace import CHECKPOINTS, RESULTS, provenance, settings
+from tasks.support.caching import StepCache, code_version, step, step_key
+from tasks.support.workspace import CHECKPOINTS, RESULTS, Context, provenance
+from tasks.train_adapter import train_adapter
 
-SECTIONS = {
-    train_adapter: ("seed", "backbone", "image", "adapter", "train"),
-    merge_adapters: ("merge",),
-    extract_training_features: ("backbone", "image", "adapter"),
-    select_exemplars: ("memory",),
-    update_statistics: ("backbone", "image", "adapter"),
-    fit_head: ("seed", "backbone", "image", "adapter", "head"),
-    fine_tune_task_heads: ("seed", "backbone", "image", "adapter", "head"),
-    extract_test_features: ("backbone", "image", "adapter"),
-    evaluate: ("backbone", "image", "adapter"),
+# Those that take a whole `Config` have tests of their own: test_learn_method.py.
+STEPS = {
+    task
+    for module in (learning, merge_inputs)
+    for task in vars(module).values()
+    if isinstance(task, Task)
+    and isinstance(task.cache_policy, StepCache)
+    and Config not in get_type_hints(task.fn).values()
 }
 HEADS = {"fit head", "fine-tune task heads"}
-ADAPTED = HEADS | {
+NETWORK = HEADS | {
     "update statistics",
     "train adapter",
     "extract training features",
+    "extract memory features",
     "extract test features",
     "evaluate",
+    "initial adapter",
+    "adapter statistics",
 }
+BACKBONES = {"prepare backbone", "renormalise backbone"}
+SEEDED = {*BACKBONES, "train adapter", "initial adapter", *HEADS}
 REF: Ref = {"path": "adapter-0.safetensors", "sha256": "0" * 64}
+HERE = Context(label="1/3")
 
 
 def key(task: Task[..., Any], **inputs: Any) -> str:
@@ -53,16 +58,45 @@ def key(task: Task[..., Any], **inputs: Any) -> str:
     return found
 
 
-def keys(overrides: dict[str, Any] | None = None) -> dict[str, str]:
+def sections(config: Config) -> dict[type, Section]:
+    """Each section, as the flow hands it to steps."""
+    found = {type(value): value for value in vars(config).values() if isinstance(value, Section)}
+    architecture = config.backbone.architecture
+    return {**found, type(architecture): architecture, type(config.train): config.train.of_adapters}
+
+
+def values(config: Config) -> dict[str, Any]:
+    """Single settings, under the names that steps have for them."""
+    backbone, head = config.backbone, config.head
+    return {
+        "seed": config.seed,
+        "name": backbone.name,
+        "pretrained": backbone.pretrained,
+        "weights": backbone.weights,
+        "weights_hash": weights_hash(backbone),
+        "share": backbone.renormalise,
+        "flip": head.flip and takes_statistics(config),
+        "power": head.power,
+        "ridge": head.drift_ridge,
+    }
+
+
+def settings(task: Task[..., Any], config: Config) -> dict[str, Any]:
+    """What a step's signature says that it takes of a configuration."""
+    own, single = sections(config), values(config)
+    found = {}
+    for name, kind in get_type_hints(task.fn).items():
+        if name in single:
+            found[name] = single[name]
+        elif inspect.isclass(kind) and issubclass(kind, Section):
+            found[name] = own[kind]
+    return found
+
+
+def keys(overrides: dict[str, Any] | None = None, context: Context = HERE) -> dict[str, str]:
     """The keys of all steps, by name, under a configuration."""
     config = load_config(None, overrides)
-    chosen = {task: settings(config, *sections) for task, sections in SECTIONS.items()}
-    # Where the weights come from counts here alone.
-    chosen[prepare_backbone] = weights_settings(config)
-    return {
-        task.name: key(task, settings=values, context={"label": "1/3"})
-        for task, values in chosen.items()
-    }
+    return {task.name: key(task, **settings(task, config), context=context) for task in STEPS}
 
 
 def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -85,10 +119,10 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.mark.parametrize(
     ("module", "affected"),
     [
-        ("dynammo.training.loop", {"prepare backbone", "train adapter"}),
+        ("dynammo.training.loop", {"train adapter"}),
         ("dynammo.memory.herding", {"select exemplars"}),
         ("dynammo.evaluation.metrics", {"extract test features", "evaluate"}),
-        ("dynammo.network.network", ADAPTED | {"prepare backbone"}),
+        ("dynammo.network.network", NETWORK | {"prepare backbone"}),
         ("dynammo.merging.average", {"merge adapters"}),
         ("dynammo.merging.blend", {"merge adapters"}),
         ("dynammo.merging.ties", set()),
@@ -96,14 +130,14 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("dynammo.merging.heads", set()),  # the rule that uses it is not chosen
         ("dynammo.heads.discriminant", HEADS),
         ("dynammo.heads.statistics", HEADS | {"update statistics"}),
-        ("dynammo.adapters.linear", ADAPTED),
+        ("dynammo.adapters.linear", NETWORK),
         ("dynammo.adapters.conv", set()),
         ("dynammo.adapters", set()),  # the table of names, one line longer
         ("dynammo.config", set()),
         ("dynammo.data.sources.folder", set()),
         ("dynammo.reporting.report", set()),
-        ("tasks.heads", HEADS),
-        ("tasks.publishing", set()),
+        ("tasks.fit_head", HEADS),
+        ("tasks.publish", set()),
         ("flows.incremental", set()),
     ],
 )
@@ -124,11 +158,11 @@ def test_changed_code_runs_what_uses_it_again(
         ({"head.epochs": 3}, HEADS),
         ({"merge.rule": "ties"}, {"merge adapters"}),
         ({"merge.options": {"keep": 0.5}}, {"merge adapters"}),
-        ({"image.size": 64}, ADAPTED),
-        ({"adapter.name": "conv"}, ADAPTED),
-        ({"adapter.options": {"bias": False}}, ADAPTED),
-        ({"preset": "paper"}, ADAPTED),
-        ({"backbone.levels": None}, ADAPTED),
+        ({"image.size": 64}, NETWORK),
+        ({"adapter.name": "conv"}, NETWORK),
+        ({"adapter.options": {"bias": False}}, NETWORK),
+        ({"preset": "paper"}, NETWORK),
+        ({"backbone.levels": None}, NETWORK),
         # What a network was built from is a checkpoint among the arguments.
         ({"backbone.pretrained": False}, {"prepare backbone"}),
         ({"backbone.renormalise": 0.1}, set()),
@@ -152,15 +186,39 @@ def test_a_changed_setting_runs_what_uses_it_again(
     assert differing(keys(), keys(overrides)) == affected
 
 
+def test_every_step_is_looked_at() -> None:
+    assert {task.name for task in STEPS} == NETWORK | BACKBONES | {
+        "keep images",
+        "merge adapters",
+        "select exemplars",
+    }
+    for task in STEPS:
+        assert [*get_type_hints(task.fn).values()].count(Context) == 1, task.name
+
+
 def test_every_argument_but_the_context_counts() -> None:
-    given = settings(load_config(None), *SECTIONS[train_adapter])
-    arguments = {"settings": given, "number": 1, "previous": None, "context": {"label": "1/3"}}
+    given = settings(train_adapter, load_config(None))
+    assert given.keys() == {"seed", "architecture", "image", "adapter", "training"}
+    arguments = {**given, "number": 1, "previous": None, "context": HERE}
     first = key(train_adapter, **arguments)
-    elsewhere = {"label": "1/9", "device": "cuda", "images": "/elsewhere"}
-    assert key(train_adapter, **{**arguments, "context": elsewhere}) == first
     others = [{"number": 2}, {"previous": REF}, {"previous": {**REF, "sha256": "1" * 64}}]
     found = [key(train_adapter, **{**arguments, **other}) for other in others]
     assert len({first, *found}) == 4
+
+
+def test_of_the_context_the_device_counts_alone(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    elsewhere = Context("m.json", "/images", str(tmp_path / "kept"), "cpu", 7, "1/9", "01" * 32)
+    assert not differing(keys(), keys(context=elsewhere))
+    assert differing(keys(), keys(context=replace(HERE, device="cuda"))) == set(keys())
+
+
+def test_a_context_is_known_by_its_type() -> None:
+    arguments = settings(train_adapter, load_config(None))
+    first = key(train_adapter, **arguments, context=HERE)
+    assert key(train_adapter, **arguments, places=replace(HERE, label="1/9")) == first
+    assert key(train_adapter, **arguments, places=replace(HERE, device="cuda")) != first
+    assert key(train_adapter, **arguments, places=HERE, context_label="1/9") != first
 
 
 def test_the_name_and_the_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +261,7 @@ def test_the_code_of_a_registered_part_counts(
     assert not differing(before, keys())  # one more file concerns nobody who does not choose it
     mine = keys({"adapter.name": "mine"})
     rewrite("class Mine: alpha = 2\n")
-    assert differing(mine, keys({"adapter.name": "mine"})) == ADAPTED
+    assert differing(mine, keys({"adapter.name": "mine"})) == NETWORK
 
 
 def test_an_unknown_module_is_an_error() -> None:
@@ -211,15 +269,15 @@ def test_an_unknown_module_is_an_error() -> None:
         code_version("no_such_module")
 
 
-runs: list[float] = []
+runs: list[int] = []
 
 
 @step("make")
-def make(settings: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
-    runs.append(settings["value"])
-    saved = {"x": torch.tensor(settings["value"])}
-    made = CHECKPOINTS.save("made", saved, provenance(settings))
-    return {"made": [made], "note": CHECKPOINTS.save_json("note", 1)}
+def make(memory: MemoryConfig, context: Context) -> dict[str, Any]:
+    runs.append(memory.size or 0)
+    saved = {"x": torch.tensor(memory.size)}
+    made = context.checkpoints.save("made", saved, provenance(memory))
+    return {"made": [made], "note": context.checkpoints.save_json("note", 1)}
 
 
 def edit(path: Path, content: bytes) -> None:
@@ -229,8 +287,8 @@ def edit(path: Path, content: bytes) -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_result_is_used_again_only_while_its_files_are_intact() -> None:
-    def made(value: float = 2.5) -> dict[str, Any]:
-        return make({"value": value}, {"label": "x"})
+    def made(size: int = 2) -> dict[str, Any]:
+        return make(MemoryConfig(size=size), HERE)
 
     first = made()
     weights, note = CHECKPOINTS.path(first["made"][0]), CHECKPOINTS.path(first["note"])
@@ -253,5 +311,5 @@ def test_a_result_is_used_again_only_while_its_files_are_intact() -> None:
         assert made() == first
         assert len(runs) == count + 1, f"damage {count} went unnoticed"
         assert weights.read_bytes() == content
-    made(3.5)
-    assert set(runs) == {2.5, 3.5}
+    made(3)
+    assert set(runs) == {2, 3}

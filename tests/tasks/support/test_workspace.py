@@ -1,20 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dynammo.config import load_config
-from tasks.support.workspace import choose_device, provenance, settings
-
-
-def test_a_step_is_given_the_sections_it_depends_on() -> None:
-    config = load_config(None, {"backbone.weights": "w.pth", "adapter.options": {"alpha": 0.1}})
-    given = settings(config, "seed", "backbone", "adapter")
-    assert given.keys() == {"seed", "backbone", "adapter"}
-    # The weights are a checkpoint among a step's arguments; where they came from says nothing more.
-    expected = {"name": "tf_efficientnet_lite0", "positions": None, "levels": 3}
-    assert given["backbone"] == expected
-    assert given["adapter"]["options"] == {"alpha": 0.1}
+from dynammo.config import AdapterConfig, MergeConfig, load_config
+from tasks.support.workspace import Context, choose_device, context_of, provenance
 
 
 @pytest.mark.parametrize(
@@ -30,8 +22,28 @@ def test_auto_is_the_best_device_there_is(
     assert choose_device("cpu") == "cpu"
 
 
+def test_a_context_says_where_a_run_is() -> None:
+    config = load_config(None, {"device": "cpu", "train.cache_mb": 7})
+    context = context_of(config, manifest="m.json", label="1/3")
+    assert context == Context(manifest="m.json", device="cpu", cache_mb=7, label="1/3")
+    assert context.named("merged") == replace(context, label="merged 1/3")
+
+
 def test_a_checkpoint_says_where_it_came_from() -> None:
-    found = provenance({"seed": 1}, backbone="a" * 64, previous=None)
-    assert found["config"] == {"seed": 1}
-    assert found["parents"] == {"backbone": "a" * 64, "previous": None}
+    ref = {"path": "backbone-a.safetensors", "sha256": "a" * 64}
+    adapter, merge = AdapterConfig(options={"alpha": 0.1}), MergeConfig(rule="average")
+    found = provenance(
+        adapter, merge, config={"seed": 1}, backbone=ref, adapters=[ref, ref], previous=None
+    )
+    assert found["config"] == {
+        "adapter": adapter.model_dump(mode="json"),
+        "merge": {"rule": "average", "options": {}},
+        "seed": 1,
+    }
+    assert found["config"]["adapter"]["options"] == {"alpha": 0.1}
+    assert found["parents"] == {
+        "backbone": "a" * 64,
+        "adapters": ["a" * 64] * 2,
+        "previous": None,
+    }
     assert {"python", "torch", "timm", "numpy"} <= found["versions"].keys()

@@ -10,7 +10,7 @@ import pytest
 
 from dynammo.config import load_config
 from dynammo.errors import ConfigError
-from tasks.publishing import check_output, collect, replaced_folder
+from tasks.publish import check_output, collect, replaced_folder
 from tasks.support.workspace import CHECKPOINTS
 
 

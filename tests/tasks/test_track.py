@@ -1,7 +1,7 @@
 from prefect import Task
 
-from flows import incremental
-from tasks import tracking
+from flows import learning
+from tasks import track
 from tasks.support.caching import StepCache
 
 
@@ -9,8 +9,8 @@ def test_a_runs_key_follows_from_the_code_of_every_step() -> None:
     """Else a run of changed code would be taken for one that is done."""
     steps = {
         value.fn.__module__
-        for value in vars(incremental).values()
+        for value in vars(learning).values()
         if isinstance(value, Task) and isinstance(value.cache_policy, StepCache)
     }
     assert len(steps) > 5
-    assert steps <= set(tracking._CODE)
+    assert steps <= set(track._CODE)

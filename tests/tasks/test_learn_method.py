@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dynammo.config import load_config
-from tasks.methods import method_settings
+from tasks.learn_method import method_config
 from tasks.support import caching
 from tasks.support.caching import step_key
 
@@ -28,7 +28,7 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def key(name: str, **overrides: Any) -> str:
     config = load_config(None, {k.replace("__", "."): v for k, v in overrides.items()})
-    return step_key("learn task", {"settings": method_settings(config, name)}, ["tasks.methods"])
+    return step_key("learn task", {"config": method_config(config, name)}, ["tasks.learn_method"])
 
 
 @pytest.mark.parametrize(
