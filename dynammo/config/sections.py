@@ -78,6 +78,13 @@ class DataConfig(Section):
         description="the same picture in train and in test, or under two classes: warn is for "
         "published sets that have such, as CIFAR-100",
     )
+    test_share: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="of a batch for a learner: so many of the images of a class that comes without "
+        "test images become test images, by group",
+    )
 
 
 class ScenarioConfig(Section):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from dynammo.data.marks import mark
 from dynammo.data.samples import ImageSet, Sample, list_samples
 from dynammo.data.sources import csv_manifest, folder
 from dynammo.errors import DataError
+from dynammo.learner.ledger import Ledger, check_splits
 
 
-def load_batch(path: Path, test_share: float) -> ImageSet:
+def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple[ImageSet, int]:
     """List a batch's images.
 
     Args:
@@ -20,9 +23,15 @@ def load_batch(path: Path, test_share: float) -> ImageSet:
             `manifest.csv`, with `train/<class>/*` and, if wanted, `test/<class>/*`, or with
             `<class>/*`.
         test_share: of the images of a class that comes without test images, so many are split off.
+        ledger: what was learnt before.
+        key: under which it is written.
+
+    Returns:
+        The batch, and how many of its images were left out since they had been learnt before.
 
     Raises:
-        DataError: see the sources; or a class has no training images.
+        DataError: see the sources; a class has no training images; an image or a group was of the
+            other split before; everything was learnt before.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
@@ -32,14 +41,40 @@ def load_batch(path: Path, test_share: float) -> ImageSet:
         listed = folder.load(path)
     else:
         listed = _folders(path)
-    result = split_off(listed, test_share)
+    seen_files, seen_groups = ledger.seen()
+    bare = classes_without_test(listed)
+
+    def again(sample: Sample) -> bool:
+        """Whether the image is known, and as what it comes now."""
+        was = seen_files.get(mark(key, sample.sha256))
+        return was is not None and (sample.label in bare or was == (sample.split == "test"))
+
+    new = tuple(sample for sample in listed.samples if not again(sample))
+    left_out = len(listed.samples) - len(new)
+    if not new:
+        raise DataError(f"{path}: all {left_out} images have been learnt before")
+    known = {
+        sample.group: seen_groups[group]
+        for sample in new
+        if sample.group and (group := mark(key, sample.group)) in seen_groups
+    }
+    result = split_off(ImageSet(listed.root, new), test_share, known)
+    check_splits(result.samples, ledger, key)
     trained = {sample.label for sample in result.samples if sample.split == "train"}
     if untrained := sorted(set(result.classes) - trained):
         raise DataError([f"{path}: class {name!r} has no training images" for name in untrained])
-    return result
+    return result, left_out
 
 
-def split_off(image_set: ImageSet, share: float) -> ImageSet:
+def classes_without_test(image_set: ImageSet) -> set[str]:
+    """Classes that come with training images only."""
+    tested = {sample.label for sample in image_set.samples if sample.split == "test"}
+    return set(image_set.classes) - tested
+
+
+def split_off(
+    image_set: ImageSet, share: float, known: Mapping[str, bool] | None = None
+) -> ImageSet:
     """Make some images of every class without test images test images, by group.
 
     Which ones follows from the images alone: groups (an image without one is its own) are taken in
@@ -48,13 +83,16 @@ def split_off(image_set: ImageSet, share: float) -> ImageSet:
     Args:
         image_set: a batch.
         share: of the images of a class, in [0, 1).
+        known: groups of earlier batches, with whether they were test groups: they stay that.
     """
-    count = Counter((sample.split, sample.label) for sample in image_set.samples)
-    bare = [name for name in image_set.classes if not count["test", name]]
+    known = known or {}
+    without = classes_without_test(image_set)
+    bare = [name for name in image_set.classes if name in without]
     owner = [sample.group or sample.sha256 for sample in image_set.samples]
     # A group with images of a class that has a split of its own stays where that put it.
     bound = {g for g, s in zip(owner, image_set.samples, strict=True) if s.label not in bare}
-    tested: set[str] = set()
+    bound |= {group for group, test in known.items() if not test}
+    tested = {group for group, test in known.items() if test}
     for name in bare:
         groups = Counter(
             g for g, s in zip(owner, image_set.samples, strict=True) if s.label == name
@@ -75,12 +113,6 @@ def split_off(image_set: ImageSet, share: float) -> ImageSet:
     return ImageSet(image_set.root, tuple(samples))
 
 
-def without(image_set: ImageSet, files: set[str]) -> ImageSet:
-    """The batch without the images whose SHA-256 is among some."""
-    kept = tuple(sample for sample in image_set.samples if sample.sha256 not in files)
-    return ImageSet(image_set.root, kept)
-
-
 def _place(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()
 
@@ -97,8 +129,3 @@ def _folders(path: Path) -> ImageSet:
         for file in folder.image_files(own)
     ]
     return list_samples(path, rows)
-
-
-def by_split(image_set: ImageSet, split: str) -> list[Sample]:
-    """The samples of one split."""
-    return [sample for sample in image_set.samples if sample.split == split]

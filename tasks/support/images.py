@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynammo.checkpoint import Ref
+from dynammo.data.marks import digests, mark
 from dynammo.data.samples import ImageSet, Sample, read_manifest, subset_hash
 from dynammo.data.store import ImageStore
 from dynammo.errors import DataError
@@ -53,12 +52,9 @@ class Images:
     def marks(self, split: str, classes: Sequence[str], key: str) -> tuple[Tensor, Tensor]:
         """Keyed hashes of each image's file and group, (N, 32) uint8; zeros without a group."""
         samples = self._samples(split, classes)
-        files = [bytes.fromhex(keyed(key, sample.sha256)) for sample in samples]
-        groups = [
-            bytes.fromhex(keyed(key, sample.group)) if sample.group else bytes(32)
-            for sample in samples
-        ]
-        return _rows(files), _rows(groups)
+        files = [mark(key, sample.sha256) for sample in samples]
+        groups = [mark(key, sample.group) for sample in samples]
+        return digests(files), digests(groups)
 
     def _samples(self, split: str, classes: Sequence[str]) -> tuple[Sample, ...]:
         # A batch may have test images of some of its classes only.
@@ -66,11 +62,6 @@ class Images:
             return self.image_set.select(split, classes)
         here = {sample.label for sample in self.image_set.samples if sample.split == split}
         return self.image_set.select(split, [name for name in classes if name in here])
-
-
-def keyed(key: str, text: str) -> str:
-    """HMAC-SHA256, hex: names an image or a group to whoever has the key, and to nobody else."""
-    return hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()
 
 
 def remembered(memory: Ref, context: Context) -> tuple[Tensor, Tensor]:
@@ -89,10 +80,6 @@ def targets_of(tests: Sequence[Kept], classes: Sequence[str], context: Context) 
         ]
         for kept in tests
     ]
-
-
-def _rows(digests: list[bytes]) -> Tensor:
-    return torch.tensor([list(digest) for digest in digests], dtype=torch.uint8).view(-1, 32)
 
 
 @lru_cache(maxsize=2)

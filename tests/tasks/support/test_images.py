@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dynammo.data.marks import keyed
 from dynammo.data.samples import ImageSet, subset_hash, write_manifest
 from dynammo.data.sources import folder
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
-from tasks.support.images import Images, keyed, remembered, targets_of
+from tasks.support.images import Images, remembered, targets_of
 from tasks.support.workspace import Classes, Context, Kept, provenance
 
 # Each picture is of one grey value: class number times ten, plus its own number.
