@@ -253,6 +253,7 @@ def _adapt(
     features, exemplars = use(merged)
     return {
         "trained": trained,
+        "numbers": [*(last["numbers"] if last else []), batch["number"]],
         "adapters": adapters,
         "heads": heads,
         "inputs": inputs,

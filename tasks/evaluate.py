@@ -23,10 +23,12 @@ from tasks.support.workspace import Context, Kept, provenance
 
 
 class Evaluated(TypedDict):
-    """The metrics document of one variant after one task, and the predictions behind it."""
+    """The metrics document of one variant after one task, and the predictions behind it, where they
+    are kept.
+    """
 
     metrics: Ref
-    predictions: Ref
+    predictions: Ref | None
 
 
 @step("evaluate", task_run_name="evaluate {variant} {context.label}")

@@ -16,7 +16,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 import dynammo
-from dynammo.checkpoint import Ref, to_json, write_atomically
+from dynammo.checkpoint import CheckpointStore, Ref, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.predictor import save_model
@@ -24,7 +24,7 @@ from dynammo.errors import ConfigError
 from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
 from tasks.support.mlflow.champion import current_champion, gate
-from tasks.support.stage import Stage, measured
+from tasks.support.stage import Stage, known_classes, measured
 from tasks.support.workspace import CHECKPOINTS, versions
 from tasks.version_data import DataVersion
 
@@ -77,7 +77,7 @@ def publish(
         write_report(results, folder)
         _write_tables(config, data, stages, results, folder)
         if deployable:
-            unfolded = _save_merged(config, data, backbone, stages[-1], folder / "model")
+            unfolded = save_merged(config, data["hash"], backbone, stages[-1], folder / "model")
     show(results, runs)
     logger = get_run_logger()
     if unfolded:
@@ -86,23 +86,28 @@ def publish(
     return results
 
 
-def _save_merged(
-    config: Config, data: DataVersion, backbone: Ref, stage: Stage, folder: Path
+def save_merged(
+    config: Config,
+    data_hash: str,
+    backbone: Ref,
+    stage: Stage,
+    folder: Path,
+    store: CheckpointStore = CHECKPOINTS,
 ) -> list[str]:
     """Save the merged model as it is after a stage; as `save_model` returns."""
-    assert stage["adapted"] is not None  # merged is among the methods
-    merged, head = stage["adapted"]["merged"], stage["variants"]["merged"]["heads"][0]
+    merged, head = stage["variants"]["merged"]["adapter"], stage["variants"]["merged"]["heads"][0]
+    assert merged is not None
     return save_model(
         folder,
         backbone=config.backbone,
         size=config.image.size,
         adapter=config.adapter,
-        backbone_weights=CHECKPOINTS.load(backbone),
-        adapter_weights=CHECKPOINTS.load(merged),
-        head=CHECKPOINTS.load(head),
-        classes=data["classes"],
+        backbone_weights=store.load(backbone),
+        adapter_weights=store.load(merged),
+        head=store.load(head),
+        classes=known_classes(stage),
         provenance={
-            "data": data["hash"],
+            "data": data_hash,
             "parents": {
                 "backbone": backbone["sha256"],
                 "merged": merged["sha256"],
@@ -157,7 +162,9 @@ def _write_tables(
     for variant, document in results["variants"].items():
         curves = [{key: stage[key] for key in CURVES} for stage in document["stages"]]
         _write_csv(folder / "curves" / f"{variant}.csv", curves)
-        last = CHECKPOINTS.load(measured(stages[-1])[variant]["predictions"])
+        answers = measured(stages[-1])[variant]["predictions"]
+        assert answers is not None  # a run keeps them all
+        last = CHECKPOINTS.load(answers)
         rows = [
             {
                 "file": sample.file,

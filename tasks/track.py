@@ -18,7 +18,7 @@ from tasks.support.workspace import CHECKPOINTS
 from tasks.version_data import DataVersion
 
 # What the metrics depend on; a run is the same run while these and the settings stay the same.
-_CODE = (
+CODE = (
     *("tasks.train_adapter", "tasks.merge_adapters", "tasks.select_exemplars", "tasks.fit_head"),
     *("tasks.evaluate", "tasks.merge_inputs", "tasks.learn_method", "tasks.extract_features"),
     *("tasks.update_statistics", "tasks.version_data", "tasks.prepare_backbone"),
@@ -37,7 +37,7 @@ def experiment_key(config: Config, data_hash: str, backbone: Any) -> str:
     counting = config.only(*(type(config).model_fields.keys() - _BESIDE_THE_POINT))
     train = config.train.model_copy(update={"cache_mb": TrainConfig().cache_mb})
     values = counting.model_copy(update={"train": train})
-    return step_key("run", {"settings": values, "data": data_hash, "backbone": backbone}, _CODE)
+    return step_key("run", {"settings": values, "data": data_hash, "backbone": backbone}, CODE)
 
 
 @task(name="open MLflow runs", retries=2, retry_delay_seconds=3)

@@ -40,6 +40,22 @@ class Discriminant:
         power = torch.tensor(config.power, dtype=torch.float64)
         return {**{name: value / temperature for name, value in head.items()}, "power": power}
 
+    def again(
+        self, head: State, before: ClassStatistics, now: ClassStatistics, config: HeadConfig
+    ) -> State:
+        """The head for statistics of which some were taken out, at the temperature it had.
+
+        Args:
+            head: made from `before`.
+            before: statistics of C classes.
+            now: of what is left of them.
+            config: the rule's settings.
+        """
+        was = discriminant_head(before, config.shrinkage)["weight"]
+        temperature = was.norm() / head["weight"].norm()
+        made = discriminant_head(now, config.shrinkage)
+        return {**head, **{name: value / temperature for name, value in made.items()}}
+
 
 def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     """Linear discriminant analysis with equal priors, as a head.

@@ -14,13 +14,15 @@ learner that is killed at any time is at the version before or after.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -35,13 +37,25 @@ class LearnerError(DynammoError):
     """A learner that is not there, is damaged, is in use, or was written by another program."""
 
 
+class Change(TypedDict):
+    """A version became champion: when, and why against the gate, if it was."""
+
+    version: int
+    at: str
+    reason: str | None
+
+
 class Pointer(TypedDict):
-    """Which version a learner is at, and which one is deployed; 0 where there is none yet."""
+    """Which version a learner is at, and which one is deployed; 0 where there is none yet.
+
+    `champions` are all changes of the latter, oldest first.
+    """
 
     format: int
     name: str
     current: int
     champion: int
+    champions: list[Change]
 
 
 class LearnerFolder:
@@ -90,6 +104,11 @@ class LearnerFolder:
             return self.key
         return text
 
+    @property
+    def identity(self) -> str:
+        """What names this learner, whatever it is called and wherever it is; not secret."""
+        return hashlib.sha256(f"identity {self.key}".encode()).hexdigest()
+
     def pointer(self) -> Pointer:
         """Where the learner is.
 
@@ -104,6 +123,7 @@ class LearnerFolder:
             "name": self.name,
             "current": int(document["current"]),
             "champion": int(document["champion"]),
+            "champions": document["champions"],
         }
         return pointer
 
@@ -128,38 +148,42 @@ class LearnerFolder:
         files = (self.path / "versions").glob("[0-9]*.json")
         return sorted(int(file.stem) for file in files)
 
-    def commit(self, document: dict[str, Any]) -> int:
+    def commit(self, document: Mapping[str, Any], *, champion: bool) -> int:
         """Write the next version; the learner is at it when this returns.
 
         Args:
             document: what `version` will give; `format` and `number` are added.
+            champion: whether it is the champion from now on.
 
         Returns:
             Its number.
         """
         old = self.current() if self.exists else {}
         known = {ref["path"] for ref in references_in(old)}
-        for ref in references_in(document):
+        for ref in references_in(dict(document)):
             if ref["path"] not in known:
                 _sync(self.store.path(ref))
-        number = max(self.numbers(), default=0) + 1
-        champion = self.pointer()["champion"] if self.exists else 0
+        number = self.next_number()
         write_atomically(
             self._file(number), to_json({"format": FORMAT, "number": number, **document})
         )
         _sync(self._file(number))
-        self._point(number, champion)
+        self._point(number, number if champion else None, None)
         return number
 
-    def promote(self, number: int) -> None:
-        """Make a version champion."""
+    def next_number(self) -> int:
+        """Of the version that is committed next."""
+        return max(self.numbers(), default=0) + 1
+
+    def promote(self, number: int, reason: str | None = None) -> None:
+        """Make a version champion, perhaps against the gate, for a reason that is kept."""
         self.version(number)
-        self._point(self.pointer()["current"], number)
+        self._point(self.pointer()["current"], number, reason)
 
     def rollback(self, number: int) -> None:
         """Go back to a version: it is current and champion, and learning goes on from it."""
         self.version(number)
-        self._point(number, number)
+        self._point(number, number, "rollback")
 
     def rewrite(self, number: int, document: dict[str, Any]) -> None:
         """Replace a version's document where less is kept of it than before (`purge`)."""
@@ -218,16 +242,27 @@ class LearnerFolder:
     def _file(self, number: int) -> Path:
         return self.path / "versions" / f"{number:04d}.json"
 
-    def _point(self, current: int, champion: int) -> None:
-        pointer = {
+    def _point(self, current: int, champion: int | None, reason: str | None) -> None:
+        """Move the pointer; champion None leaves it where it is."""
+        was: Mapping[str, Any] = self.pointer() if self.exists else {"champion": 0, "champions": []}
+        changes = list(was["champions"])
+        if champion is not None:
+            changes.append({"version": champion, "at": now(), "reason": reason})
+        pointer: Pointer = {
             "format": FORMAT,
             "name": self.name,
             "current": current,
-            "champion": champion,
+            "champion": was["champion"] if champion is None else champion,
+            "champions": changes,
         }
         write_atomically(self.path / "learner.json", to_json(pointer))
         _sync(self.path / "learner.json")
         _sync(self.path)
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def learners(root: Path) -> list[str]:

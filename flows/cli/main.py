@@ -156,13 +156,13 @@ def evaluate(
             table.add_row(
                 escape(name),
                 str(row["support"]),
-                _percent(row["recall"]),
-                _percent(row["precision"]),
+                percent(row["recall"]),
+                percent(row["precision"]),
             )
         out.print(table)
         out.print(
-            f"accuracy {_percent(measured['accuracy'])}, "
-            f"mean class recall {_percent(measured['mean_class_recall'])}"
+            f"accuracy {percent(measured['accuracy'])}, "
+            f"mean class recall {percent(measured['mean_class_recall'])}"
         )
 
 
@@ -390,5 +390,6 @@ def _csv(rows: list[dict[str, Any]], classes: list[str]) -> str:
     return text.getvalue()
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share, or a dash."""
     return "-" if value is None else f"{100 * value:.1f}%"

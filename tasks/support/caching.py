@@ -75,6 +75,8 @@ class StepCache(CachePolicy):
         (context,) = (value for value in inputs.values() if isinstance(value, Context))
         arguments = {k: v for k, v in inputs.items() if not isinstance(v, Context)}
         arguments["device"] = context.device
+        if context.key:  # what a learner keeps is named under its own key
+            arguments["key"] = hashlib.sha256(context.key.encode()).hexdigest()
         key = step_key(task_ctx.task.name, arguments, self.modules)
         _forget_unless_intact(RESULTS / key, context.checkpoints)
         if journal := context.journal:

@@ -13,12 +13,14 @@ from tasks.train_adapter import Trained
 
 class Adapted(TypedDict):
     """What merged and unmerged share: `adapters` and the `heads` that they were trained with, one a
-    batch so far, unless `adapter.tasks` left the later ones out; `trained`, this batch's; `inputs`,
+    batch so far, unless `adapter.tasks` left the later ones out; `numbers` of the batches that they
+    were trained on; `trained`, this batch's; `inputs`,
     what else the merge rule needs; the `merged` adapter; `features` of this batch's images under
     it; the memory that they chose.
     """
 
     trained: Trained | None
+    numbers: list[int]
     adapters: list[Ref]
     heads: list[Ref]
     inputs: MergeInputs
@@ -30,13 +32,13 @@ class Adapted(TypedDict):
 class Part(TypedDict):
     """A batch's share of the class statistics, with which it can be taken out again.
 
-    `classes` of the batch; `statistics` of each as measured (`dynammo.heads.statistics.pack`);
-    `drift`, the map that carried the older batches' over when it came.
+    `classes` of the batch; `statistics` of each as measured (`dynammo.heads.statistics.pack`), none
+    if it was forgotten; `drift`, the map that carried the older batches' over when it came.
     """
 
     batch: int
     classes: list[str]
-    statistics: Ref
+    statistics: Ref | None
     drift: Ref | None
 
 

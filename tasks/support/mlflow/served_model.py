@@ -68,7 +68,9 @@ class ModelInfo(TypedDict):
     sha256: str
 
 
-def log_model(run_id: str, folder: Path, name: str, example: Source) -> ModelInfo:
+def log_model(
+    run_id: str, folder: Path, name: str, example: Source, learner: Path | None = None
+) -> ModelInfo:
     """Log the model folder of `dynammo.deploy.predictor.save_model` as an MLflow model.
 
     It carries the dynammo package, so it can be served from anywhere, and no pickle. A run that has
@@ -80,12 +82,19 @@ def log_model(run_id: str, folder: Path, name: str, example: Source) -> ModelInf
         name: shown in MLflow.
         example: a picture to send to the model, shown with it to everybody who sees the model: take
             none of a patient's. It is shrunk to at most 128 pixels a side.
+        learner: a learner's folder that the model carries along, to go on learning from it.
 
     Raises:
         TrackingError: see `tasks.support.mlflow.runs.mlflow_client`.
         DataError: the example cannot be read.
     """
     digest = hash_folder(folder)
+    artifacts = {"model": str(folder)}
+    if learner is not None:
+        artifacts["learner"] = str(learner)
+        digest = hashlib.sha256(
+            f"{digest} {hash_folder(learner / 'versions')}".encode()
+        ).hexdigest()
     input_example = pd.DataFrame({"image": [_encode_example(example)]})
     with mlflow_client() as client:
         model = _logged(client, run_id, digest)
@@ -104,7 +113,7 @@ def log_model(run_id: str, folder: Path, name: str, example: Source) -> ModelInf
                 mlflow.pyfunc.save_model(
                     path=local,
                     python_model=str(_CODE),
-                    artifacts={"model": str(folder)},
+                    artifacts=artifacts,
                     code_paths=[str(Path(dynammo.__file__).parent)],
                     pip_requirements=[f"{name}=={_version(name)}" for name in _PACKAGES],
                     signature=_SIGNATURE,

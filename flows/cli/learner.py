@@ -1,0 +1,269 @@
+"""The commands about a learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from dynammo.config import parse_overrides
+from dynammo.errors import ConfigError
+from flows.cli.main import Params, Set, app, out, percent, readable_errors
+
+if TYPE_CHECKING:
+    from dynammo.learner.folder import LearnerFolder
+
+Learner = Annotated[str, typer.Argument(help="Name of the learner: a folder in learners/.")]
+Batches = Annotated[
+    str | None, typer.Option("--tasks", "-t", help="Numbers of batches, such as 1,2,4.")
+]
+_PANEL = "A learner"
+
+
+@app.command(rich_help_panel=_PANEL)
+def learn(
+    learner: Annotated[
+        str,
+        typer.Argument(help="Name of the learner, or models:/dynammo-NAME@champion. New: made."),
+    ],
+    batch: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with <class>/<image>, or train/<class>/ and test/<class>/; or a CSV with "
+            "columns file,class and, if wanted, split and group."
+        ),
+    ],
+    params: Params = None,
+    set_: Set = None,
+) -> None:
+    """Learn a batch of images: new classes, more images of known ones, or both.
+
+    The first batch makes the learner, later ones extend it. Once learnt, the images are not needed
+    any more. Killed, the same command goes on. The learner is in learners/NAME, or in the folder
+    DYNAMMO_LEARNERS.
+    """
+    with readable_errors():
+        overrides = parse_overrides(set_ or [])
+        _ready()
+        from flows.learn import learn as flow
+
+        given = str(params) if params else None
+        made = flow(learner, str(batch.absolute()), given, overrides)
+        _show(made["learner"], made["version"])
+
+
+@app.command(rich_help_panel=_PANEL)
+def history(
+    learner: Annotated[str | None, typer.Argument(help="Name; default: all learners.")] = None,
+) -> None:
+    """List the versions of a learner: what each added, how good it is, which is champion."""
+    with readable_errors():
+        from dynammo.learner.folder import learners
+        from tasks.support.version import learners_root
+
+        if learner is None:
+            for name in learners(learners_root()):
+                out.print(Text(name))
+            return
+        out.print(_history(_find(learner)))
+
+
+@app.command(rich_help_panel=_PANEL)
+def forget(
+    learner: Learner,
+    tasks: Batches = None,
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", "-c", help="A class. May be repeated.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", "-g", help="A patient: the images kept of them go.")
+    ] = None,
+) -> None:
+    """Take batches, classes or a patient's images out again.
+
+    Without a batch or a class the learner goes on as a new version; old versions still hold them
+    (see purge). A patient's images and hashes are removed from all versions.
+    """
+    with readable_errors():
+        if (tasks or class_) and group:
+            raise ConfigError(["forget a group by itself, then batches or classes"])
+        if not (tasks or class_ or group):
+            raise ConfigError(["forget what? --tasks, --class or --group"])
+        _find(learner)
+        _ready()
+        from flows import revise
+
+        if group:
+            removed = revise.purge(learner, None, group)["removed"]
+            out.print(
+                f"{removed} images removed from all versions. Adapters, statistics and heads are "
+                "of many images together: what they learnt from these stays in them, until the "
+                "batch is forgotten (--tasks)."
+            )
+            return
+        made = revise.forget(learner, _numbers(tasks), class_)
+        for remark in made["remarks"]:
+            out.print(Text(f"stays: {remark}"), soft_wrap=True)
+        _show(learner, made["version"])
+
+
+@app.command(rich_help_panel=_PANEL)
+def merge(
+    learner: Learner,
+    tasks: Batches = None,
+    rule: Annotated[
+        str | None, typer.Option("--rule", "-r", help="docs/merge-rules.md lists them.")
+    ] = None,
+) -> None:
+    """Merge the adapters of some batches again, or of all by another rule. Forgets no class."""
+    with readable_errors():
+        if not (tasks or rule):
+            raise ConfigError(["merge what? --tasks, --rule or both"])
+        _find(learner)
+        _ready()
+        from flows import revise
+
+        made = revise.merge(learner, _numbers(tasks), rule)
+        _show(learner, made["version"])
+
+
+@app.command(rich_help_panel=_PANEL)
+def rollback(
+    learner: Learner, version: Annotated[int, typer.Argument(help="As history shows it.")]
+) -> None:
+    """Go back to a version: it is champion, and learning goes on from it. Nothing is lost."""
+    with readable_errors():
+        folder = _find(learner)
+        folder.version(version)
+        from flows.versions import point
+
+        point(folder, version, None, back=True)
+        out.print(_history(folder))
+
+
+@app.command(rich_help_panel=_PANEL)
+def promote(
+    learner: Learner,
+    version: Annotated[int, typer.Argument(help="As history shows it.")],
+    reason: Annotated[
+        str | None, typer.Option(help="Why, against the gate; recorded with the version.")
+    ] = None,
+) -> None:
+    """Make a version champion. One that did not pass the gate needs a reason."""
+    with readable_errors():
+        folder = _find(learner)
+        gate = folder.version(version)["gate"]
+        if not gate["passed"] and not (reason and reason.strip()):
+            failed = "; ".join(c["detail"] for c in gate["checks"] if not c["passed"])
+            raise ConfigError(
+                [f"version {version} did not pass the gate ({failed}): give --reason"]
+            )
+        from flows.versions import point
+
+        point(folder, version, reason, back=False)
+        out.print(_history(folder))
+
+
+@app.command(rich_help_panel=_PANEL)
+def held(learner: Learner) -> None:
+    """List all that is still held of single images, and where."""
+    with readable_errors():
+        from tasks.purge import held as list_held
+
+        table = Table("what", "images", "kB", "versions", "file", box=SIMPLE_HEAD)
+        folder = _find(learner)
+        for own in list_held(folder):
+            table.add_row(
+                own["what"],
+                str(own["images"]),
+                f"{own['bytes'] / 1e3:.1f}",
+                ", ".join(map(str, own["versions"])),
+                escape(str(Path(own["file"]).relative_to(folder.path))),
+            )
+        out.print(table)
+        out.print(Text(f"All of it is in {folder.path}, and in its registered models in MLflow."))
+
+
+@app.command(rich_help_panel=_PANEL)
+def purge(
+    learner: Learner,
+    tasks: Batches = None,
+) -> None:
+    """Remove the images that are held, from all versions and from MLflow; all, or some batches'.
+
+    What was learnt stays. What can no longer be measured is said.
+    """
+    with readable_errors():
+        _find(learner)
+        _ready()
+        from flows import revise
+
+        removed = revise.purge(learner, _numbers(tasks), None)["removed"]
+        out.print(f"{removed} images removed from all versions.")
+
+
+def _find(name: str) -> LearnerFolder:
+    from tasks.support.version import find_learner
+
+    folder = find_learner(name)
+    folder.pointer()  # there is one, and it can be read
+    return folder
+
+
+def _ready() -> None:
+    from flows.cli.doctor import check_prefect
+
+    check_prefect()
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError([f"--tasks {text!r}: expected numbers, such as 1,2,4"]) from None
+
+
+def _history(folder: LearnerFolder) -> Table:
+    from tasks.support.version import recall_of
+
+    pointer = folder.pointer()
+    table = Table(
+        "version", "from", "what", "classes", "recall", "", box=SIMPLE_HEAD, title=folder.name
+    )
+    for number in folder.numbers():
+        document: Any = folder.version(number)
+        marks = [
+            *(["champion"] if number == pointer["champion"] else []),
+            *(["current"] if number == pointer["current"] else []),
+            *([] if document["gate"]["passed"] else ["not passed"]),
+        ]
+        classes = sum(len(own) for own in document["stage"]["tasks"])
+        table.add_row(
+            str(number),
+            str(document["parent"] or "-"),
+            escape(document["operation"]),
+            str(classes),
+            percent(recall_of(folder, document)),
+            ", ".join(marks),
+        )
+    return table
+
+
+def _show(name: str, number: int) -> None:
+    """The version just made: its classes' recall beside the champion's, and where to look."""
+    folder = _find(name)
+    document: Any = folder.version(number)
+    out.print(_history(folder))
+    for check in document["gate"]["checks"]:
+        if not check["passed"]:
+            out.print(Text.assemble(("not champion: ", "yellow"), check["detail"]), soft_wrap=True)
+    model = folder.path / "model"
+    if model.is_dir():
+        out.print(Text(f"model: dynammo predict --model {model} IMAGE..."), soft_wrap=True)

@@ -1,0 +1,342 @@
+"""Take batches or classes out of what was learnt, and merge what is left again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from prefect import task
+
+from dynammo.checkpoint import Ref
+from dynammo.config import Config
+from dynammo.data.marks import rows
+from dynammo.heads import HEAD_RULES
+from dynammo.heads.base import Evidence
+from dynammo.heads.drift import Drift, measure_drift
+from dynammo.heads.scaling import power_normalise
+from dynammo.heads.statistics import ClassStatistics, add_samples, drop_classes, unpack
+from dynammo.learner.folder import LearnerError
+from dynammo.learner.ledger import Ledger
+from dynammo.merging import MERGE_RULES
+from dynammo.merging.inputs import inputs_of
+from dynammo.network.features import mirrored_views
+from dynammo.state import State
+from tasks.merge_adapters import merge_adapters
+from tasks.support.images import remembered
+from tasks.support.kept import select_exemplars
+from tasks.support.networks import load_network
+from tasks.support.stage import Adapted, Part, Stage, Variant, known_classes
+from tasks.support.workspace import Context, provenance
+
+
+class Left(NamedTuple):
+    """What is left: the stage; `drifts`, by method, the map from the network before to the one now
+    where it changed; and what could not be taken out, in words.
+    """
+
+    stage: Stage
+    drifts: dict[str, Ref]
+    remarks: list[str]
+
+
+@task(name="forget batches", task_run_name="forget batches {batches}")
+def forget_batches(
+    config: Config,
+    stage: Stage,
+    backbone: Ref,
+    ledger: Ledger,
+    learnt: dict[int, list[str]],
+    batches: list[int],
+    classes: list[str],
+    context: Context,
+    merge: list[int] | None = None,
+) -> Left:
+    """A stage as if some batches, or some classes, had not been learnt.
+
+    Adapters are merged again without those of the batches, statistics are added up again without
+    theirs, and the head follows from these. This is exact where the network stays as it is: where
+    the deployed method has no adapters or one that stays. Where it changes, the other batches'
+    statistics are carried over by a drift map measured on the images that are remembered, as they
+    are when a batch is learnt; and adapters that were trained from a forgotten one stay as they
+    are.
+
+    Args:
+        config: of the learner.
+        stage: what was learnt.
+        backbone: checkpoint of the frozen network.
+        ledger: tells which batch an exemplar came with.
+        learnt: numbers of all batches in the stage, in order, with the classes of each.
+        batches: to forget, a subset of them.
+        classes: to forget, of any batch.
+        context: places.
+        merge: the batches whose adapters are merged; default: all that are not forgotten.
+
+    Raises:
+        LearnerError: nothing would be left; a method cannot forget; the batches' own statistics
+            were not kept.
+    """
+    check_can_forget(config, stage)
+    remaining = [number for number in learnt if number not in batches]
+    stored = all(own["parts"] or own["statistics"] is None for own in stage["variants"].values())
+    if batches and not stored:
+        raise LearnerError(
+            "the batches' own statistics were not kept (retention.train nothing): a batch cannot "
+            "be taken out again"
+        )
+    held = {name for number in remaining for name in learnt[number]}
+    kept = [name for name in known_classes(stage) if name in held and name not in classes]
+    if not kept:
+        raise LearnerError("nothing would be left")
+    remarks: list[str] = []
+    if classes and not stored:
+        remarks.append("the forgotten classes' spread stays in the scatter that all classes share")
+    adapted, moved = stage["adapted"], False
+    if adapted is not None:
+        adapted, moved, said = _without(config, adapted, batches, merge, context)
+        remarks += said
+    variants: dict[str, Variant] = {}
+    drifts: dict[str, Ref] = {}
+    for name, variant in stage["variants"].items():
+        adapter = adapted["merged"] if name == "merged" and adapted else None
+        exemplars = _exemplars(variant["exemplars"], stage, ledger, batches, kept, context)
+        drift = None
+        if moved and name == "merged":
+            drift = _drift(config, backbone, variant["adapter"], adapter, exemplars, context)
+            if drift is None:
+                remarks.append("no image is remembered: the statistics left are not carried over")
+            else:
+                drifts[name] = drift
+        variants[name] = _refit(
+            config,
+            variant,
+            adapter,
+            exemplars,
+            adapted if name == "merged" else None,
+            stage,
+            backbone,
+            remaining,
+            kept,
+            drift,
+            context,
+        )
+    if adapted is not None and "merged" in variants and variants["merged"]["exemplars"]:
+        adapted = {**adapted, "exemplars": variants["merged"]["exemplars"]}
+    left: Stage = {
+        **stage,
+        "tasks": [own for task_ in stage["tasks"] if (own := [n for n in task_ if n in kept])],
+        "adapted": adapted,
+        "variants": variants,
+    }
+    return Left(left, drifts, remarks)
+
+
+def check_can_forget(config: Config, stage: Stage) -> None:
+    """Refuse where a method has no way to forget.
+
+    Raises:
+        LearnerError: there is one.
+    """
+    others = [*stage["peers"], *({"unmerged"} & set(stage["variants"]))]
+    if others:
+        raise LearnerError(
+            f"only merged and frozen can forget; this learner has {', '.join(others)}"
+        )
+
+
+def _without(
+    config: Config,
+    adapted: Adapted,
+    batches: Sequence[int],
+    merge: Sequence[int] | None,
+    context: Context,
+) -> tuple[Adapted, bool, list[str]]:
+    """The adapters of some batches, merged again; whether the network changed; and remarks."""
+    numbers = adapted["numbers"]
+    if absent := sorted(set(merge or ()) - set(numbers)):
+        known = ", ".join(map(str, numbers))
+        raise LearnerError(f"batch {absent[0]} has no adapter; those that have: {known}")
+    wanted = [n for n in numbers if n not in batches and (merge is None or n in merge)]
+    if wanted == numbers and merge is None:
+        return adapted, False, []
+    if not wanted:
+        return (
+            adapted,
+            False,
+            [
+                "the only adapter was trained on a forgotten batch, and stays: without it nothing "
+                "of what the other batches taught would be right"
+            ],
+        )
+    left = [numbers.index(number) for number in wanted]
+    needed = inputs_of(MERGE_RULES[config.merge.rule]) - set(adapted["inputs"])
+    if needed:
+        raise LearnerError(
+            f"rule {config.merge.rule} needs {', '.join(sorted(needed))}, which was not measured "
+            "when the batches were there"
+        )
+    inputs = {
+        name: [value[place] for place in left] if isinstance(value, list) else value
+        for name, value in adapted["inputs"].items()
+    }
+    adapters = [adapted["adapters"][place] for place in left]
+    merged = merge_adapters.fn(config.merge, adapters, None, inputs, context)
+    remarks = []
+    gone = [number for number in numbers if number in batches]
+    if config.adapter.init == "previous" and gone and wanted[-1] > gone[0]:
+        remarks.append("later adapters were trained from a forgotten one, and stay as they are")
+    result: Adapted = {
+        **adapted,
+        "numbers": wanted,
+        "adapters": adapters,
+        "heads": [adapted["heads"][place] for place in left],
+        "inputs": inputs,  # type: ignore[typeddict-item]
+        "merged": merged,
+    }
+    return result, merged != adapted["merged"], remarks
+
+
+def _exemplars(
+    memory: Ref | None,
+    stage: Stage,
+    ledger: Ledger,
+    batches: Sequence[int],
+    kept: list[str],
+    context: Context,
+) -> Ref | None:
+    """The memory without the images of forgotten batches and classes."""
+    if memory is None:
+        return None
+    store, known = context.checkpoints, known_classes(stage)
+    state = store.load(memory)
+    came = ledger.batch_of()
+    owner = torch.arange(len(state["counts"])).repeat_interleave(state["counts"])
+    rows_kept = [
+        known[label] in kept and came.get(file) not in batches
+        for label, file in zip(owner.tolist(), rows(state["files"]), strict=True)
+    ]
+    mask = torch.tensor(rows_kept, dtype=torch.bool)
+    places = torch.tensor([known.index(name) for name in kept])
+    return select_exemplars(memory, mask, places, store)
+
+
+def _drift(
+    config: Config,
+    backbone: Ref,
+    before: Ref | None,
+    after: Ref | None,
+    exemplars: Ref | None,
+    context: Context,
+) -> Ref | None:
+    """What merging again did to features, seen on the remembered images; none without any."""
+    if exemplars is None:
+        return None
+    pixels, _ = remembered(exemplars, context)
+    if not len(pixels):
+        return None
+    flip = config.head.flip
+
+    def seen(adapter: Ref | None) -> torch.Tensor:
+        network = load_network(
+            config.backbone.architecture, config.image, config.adapter, backbone, adapter, context
+        )
+        return power_normalise(
+            mirrored_views(network, pixels, flip).flatten(0, 1), config.head.power
+        )
+
+    drift = measure_drift(seen(before), seen(after), config.head.drift_ridge)
+    meta = provenance(before=before, after=after, exemplars=exemplars)
+    return context.checkpoints.save("drift", drift._asdict(), meta)
+
+
+def _refit(
+    config: Config,
+    variant: Variant,
+    adapter: Ref | None,
+    exemplars: Ref | None,
+    adapted: Adapted | None,
+    stage: Stage,
+    backbone: Ref,
+    remaining: Sequence[int],
+    kept: list[str],
+    drift: Ref | None,
+    context: Context,
+) -> Variant:
+    """A method's head on what is left."""
+    store, known = context.checkpoints, known_classes(stage)
+    meta = provenance(
+        config.head, adapter=adapter, statistics=variant["statistics"], exemplars=exemplars
+    )
+    if variant["statistics"] is None:  # the head is trained on exemplars
+        if exemplars is None:
+            raise LearnerError("no image is remembered: the head cannot be fitted again")
+        pixels, labels = remembered(exemplars, context)
+        network = load_network(
+            config.backbone.architecture, config.image, config.adapter, backbone, adapter, context
+        )
+        views = mirrored_views(network, pixels, config.head.flip)
+        heads = [store.load(ref) for ref in adapted["heads"]] if adapted else []
+        evidence = Evidence(views, labels, None, None, None, heads, config.seed)
+        head: State = HEAD_RULES[config.head.rule]()(evidence, config.head)
+        statistics, parts = None, []
+    else:
+        before = ClassStatistics(**store.load(variant["statistics"]))
+        parts = [_cut(part, remaining, kept, context) for part in variant["parts"]]
+        if drift is not None:
+            parts.append({"batch": 0, "classes": [], "statistics": None, "drift": drift})
+        if parts:
+            now = add_up(parts, kept, context)
+        else:  # the spread of a forgotten class stays in the common scatter
+            now = drop_classes(before, [known.index(name) for name in kept])
+        statistics = store.save("statistics", now._asdict(), meta)
+        again = HEAD_RULES[config.head.rule]().again
+        head = again(store.load(variant["heads"][0]), before, now, config.head)
+    return {
+        "adapter": adapter,
+        "heads": [store.save("head", head, meta)],
+        "exemplars": exemplars,
+        "statistics": statistics,
+        "parts": parts,
+        "features": [],
+        "evaluated": None,
+    }
+
+
+def add_up(parts: Sequence[Part], classes: Sequence[str], context: Context) -> ClassStatistics:
+    """The statistics of some classes from those of the batches, each carried over by the drift maps
+    of all that came after it.
+
+    What is stored of a batch is single precision: the sum is that of `update_statistics` to 1e-6.
+    """
+    store, total = context.checkpoints, None
+    for part in parts:
+        if total is not None and part["drift"] is not None:
+            total = Drift(**store.load(part["drift"])).statistics(total)
+        if part["statistics"] is None:
+            continue
+        own = unpack(store.load(part["statistics"]), list(range(len(part["classes"]))))
+        if total is None:
+            size = own.means.shape[1]
+            total = ClassStatistics(
+                torch.zeros(len(classes), size).double(),
+                torch.zeros(size, size).double(),
+                torch.zeros(len(classes)).double(),
+            )
+        total = add_samples(total, own, [classes.index(name) for name in part["classes"]])
+    if total is None:
+        raise LearnerError("no batch's statistics are left")
+    return total
+
+
+def _cut(part: Part, remaining: Sequence[int], kept: Sequence[str], context: Context) -> Part:
+    """A batch's share without forgotten classes; of a forgotten batch only its drift map."""
+    classes = [name for name in part["classes"] if name in kept and part["batch"] in remaining]
+    if classes == part["classes"] or part["statistics"] is None:
+        return part
+    if not classes:
+        return {**part, "classes": [], "statistics": None}
+    places = torch.tensor([part["classes"].index(name) for name in classes])
+    store = context.checkpoints
+    rest = {name: value[places] for name, value in store.load(part["statistics"]).items()}
+    ref = store.save("batch-statistics", rest, provenance(statistics=part["statistics"]))
+    return {**part, "classes": classes, "statistics": ref}

@@ -1,0 +1,225 @@
+"""Show a version of a learner: its model as files, its metrics and its model in MLflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import get_run_logger, task
+
+from dynammo.checkpoint import references_in, to_json, write_atomically
+from dynammo.learner.folder import LearnerError, LearnerFolder
+from tasks.publish import replaced_folder, save_merged
+from tasks.support.mlflow import champion as aliases
+from tasks.support.mlflow import runs as mlflow_runs
+from tasks.support.mlflow import served_model
+from tasks.support.stage import known_classes, measured
+from tasks.support.version import DEPLOYED, Version, config_of
+
+_PREFIX = "models:/"
+REGISTERED = "registered.json"  # version of the learner -> version of the registered model
+
+
+def model_of(folder: LearnerFolder) -> Path:
+    """Where the champion's model is."""
+    return folder.path / "model"
+
+
+def write_model(folder: LearnerFolder) -> None:
+    """Write the champion's model beside the learner, unless it is there."""
+    number = folder.pointer()["champion"]
+    target, note = model_of(folder), {"version": number}
+    if not number:
+        shutil.rmtree(target, ignore_errors=True)
+        return
+    marker = target / "version.json"
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == note:
+        return
+    with replaced_folder(target) as fresh:
+        _save(folder, folder.version(number), fresh)
+        write_atomically(fresh / "version.json", to_json(note))
+
+
+def _save(folder: LearnerFolder, version: Any, target: Path) -> None:
+    document: Version = version
+    hashes = document["batches"][-1]["hash"]
+    config = config_of(document)
+    save_merged(config, hashes, document["backbone"], document["stage"], target, folder.store)
+
+
+@task(name="register version", retries=2, retry_delay_seconds=3)
+def register_version(folder_path: str, number: int) -> str | None:
+    """Record a version's metrics in MLflow, and register its model with the learner whole in it.
+
+    All versions share one run a method, so that its curves run over the versions. What is recorded
+    already stays as it is.
+
+    Args:
+        folder_path: of the learner.
+        number: of the version.
+
+    Returns:
+        The registered model's version; none where `tracking.register_model` is off.
+    """
+    path = Path(folder_path)
+    folder = LearnerFolder(path.parent, path.name)
+    version: Any = folder.version(number)
+    config = config_of(version)
+    if not config.tracking.register_model:
+        return None
+    runs = mlflow_runs.open_runs(
+        config,
+        folder.identity,
+        {"hash": folder.identity},
+        [*version["stage"]["variants"], *version["stage"]["peers"]],
+    )
+    summary: dict[str, float | None] = {}
+    for method, evaluated in measured(version["stage"]).items():
+        document = folder.store.load_json(evaluated["metrics"])
+        mlflow_runs.log_stage(runs["children"][method], number, document)
+        if method == DEPLOYED:
+            summary = {
+                "last_accuracy": document["accuracy"],
+                "last_mean_class_recall": document["mean_class_recall"],
+            }
+    run = runs["children"][DEPLOYED]
+    example = np.full((config.image.size, config.image.size, 3), 128, dtype=np.uint8)
+    with tempfile.TemporaryDirectory(dir=folder.path) as temporary:
+        model, whole = Path(temporary) / "model", Path(temporary) / "learner"
+        _save(folder, version, model)
+        pack(folder, number, whole)
+        logged = served_model.log_model(run, model, config.model_name, example, learner=whole)
+    registered = served_model.register(
+        config.model_name,
+        run,
+        logged,
+        data_hash=version["batches"][-1]["hash"],
+        classes=known_classes(version["stage"]),
+        summary=summary,
+    )
+    mlflow_runs.finish_runs(runs)
+    get_run_logger().info("registered %s version %s", config.model_name, registered)
+    return registered
+
+
+def pack(folder: LearnerFolder, number: int, target: Path) -> None:
+    """Copy what another machine needs to go on from a version: it, the champion, their objects and
+    the key.
+    """
+    pointer = folder.pointer()
+    wanted = {number, pointer["champion"]} - {0}
+    copy = LearnerFolder(target.parent, target.name)
+    for other in sorted(wanted):
+        document = folder.version(other)
+        write_atomically(copy.path / "versions" / f"{other:04d}.json", to_json(document))
+        for ref in references_in(document):
+            for file in (folder.store.path(ref), folder.store.path(ref).with_suffix(".json")):
+                if file.is_file():
+                    copy.store.folder.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(file, copy.store.folder / file.name)
+    shutil.copy2(folder.path / "key", copy.path / "key")
+    write_atomically(copy.path / "learner.json", to_json({**pointer, "current": number}))
+
+
+def fetch_learner(uri: str, folder: LearnerFolder) -> None:
+    """Bring a learner here from the model registry.
+
+    Args:
+        uri: `models:/<name>@champion` or `models:/<name>/<version>`.
+        folder: where it goes.
+
+    Raises:
+        LearnerError: the model holds no learner; there is another learner of that name here.
+    """
+    import mlflow.artifacts
+
+    with mlflow_runs.mlflow_client() as client:
+        name, _, alias = uri.removeprefix(_PREFIX).partition("@")
+        name, _, number = name.partition("/")
+        found = (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, number)
+        )
+        with tempfile.TemporaryDirectory() as temporary:
+            local = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{found.source}/artifacts/learner",
+                dst_path=temporary,
+                tracking_uri=mlflow_runs.tracking_uri(),
+            )
+            source = LearnerFolder(Path(local).parent, Path(local).name)
+            if not source.exists:
+                raise LearnerError(f"{uri} holds no learner")
+            if problems := source.problems():
+                raise LearnerError(f"{uri}: {problems[0]}")
+            if folder.exists:
+                _check_same(folder, source, uri)
+                return
+            pointer = source.pointer()
+            with replaced_folder(folder.path) as fresh:
+                shutil.copytree(source.path, fresh, dirs_exist_ok=True)
+                (fresh / "key").chmod(0o600)
+                write_atomically(fresh / "learner.json", to_json({**pointer, "name": folder.name}))
+
+
+def withdraw(folder: LearnerFolder) -> None:
+    """Remove the learner from all registered models, where images were removed from it; the models
+    stay, and the present version is registered anew.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    noted = folder.path / REGISTERED
+    if not noted.is_file():
+        return
+    document: Any = folder.current()
+    name = config_of(document).model_name
+    with mlflow_runs.mlflow_client() as client:
+        for number in json.loads(noted.read_text(encoding="utf-8")).values():
+            source = client.get_model_version(name, number).source
+            repository = get_artifact_repository(source, tracking_uri=mlflow_runs.tracking_uri())
+            if repository.list_artifacts("artifacts/learner"):
+                repository.delete_artifacts("artifacts/learner")
+    noted.unlink()
+
+
+def learner_name(uri: str) -> str:
+    """The learner's name in a registered model's URI.
+
+    Raises:
+        LearnerError: no such URI.
+    """
+    model = uri.removeprefix(_PREFIX).partition("@")[0].partition("/")[0]
+    if not model.startswith("dynammo-") or ("@" not in uri and "/" not in uri[len(_PREFIX) :]):
+        raise LearnerError(
+            f"{uri}: expected models:/dynammo-<learner>@champion or models:/dynammo-<learner>/3"
+        )
+    return model.removeprefix("dynammo-")
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name is that of a registered model, and not of a learner here."""
+    return name.startswith(_PREFIX)
+
+
+def move_alias(folder: LearnerFolder, registered: str, number: int, reason: str | None) -> None:
+    """Give the registered version the alias `champion` where the learner's pointer says so."""
+    version: Any = folder.version(number)
+    if folder.pointer()["champion"] == number:
+        model = config_of(version).model_name
+        overruled = None if version["gate"]["passed"] else reason or "promoted"
+        aliases.promote(model, registered, version["gate"], reason=overruled)
+
+
+def _check_same(here: LearnerFolder, there: LearnerFolder, uri: str) -> None:
+    number = there.pointer()["current"]
+    same = here.pointer()["current"] == number and here.version(number) == there.version(number)
+    if not same:
+        raise LearnerError(
+            f"there is a learner {here.name!r} here already, at version "
+            f"{here.pointer()['current']}, and {uri} is another: learn with the one here by its "
+            "name, or move it away"
+        )
