@@ -179,8 +179,10 @@ def withdraw(folder: LearnerFolder) -> None:
     name = config_of(document).model_name
     with mlflow_runs.mlflow_client() as client:
         for number in json.loads(noted.read_text(encoding="utf-8")).values():
-            source = client.get_model_version(name, number).source
-            repository = get_artifact_repository(source, tracking_uri=mlflow_runs.tracking_uri())
+            model = client.get_model_version(name, number)
+            repository: Any = get_artifact_repository(
+                str(model.source), tracking_uri=mlflow_runs.tracking_uri()
+            )
             if repository.list_artifacts("artifacts/learner"):
                 repository.delete_artifacts("artifacts/learner")
     noted.unlink()

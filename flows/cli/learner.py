@@ -264,6 +264,9 @@ def _show(name: str, number: int) -> None:
     for check in document["gate"]["checks"]:
         if not check["passed"]:
             out.print(Text.assemble(("not champion: ", "yellow"), check["detail"]), soft_wrap=True)
+    if not document["gate"]["passed"]:
+        again = f"all the same: dynammo promote {name} {number} --reason '...'"
+        out.print(Text(again), soft_wrap=True)
     model = folder.path / "model"
     if model.is_dir():
         out.print(Text(f"model: dynammo predict --model {model} IMAGE..."), soft_wrap=True)
