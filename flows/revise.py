@@ -99,6 +99,37 @@ def purge(
     return {"learner": learner, "removed": removed}
 
 
+@flow(name="dynammo-promote", flow_run_name=_run_name)
+def promote(
+    learner: str, version: int, reason: str | None = None, back: bool = False
+) -> dict[str, Any]:
+    """Make a version champion, here and in MLflow.
+
+    Args:
+        learner: its name.
+        version: its number.
+        reason: why, where the gate was not passed.
+        back: whether learning goes on from it, too.
+
+    Raises:
+        LearnerError: the version did not pass the gate, and there is no reason.
+    """
+    folder = find_learner(learner)
+    gate = folder.version(version)["gate"]
+    if not (back or gate["passed"] or (reason and reason.strip())):
+        failed = "; ".join(check["detail"] for check in gate["checks"] if not check["passed"])
+        raise LearnerError(
+            f"version {version} did not pass the gate and needs a reason to be champion: {failed}"
+        )
+    with folder.lock():
+        if back:
+            folder.rollback(version)
+        else:
+            folder.promote(version, reason)
+    show_version(folder)
+    return {"learner": learner, "champion": version}
+
+
 def _revise(
     folder: LearnerFolder,
     batches: list[int],

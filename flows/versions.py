@@ -174,16 +174,6 @@ def publish_pending(folder: LearnerFolder) -> None:
         move_alias(folder, known[str(champion)], champion, reason)
 
 
-def point(folder: LearnerFolder, number: int, reason: str | None, back: bool) -> None:
-    """Make a version champion, here and in MLflow; with `back` learning goes on from it, too."""
-    with folder.lock():
-        if back:
-            folder.rollback(number)
-        else:
-            folder.promote(number, reason)
-    show_version(folder)
-
-
 def now_known() -> tuple[str, dict[str, str]]:
     """The code's hash, and the versions of what numbers depend on: recorded, never demanded."""
     return code_version(*CODE), versions()

@@ -140,9 +140,10 @@ def rollback(
     with readable_errors():
         folder = _find(learner)
         folder.version(version)
-        from flows.versions import point
+        _ready()
+        from flows import revise
 
-        point(folder, version, None, back=True)
+        revise.promote(learner, version, back=True)
         out.print(_history(folder))
 
 
@@ -157,15 +158,11 @@ def promote(
     """Make a version champion. One that did not pass the gate needs a reason."""
     with readable_errors():
         folder = _find(learner)
-        gate = folder.version(version)["gate"]
-        if not gate["passed"] and not (reason and reason.strip()):
-            failed = "; ".join(c["detail"] for c in gate["checks"] if not c["passed"])
-            raise ConfigError(
-                [f"version {version} did not pass the gate ({failed}): give --reason"]
-            )
-        from flows.versions import point
+        folder.version(version)
+        _ready()
+        from flows import revise
 
-        point(folder, version, reason, back=False)
+        revise.promote(learner, version, reason)
         out.print(_history(folder))
 
 
