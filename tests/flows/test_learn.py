@@ -51,11 +51,11 @@ def arrive(here: Path, pictures: Path) -> Callable[..., Path]:
     def copy(name: str, classes: list[str], numbers: range = range(12), tests: bool = True) -> Path:
         for file in sorted(pictures.rglob("*.png")):
             split = file.parent.parent.name
-            if file.parent.name in classes and int(file.stem) in numbers:
-                if split == "train" or tests:
-                    target = here / name / file.relative_to(pictures)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(file, target)
+            wanted = file.parent.name in classes and int(file.stem) in numbers
+            if wanted and (split == "train" or tests):
+                target = here / name / file.relative_to(pictures)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
         return here / name
 
     return copy
@@ -187,7 +187,7 @@ def test_learnt_images_are_left_out_and_mixed_splits_refused(
 def test_what_cannot_change_is_refused(here: Path, arrive: Callable[..., Path]) -> None:
     learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES)
     batch = str(arrive("batch2", TASKS[1]))
-    with pytest.raises(ConfigError, match="image.size cannot change after the first batch"):
+    with pytest.raises(ConfigError, match=r"image\.size cannot change after the first batch"):
         learn("shapes", batch, None, {"image.size": 32})
     with pytest.raises(LearnerError, match="is no name of a learner"):
         learn("../shapes", batch)
@@ -236,16 +236,10 @@ def test_adapters_are_merged_again(here: Path, arrive: Callable[..., Path]) -> N
 def test_the_champion_stays_where_the_gate_does_not_pass(
     here: Path, arrive: Callable[..., Path]
 ) -> None:
-    learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES)
-    made = learn(
-        "shapes",
-        str(arrive("batch2", TASKS[1])),
-        None,
-        {"gate.min_last_recall": 1.0, "gate.max_class_loss": 0.0},
-    )
+    blind = {**OVERRIDES, "retention.test": "nothing"}  # so that nothing can be compared
+    learn("shapes", str(arrive("batch1", TASKS[0])), None, blind)
+    assert not learn("shapes", str(arrive("batch2", TASKS[1])))["champion"]
     folder = find_learner("shapes")
-    if made["champion"]:
-        pytest.fail("the small experiment is not learnt without any loss")
     assert folder.pointer()["champion"] == 1
     with pytest.raises(LearnerError, match="did not pass the gate and needs a reason"):
         revise.promote("shapes", 2)
