@@ -28,7 +28,7 @@ from flows.versions import (
     taken_up,
     write_version,
 )
-from tasks.extract_features import keep_images
+from tasks.keep_images import keep_images
 from tasks.publish_version import fetch_learner, is_registered, learner_name
 from tasks.retain import carry_features
 from tasks.support.logs import shorten_expected_errors

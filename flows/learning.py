@@ -18,9 +18,9 @@ from tasks.extract_features import (
     extract_memory_features,
     extract_test_features,
     extract_training_features,
-    keep_images,
 )
 from tasks.fit_head import fine_tune_task_heads, fit_head
+from tasks.keep_images import keep_images
 from tasks.learn_method import evaluate_method, learn_task, method_config, remember
 from tasks.merge_adapters import merge_adapters
 from tasks.merge_inputs import merge_inputs

@@ -1,4 +1,4 @@
-"""Features of images, taken once for all that needs them; and test images as they are kept."""
+"""Features of images, taken once for all that needs them."""
 
 from __future__ import annotations
 
@@ -79,23 +79,6 @@ def extract_memory_features(
     features = {"features": mirrored_views(network, pixels, flip=False)}
     meta = provenance(architecture, image, kind, exemplars=memory, adapter=adapter)
     return context.checkpoints.save("memory-features", features, meta)
-
-
-@step("keep images", task_run_name="keep {split} images {context.label}")
-def keep_images(split: str, classes: Classes, context: Context) -> Kept:
-    """A batch's images of one split as checkpoints, to be used when the batch is gone."""
-    images, store = Images.of(context), context.checkpoints
-    pixels, _ = images.load(split, classes)
-    names = classes["names"]
-    files, groups = images.marks(split, names, context.key)
-    labels = {"labels": images.labels(split, names), "files": files, "groups": groups}
-    meta = provenance(classes=names, images=classes["hash"])
-    return {
-        "names": names,
-        "labels": store.save(f"{split}-labels", labels, meta),
-        "images": store.save(f"{split}-images", {"images": pixels}, meta),
-        "features": {},
-    }
 
 
 @step("extract test features", task_run_name="extract test features: {context.label}")

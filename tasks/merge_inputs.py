@@ -14,8 +14,7 @@ from dynammo.seeds import derive_seed
 from tasks.support.caching import step
 from tasks.support.images import Images
 from tasks.support.networks import load_network
-from tasks.support.workspace import Classes, Context, provenance
-from tasks.train_adapter import Trained
+from tasks.support.workspace import Classes, Context, Trained, provenance
 
 
 class MergeInputs(TypedDict, total=False):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import torch
 from prefect import get_run_logger
 
@@ -15,15 +13,7 @@ from dynammo.training.loop import train_adapter as train
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
 from tasks.support.progress import epoch_lines, progress_bar
-from tasks.support.workspace import Classes, Context, provenance
-
-
-class Trained(TypedDict):
-    """What `train_adapter` leaves: two checkpoints, and (loss, accuracy) of each epoch."""
-
-    adapter: Ref
-    head: Ref
-    history: list[list[float]]
+from tasks.support.workspace import Classes, Context, Trained, provenance
 
 
 @step("train adapter", "dynammo.training.loop", task_run_name="train adapter {context.label}")

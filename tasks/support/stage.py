@@ -7,8 +7,7 @@ from typing import TypedDict
 from dynammo.checkpoint import Ref
 from tasks.evaluate import Evaluated
 from tasks.merge_inputs import MergeInputs
-from tasks.support.workspace import Kept
-from tasks.train_adapter import Trained
+from tasks.support.workspace import Kept, Trained
 
 
 class Adapted(TypedDict):

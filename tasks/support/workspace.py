@@ -49,6 +49,14 @@ class Kept(TypedDict):
     features: dict[str, Ref]
 
 
+class Trained(TypedDict):
+    """What `train_adapter` leaves: two checkpoints, and (loss, accuracy) of each epoch."""
+
+    adapter: Ref
+    head: Ref
+    history: list[list[float]]
+
+
 @dataclass(frozen=True)
 class Context:
     """What a step needs and its result does not depend on: places, labels, the run's key.

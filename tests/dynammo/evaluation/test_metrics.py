@@ -367,7 +367,7 @@ def test_predicted_need_not_be_the_highest_score() -> None:
         ((make(ALL, ALL, 4), TASKS, 2), "3 classes are seen at stage 2, the scores have 4"),
         ((make([0, 4], [0, 0], 2), TASKS, 1), "targets must be below 4"),
         ((make([2, 3], [0, 0], 2), TASKS, 1), "no test image is of a class seen"),
-        ((make(ALL, ALL, 4), TASKS, 3, make(ALL, ALL, 4)), "previous stage saw 3 classes, not 4"),
+        ((make(ALL, ALL, 4), TASKS, 3, make(ALL, ALL, 5)), "previous stage saw 5 classes, not 4"),
         ((make(ALL, ALL, 4), TASKS, 3, make(ALL[::-1], [0] * 6, 3)), "same order"),
     ],
 )

@@ -46,7 +46,8 @@ NETWORK = HEADS | {
     "initial adapter",
     "adapter statistics",
 }
-BACKBONES = {"prepare backbone", "renormalise backbone"}
+RENORMALISED = {"renormalise backbone"}
+BACKBONES = {"prepare backbone", *RENORMALISED}
 SEEDED = {*BACKBONES, "train adapter", "initial adapter", *HEADS}
 REF: Ref = {"path": "adapter-0.safetensors", "sha256": "0" * 64}
 HERE = Context(label="1/3")
@@ -121,12 +122,12 @@ def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     [
         ("dynammo.training.loop", {"train adapter"}),
         ("dynammo.memory.herding", {"select exemplars"}),
-        ("dynammo.evaluation.metrics", {"extract test features", "evaluate"}),
-        ("dynammo.network.network", NETWORK | {"prepare backbone"}),
+        ("dynammo.evaluation.metrics", {"evaluate"}),
+        ("dynammo.network.network", NETWORK | BACKBONES),
         ("dynammo.merging.average", {"merge adapters"}),
         ("dynammo.merging.blend", {"merge adapters"}),
         ("dynammo.merging.ties", set()),
-        ("dynammo.merging.measures", set()),
+        ("dynammo.merging.measures", {"adapter statistics", "initial adapter"}),
         ("dynammo.merging.heads", set()),  # the rule that uses it is not chosen
         ("dynammo.heads.discriminant", HEADS),
         ("dynammo.heads.statistics", HEADS | {"update statistics"}),
@@ -152,20 +153,20 @@ def test_changed_code_runs_what_uses_it_again(
 @pytest.mark.parametrize(
     ("overrides", "affected"),
     [
-        ({"seed": 2}, {"prepare backbone", "train adapter", *HEADS}),
+        ({"seed": 2}, SEEDED),
         ({"train.epochs": 3}, {"train adapter"}),
         ({"memory.size": 10}, {"select exemplars"}),
         ({"head.epochs": 3}, HEADS),
         ({"merge.rule": "ties"}, {"merge adapters"}),
         ({"merge.options": {"keep": 0.5}}, {"merge adapters"}),
-        ({"image.size": 64}, NETWORK),
+        ({"image.size": 64}, NETWORK | RENORMALISED),
         ({"adapter.name": "conv"}, NETWORK),
         ({"adapter.options": {"bias": False}}, NETWORK),
-        ({"preset": "paper"}, NETWORK),
-        ({"backbone.levels": None}, NETWORK),
+        ({"preset": "paper"}, NETWORK | RENORMALISED),
+        ({"backbone.levels": None}, NETWORK | RENORMALISED),
         # What a network was built from is a checkpoint among the arguments.
         ({"backbone.pretrained": False}, {"prepare backbone"}),
-        ({"backbone.renormalise": 0.1}, set()),
+        ({"backbone.renormalise": 0.1}, RENORMALISED),
         (
             {
                 "output": "elsewhere",
@@ -206,11 +207,12 @@ def test_every_argument_but_the_context_counts() -> None:
     assert len({first, *found}) == 4
 
 
-def test_of_the_context_the_device_counts_alone(tmp_path: Path) -> None:
+def test_of_the_context_the_device_and_whose_it_is_count_alone(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    elsewhere = Context("m.json", "/images", str(tmp_path / "kept"), "cpu", 7, "1/9", "01" * 32)
+    elsewhere = Context("m.json", "/images", str(tmp_path / "kept"), "cpu", 7, "1/9")
     assert not differing(keys(), keys(context=elsewhere))
     assert differing(keys(), keys(context=replace(HERE, device="cuda"))) == set(keys())
+    assert differing(keys(), keys(context=replace(HERE, key="01" * 32))) == set(keys())
 
 
 def test_a_context_is_known_by_its_type() -> None:
