@@ -21,6 +21,7 @@ from dynammo.learner.batch import load_batch
 from dynammo.learner.folder import LearnerFolder, now
 from dynammo.learner.ledger import Ledger
 from flows.learning import at, learn_batch, start
+from flows.notify import notify
 from flows.versions import (
     measured_tests,
     now_known,
@@ -62,7 +63,7 @@ def _run_name() -> str:
     return f"{flow_run.parameters.get('learner')}: learn"
 
 
-@flow(name="dynammo", flow_run_name=_run_name)
+@flow(name="dynammo", flow_run_name=_run_name, on_failure=[notify])
 def learn(
     learner: str,
     batch: str,
