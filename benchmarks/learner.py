@@ -6,7 +6,7 @@ many    fifty batches of one class: seconds, bytes and memory of each
 kill    kill -9 at random moments of learn and of forget: intact, and the same end?
 shift   more images of known classes from another scanner: recall on old and new images
 
-    python benchmarks/learner.py story FOLDER      # with train/<class>/, test/<class>/, or manifest.csv
+    python benchmarks/learner.py story FOLDER    # as for data.source folder or csv
     python benchmarks/learner.py many FOLDER --set image.size=64
     python benchmarks/learner.py kill FOLDER --times 50
     python benchmarks/learner.py shift FOLDER

@@ -18,10 +18,11 @@ def tell(title: str, text: str) -> bool:
     if not addresses:
         return False
     sender = Apprise()
-    sender.add(addresses)
+    for address in addresses:
+        sender.add(address)
     return bool(sender.notify(title=title, body=text))
 
 
-def notify(flow: Any, run: Any, state: Any) -> None:
+def notify(flow: Any, flow_run: Any, state: Any) -> None:
     """The hook of a flow that failed."""
-    tell(f"{run.name} failed", str(state.message))
+    tell(f"{flow_run.name} failed", str(state.message))

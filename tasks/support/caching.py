@@ -3,9 +3,9 @@
 A step's cache key is the hash of its name, its arguments (references to checkpoints count by their
 content's hash), the device, the code it runs and the versions of the libraries that do the
 arithmetic. What a step depends on of the configuration is what its signature names: sections, or
-single values. Of a `Context`, which holds places and labels, the device counts, and whose learner it is. So a changed
-setting, image or line of code re-runs exactly the steps that depend on it, and a killed flow,
-started again, takes up where it was.
+single values. Of a `Context`, which holds places and labels, the device counts, and whose
+learner it is. So a changed setting, image or line of code re-runs exactly the steps that depend on
+it, and a killed flow, started again, takes up where it was.
 """
 
 from __future__ import annotations
