@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
-from dynammo.checkpoint import to_json
+from dynammo.checkpoint import sealed
 from dynammo.state import State
 
 
@@ -24,10 +24,9 @@ def reseal(folder: Path, change: Mapping[str, object], tensors: State | None = N
     weights = save(load_file(folder / "model.safetensors") if tensors is None else tensors)
     (folder / "model.safetensors").write_bytes(weights)
     manifest = json.loads((folder / "model.json").read_text())
-    del manifest["sha256"]
+    del manifest["document_sha256"]
     manifest |= {"weights_sha256": hashlib.sha256(weights).hexdigest(), **change}
     manifest = {
         key: value for key, value in manifest.items() if value is not None or key == "adapter"
     }
-    digest = hashlib.sha256(to_json(manifest)).hexdigest()
-    (folder / "model.json").write_bytes(to_json({**manifest, "sha256": digest}))
+    (folder / "model.json").write_bytes(sealed(manifest))

@@ -7,7 +7,6 @@ changes a model on purpose can make them anew; against that a signature helps, n
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator
 from safetensors.torch import save
 
-from dynammo.checkpoint import to_json
+from dynammo.checkpoint import unsealed
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.config.sections import Section
 from dynammo.data.checks import problems_of_names
@@ -36,7 +35,7 @@ class DeployedAdapter(Section):
 
 
 class Manifest(Section):
-    """What `model.json` holds beside its own hash."""
+    """What `model.json` says."""
 
     format: Literal[2] = 2
     weights_sha256: str
@@ -53,34 +52,23 @@ class Manifest(Section):
             raise ValueError("; ".join(problems))
         return classes
 
-    def to_bytes(self) -> bytes:
-        """The file: readable, with the hash of all the rest as `sha256`."""
-        document = self.model_dump(mode="json")
-        digest = hashlib.sha256(to_json(document)).hexdigest()
-        return to_json({**document, "sha256": digest})
-
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Read `model.json`.
+    """Read `model.json`, which is a `Manifest` and sealed (`dynammo.checkpoint.sealed`).
 
     Raises:
-        CheckpointError: it is of another format, a value is wrong or missing, or any byte is
-            another than `Manifest.to_bytes` wrote.
+        CheckpointError: any byte of it was changed, it is of another format, or a value is wrong or
+            missing.
     """
     try:
-        document = json.loads(content)
-        if not isinstance(document, dict) or document.get("format") != 2:
-            raise CheckpointError("model.json: format 2 expected")
-        document.pop("sha256", None)
-        manifest = Manifest.model_validate(document, strict=True)
-        intact = manifest.to_bytes() == content
+        document = unsealed(content)
+        if document.get("format") != 2:
+            raise CheckpointError("format 2 expected")
+        return Manifest.model_validate(document, strict=True)
     except ValidationError as error:
         raise CheckpointError(f"model.json: {problems_in(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"model.json cannot be read: {error}") from None
-    if not intact:
-        raise CheckpointError("model.json has been changed since it was written")
-    return manifest
+    except CheckpointError as error:
+        raise CheckpointError(f"model.json: {error}") from None
 
 
 def problems_in(error: ValidationError) -> str:

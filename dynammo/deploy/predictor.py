@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dynammo.checkpoint import write_atomically
+from dynammo.checkpoint import sealed, write_atomically
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.manifest import (
@@ -142,7 +142,7 @@ def save_model(
     except ValidationError as error:
         raise CheckpointError(f"no model can be made of this: {problems_in(error)}") from None
     write_atomically(folder / _WEIGHTS, save(tensors))
-    write_atomically(folder / _MANIFEST, manifest.to_bytes())
+    write_atomically(folder / _MANIFEST, sealed(manifest.model_dump(mode="json")))
     return [f"{name}: {problem}" for name, kept in folded.kept.items() for problem in kept]
 
 
