@@ -7,6 +7,7 @@ leaves no half-written checkpoint and a finished one is never overwritten by som
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -42,6 +43,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Find out before long work whether `write_atomically` will be able to write a file.
+
+    Raises:
+        OSError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def to_json(document: Any) -> bytes:

@@ -97,7 +97,7 @@ def _images(folder: Path, problems: list[str]) -> list[Path]:
     """
     found = []
     for file in _walk(folder, problems):
-        if not _is_utf8(str(file)):
+        if not is_utf8(str(file)):
             problems.append(f"{str(file)!a}: the name is not UTF-8")
         elif file.exists() and not file.is_file():  # a dangling link is named when it is read
             problems.append(f"{file}: no regular file")
@@ -131,7 +131,7 @@ def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     """Names of other bytes come as surrogates, which no file of results can hold."""
     try:
         text.encode()
