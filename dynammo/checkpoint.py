@@ -7,6 +7,7 @@ leaves no half-written checkpoint and a finished one is never overwritten by som
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,9 +45,47 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Find out before long work whether `write_atomically` will be able to write a file.
+
+    Raises:
+        OSError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def to_json(document: Any) -> bytes:
     """Readable, the same bytes for the same content; refuses NaN."""
     return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """As `to_json`, with the SHA-256 of all the rest as the key `document_sha256`."""
+    digest = hashlib.sha256(to_json(document)).hexdigest()
+    return to_json({**document, "document_sha256": digest})
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The document that `sealed` wrote, without its hash.
+
+    Raises:
+        CheckpointError: it is no JSON document, or not byte for byte what was written.
+    """
+    try:
+        document = json.loads(content)
+        if not isinstance(document, dict):
+            raise CheckpointError(f"a {type(document).__name__} where a document was expected")
+        document.pop("document_sha256", None)
+        intact = sealed(document) == content
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(str(error)) from None
+    if not intact:
+        raise CheckpointError("it has been changed since it was written")
+    return document
 
 
 def references_in(value: Any) -> list[Ref]:
@@ -80,7 +119,7 @@ class CheckpointStore:
         digest = hashlib.sha256(content).hexdigest()
         path = f"{kind}-{digest[:16]}.safetensors"
         document = {"kind": kind, "sha256": digest, **meta}
-        write_atomically((self.folder / path).with_suffix(".json"), to_json(document))
+        write_atomically((self.folder / path).with_suffix(".json"), sealed(document))
         write_atomically(self.folder / path, content)
         return {"path": path, "sha256": digest}
 
@@ -100,14 +139,13 @@ class CheckpointStore:
         """The metadata saved beside the weights.
 
         Raises:
-            CheckpointError: it is missing or not JSON.
+            CheckpointError: it is missing or damaged.
         """
         path = (self.folder / ref["path"]).with_suffix(".json")
         try:
-            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return unsealed(path.read_bytes())
+        except (OSError, CheckpointError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from None
-        return document
 
     def save_json(self, kind: str, document: Any) -> Ref:
         """Save a JSON document as `<kind>-<hash>.json`."""
@@ -125,12 +163,15 @@ class CheckpointStore:
             raise CheckpointError(f"{self.folder / ref['path']} is damaged: {error}") from None
 
     def intact(self, ref: Ref) -> bool:
-        """Whether the file is there with the content that the reference names."""
+        """Whether the file is there with the content that the reference names, and so is the
+        metadata of weights.
+        """
         try:
             self._read(ref)
+            weights = ref["path"].endswith(".safetensors")
+            return not weights or self.meta(ref).get("sha256") == ref["sha256"]
         except CheckpointError:
             return False
-        return True
 
     def path(self, ref: Ref) -> Path:
         """Where the file is."""

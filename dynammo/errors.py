@@ -44,3 +44,29 @@ class WeightsError(DynammoError):
 
 class ExportError(DynammoError):
     """A model that cannot be exported, or whose export does not predict what the model predicts."""
+
+
+def expected_line(error: BaseException) -> str | None:
+    """What to tell the user of an error that is no bug; None for one that may be.
+
+    Those are this package's own, and what the machine has too little of: a full disk, a folder that
+    cannot be written to, memory, the stack.
+    """
+    if isinstance(error, DynammoError):
+        return str(error)
+    if isinstance(error, OSError):
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([" -> ".join(places)] * bool(places) + [error.strerror or str(error)])
+    if isinstance(error, MemoryError) or _lacks_memory(error):
+        return "the memory does not suffice; smaller images, batches or train.cache_mb need less"
+    if isinstance(error, RecursionError):
+        return "something that was read is nested too deeply"
+    return None
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """PyTorch says so of the processor's memory and of the GPU's, each in its own way."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "DefaultCPUAllocator: can't allocate memory" in text
+    )

@@ -73,8 +73,8 @@ def incremental(
             track_stage(runs, stages[-1], here.label)
         results = publish(config, data, backbone, stages, runs)
         register(config, data, runs, results)
-    except Exception:
-        close_runs(runs, "FAILED")
+    except BaseException as error:  # not as a task: a flow that is told to stop starts none
+        close_runs.fn(runs, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     close_runs(runs, "FINISHED")
     return {"output": str(config.output_dir), "summary": results["summary"]}

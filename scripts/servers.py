@@ -168,10 +168,22 @@ def _prefect_env(own: access.Secrets, port: int) -> dict[str, str]:
 
 
 def _mlflow_env(own: access.Secrets, port: int) -> dict[str, str]:
+    _make_database()
     return _environment() | {
         "MLFLOW_AUTH_CONFIG_PATH": str(access.write_mlflow_users(LOGS, own)),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": own.session,
     }
+
+
+def _make_database() -> None:
+    """As a first run makes it: a server stopped at its first start would leave half of it."""
+    code = (
+        "from pathlib import Path; from tasks.support.mlflow.database import make_database; "
+        "make_database(Path('mlflow.db').absolute())"
+    )
+    line = [sys.executable, "-c", code]
+    if subprocess.run(line, cwd=ROOT, env=_environment()).returncode:
+        _fail(f"cannot make {ROOT / 'mlflow.db'}")
 
 
 def _environment() -> dict[str, str]:

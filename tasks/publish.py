@@ -16,7 +16,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 import dynammo
-from dynammo.checkpoint import CheckpointStore, Ref, to_json, write_atomically
+from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.predictor import save_model
@@ -216,7 +216,7 @@ def check_output(target: Path) -> None:
     """Refuse a results folder that holds anything but results: publishing replaces it as a whole.
 
     Raises:
-        ConfigError: it does, or is no folder.
+        ConfigError: it does, is no folder, or could not be written beside.
     """
     if target.is_dir():
         names = {entry.name for entry in target.iterdir()}
@@ -229,6 +229,10 @@ def check_output(target: Path) -> None:
             )
     elif target.exists():
         raise ConfigError([f"output: {target} is a file; expected a folder for the results"])
+    try:
+        check_writable(target.absolute().parent / f".{target.name}")
+    except OSError as error:
+        raise ConfigError([f"output: {target} cannot be written: {error.strerror}"]) from None
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def register(
 
 @task(name="close MLflow runs")
 def close_runs(runs: dict[str, Any], status: str) -> None:
-    """Mark the runs FINISHED or FAILED."""
+    """Mark the runs FINISHED, FAILED or KILLED."""
     mlflow_runs.finish_runs(runs, status)
 
 

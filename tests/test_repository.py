@@ -126,7 +126,10 @@ def test_the_deployments_run_the_flows() -> None:
         flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), function)
         assert isinstance(flow, Flow)
         names.append(f"{flow.name}/{deployment['name']}")
-    assert names == ["dynammo/incremental", "dynammo-benchmark/grid"]
+    assert names == [
+        *("dynammo/incremental", "dynammo/learn", "dynammo-forget/forget", "dynammo/watch"),
+        "dynammo-benchmark/grid",
+    ]
 
 
 def test_make_lists_every_command() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dynammo.config.documents import parse_yaml, read_yaml
 from dynammo.config.sections import Config
 from dynammo.errors import ConfigError
 
@@ -34,16 +35,7 @@ def load_config(
     """
     values: dict[str, Any] = {}
     if params is not None:
-        try:
-            text = Path(params).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError([f"cannot read {params}: {error.strerror}"]) from None
-        try:
-            values = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                [f"{params} is not valid YAML: {' '.join(str(error).split())}"]
-            ) from None
+        values = read_yaml(params) or {}
         if not isinstance(values, dict):
             raise ConfigError(
                 [f"{params} must hold sections like 'train:', got {type(values).__name__}"]
@@ -81,7 +73,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
             problems.append(f"override {assignment!r} is not key=value")
             continue
         try:
-            overrides[key.strip()] = yaml.safe_load(value)
+            overrides[key.strip()] = parse_yaml(value)
         except yaml.YAMLError:
             problems.append(f"override {assignment!r}: {value!r} is not a YAML value")
     if problems:

@@ -205,15 +205,18 @@ class TrainConfig(Section):
     learning_rate: float = Field(
         0.01,
         gt=0,
+        le=1e38,  # float32 holds no more
         description="of SGD, at the start; the paper takes 0.01. Too high does harm: lower it "
         "where merged falls below frozen",
     )
     network_learning_rate: float = Field(
-        1e-3, gt=0, description="likewise, of methods that train the whole network"
+        1e-3, gt=0, le=1e38, description="likewise, of methods that train the whole network"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
-    batch_size: int = Field(32, ge=2, description="images a step; BatchNorm needs at least 2")
+    batch_size: int = Field(
+        32, ge=2, le=2**20, description="images a step; BatchNorm needs at least 2"
+    )
     milestones: list[float] = Field(
         [0.35, 0.65, 0.85],
         description="rising fractions of the epochs, within 0 and 1, at which the learning rate "
@@ -318,8 +321,8 @@ class HeadConfig(Section):
         "that the adapters were trained with, merged into one",
     )
     epochs: int = Field(100, ge=1, description="fine_tune: passes over the exemplars")
-    learning_rate: float = Field(1e-3, gt=0, description="fine_tune: of Adam")
-    batch_size: int = Field(32, ge=1, description="fine_tune: exemplars a step")
+    learning_rate: float = Field(1e-3, gt=0, le=1e38, description="fine_tune: of Adam")
+    batch_size: int = Field(32, ge=1, le=2**20, description="fine_tune: exemplars a step")
     flip: bool = Field(True, description="use the mirrored view of each image as well")
     power: float = Field(
         0.5,

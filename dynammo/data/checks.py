@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from dynammo.data.samples import SPLITS, ImageSet, Sample
@@ -24,13 +25,14 @@ def check_image_set(image_set: ImageSet, repeated: Repeats = "refuse") -> None:
             published sets that have such, as CIFAR-100: altered, their results would not compare.
 
     Raises:
-        DataError: no images; a class in only one split; a group in both splits; the same file in
-            both splits or under two classes, unless `repeated` is "warn". All problems at once.
+        DataError: no images; a class name that is no answer (`problems_of_names`); a class in only
+            one split; a group in both splits; the same file in both splits or under two classes,
+            unless `repeated` is "warn". All problems at once.
     """
     if not image_set.samples:
         raise DataError(f"{image_set.root}: no images")
     count = Counter((sample.split, sample.label) for sample in image_set.samples)
-    problems = [
+    problems = problems_of_names(image_set.classes) + [
         f"class {name!r} has {count['train', name]} train and {count['test', name]} test images; "
         "expected some of each"
         for name in image_set.classes
@@ -44,6 +46,28 @@ def check_image_set(image_set: ImageSet, repeated: Repeats = "refuse") -> None:
     problems += warn_of(repeats(image_set.samples, lambda sample: sample.sha256), repeated)
     if problems:
         raise DataError(problems)
+
+
+def problems_of_names(classes: Sequence[str]) -> list[str]:
+    """What makes class names unfit to be an answer, a line each.
+
+    Two that read the same, names of nothing or with characters that show nothing or turn the text
+    around, and those that a spreadsheet would take for a formula when it opens a table of answers.
+    """
+    problems = []
+    seen: dict[str, str] = {}
+    for name in classes:
+        alike = unicodedata.normalize("NFKC", name)
+        if not name.strip():
+            problems.append(f"class name {name!r} is empty")
+        elif not name.isprintable() or name != name.strip():
+            problems.append(f"class name {name!r} has characters that do not show")
+        elif name[0] in "=+-@":
+            problems.append(f"class name {name!r} would be a formula in a spreadsheet")
+        elif alike in seen:
+            problems.append(f"class names {seen[alike]!r} and {name!r} cannot be told apart")
+        seen.setdefault(alike, name)
+    return problems
 
 
 def repeats(samples: Iterable[Sample], picture: Callable[[Sample], str]) -> list[str]:

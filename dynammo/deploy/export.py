@@ -6,6 +6,7 @@ pictures; only then does the folder appear under its name. See docs/deploying.md
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -39,7 +40,8 @@ from dynammo.network.fusion import batch_norms, fuse_batch_norms
 
 OPSET = 18
 LOGIT_TOLERANCE = 1e-4  # of the largest logit of the source
-PROBABILITY_TOLERANCE = 1e-3
+PROBABILITY_TOLERANCE = 1e-3  # or what the source's own rounding makes of it, if that is more
+_ROUNDINGS = 4  # of the source's own that a form's may amount to: its sums are in another order
 
 _MANIFEST, _EXPORT = "model.json", "export.json"
 _FILES = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx"}
@@ -60,7 +62,7 @@ class Deployed(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> _Outputs:
-        """(B, 3, S, S) uint8 RGB -> logits (B, C) and their softmax, both float32."""
+        """(B, 3, S, S) uint8 RGB -> logits (B, C) and their softmax, both of the weights' type."""
         logits = self.model(images)
         return logits, logits.softmax(1)
 
@@ -96,8 +98,10 @@ def export_model(
         ConfigError: an unknown form.
         DataError: a picture cannot be read.
         ExportError: `folder` holds something else or cannot be written, torch cannot export the
-            network, or a form's answers differ from the source's by more than `LOGIT_TOLERANCE` of
-            the largest logit, or `PROBABILITY_TOLERANCE`.
+            network, or a form's answers differ from those of the source in float64 by more than
+            `LOGIT_TOLERANCE` of the largest logit or `PROBABILITY_TOLERANCE` (or four times what
+            the source's own float32 differs by, where its logits are so large that this is more),
+            or are another class.
     """
     if unknown := [name for name in formats if name not in _FILES]:
         raise ConfigError(
@@ -128,12 +132,14 @@ def export_model(
                 torch.export.save(program, path, extra_files=metadata)
             else:
                 path.write_bytes(_onnx(program, metadata))
-        expected = _in_two_batches(Deployed(predictor.model), pixels)
+        exact = _in_two_batches(Deployed(copy.deepcopy(predictor.model).double()), pixels)
+        rounded = _in_two_batches(Deployed(predictor.model), pixels)
+        tolerated = max(PROBABILITY_TOLERANCE, _ROUNDINGS * _largest(rounded[1] - exact[1]))
         report: dict[str, Any] = {
             "format": 1,
             "files": {},
             "checked_on": checked_on,
-            "tolerance": {"logits": LOGIT_TOLERANCE, "probability": PROBABILITY_TOLERANCE},
+            "tolerance": {"logits": LOGIT_TOLERANCE, "probability": tolerated},
             "source_sha256": _sha256(model_folder / _FILES["safetensors"]),
             "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "timm")},
         }
@@ -148,7 +154,7 @@ def export_model(
                 "name": path.name,
                 "bytes": path.stat().st_size,
                 "sha256": _sha256(path),
-                **_differences(name, expected, answer),
+                **_differences(name, exact, answer, tolerated),
             }
         write_atomically(temporary / _EXPORT, to_json(report))
     return report
@@ -284,22 +290,41 @@ def _in_two_batches(model: Callable[[Tensor], _Outputs], pixels: Tensor) -> _Out
     return torch.cat([first[0], others[0]]), torch.cat([first[1], others[1]])
 
 
-def _differences(name: str, expected: _Outputs, answer: _Outputs) -> dict[str, float]:
-    """The largest differences.
+def _differences(
+    name: str, exact: _Outputs, answer: _Outputs, tolerated: float
+) -> dict[str, float]:
+    """The largest differences from what the source computes in float64.
+
+    Args:
+        name: of the form.
+        exact: of the source, float64.
+        answer: of the form.
+        tolerated: difference in probability.
 
     Raises:
-        ExportError: larger than tolerated, or no numbers.
+        ExportError: larger than tolerated, another class where the source is sure beyond that, or
+            no numbers.
     """
-    scale = expected[0].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    logits = float((answer[0] - expected[0]).abs().max() / scale)
-    probability = float((answer[1] - expected[1]).abs().max())
-    if not (logits <= LOGIT_TOLERANCE and probability <= PROBABILITY_TOLERANCE):  # NaN fails too
+    scale = exact[0].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    logits = _largest(answer[0] - exact[0]) / float(scale)
+    probability = _largest(answer[1] - exact[1])
+    if not (logits <= LOGIT_TOLERANCE and probability <= tolerated):  # NaN fails too
         raise ExportError(
             f"the {name} export does not predict what the model predicts: logits differ by "
             f"{logits:.1e} of the largest (tolerated {LOGIT_TOLERANCE:.0e}), probabilities by "
-            f"{probability:.1e} (tolerated {PROBABILITY_TOLERANCE:.0e}); nothing was written"
+            f"{probability:.1e} (tolerated {tolerated:.1e}); nothing was written"
+        )
+    chosen = exact[1].gather(1, answer[0].argmax(1, keepdim=True))[:, 0]
+    if others := int((exact[1].amax(1) - chosen > 2 * tolerated).sum()):
+        raise ExportError(
+            f"the {name} export names another class than the model on {others} of the images; "
+            "nothing was written"
         )
     return {"logit_difference": logits, "probability_difference": probability}
+
+
+def _largest(differences: Tensor) -> float:
+    return float(differences.abs().max())
 
 
 def _refuse_foreign(folder: Path) -> None:

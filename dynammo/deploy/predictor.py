@@ -4,20 +4,29 @@ out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dynammo.checkpoint import to_json, write_atomically
+from dynammo.checkpoint import sealed, write_atomically
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.data.formats.pictures import load_image
+from dynammo.deploy.manifest import (
+    DeployedAdapter,
+    Manifest,
+    check_exact,
+    check_finite,
+    hash_tensors,
+    parse_manifest,
+    problems_in,
+)
 from dynammo.errors import CheckpointError, DynammoError
 from dynammo.heads.scaling import power_normalise
 from dynammo.network.folding import fold_adapters
@@ -98,6 +107,10 @@ def save_model(
 
     Returns:
         What kept adapters from being folded, a line each; nothing where all were.
+
+    Raises:
+        CheckpointError: a weight is no finite number, or the class names do not fit or cannot be
+            told apart. Nothing is written.
     """
     network = build_network(backbone, backbone_weights, size, adapter)
     network.load_adapter_state(adapter_weights)
@@ -110,20 +123,26 @@ def save_model(
     if folded.kept and list(folded.kept) != network.positions:
         backbone = backbone.model_copy(update={"positions": list(folded.kept)})
     tensors = {
-        **{f"backbone/{name}": value for name, value in folded.weights.items()},
-        **{f"adapter/{name}": value for name, value in left.items()},
-        **{f"head/{name}": value for name, value in head.items()},
+        name: value.contiguous() for name, value in _named(folded.weights, left, head).items()
     }
-    manifest = {
-        "format": 1,
-        "backbone": backbone.architecture.model_dump(mode="json"),
-        "adapter": {"name": adapter.name, "options": adapter.options} if folded.kept else None,
-        "image_size": size,
-        "classes": list(classes),
-        "provenance": dict(provenance),
-    }
-    write_atomically(folder / _WEIGHTS, save({k: v.contiguous() for k, v in tensors.items()}))
-    write_atomically(folder / _MANIFEST, to_json(manifest))
+    check_finite(tensors)
+    if len(head["weight"]) != len(classes):
+        raise CheckpointError(f"{len(classes)} class names do not fit the head")
+    try:
+        manifest = Manifest(
+            weights_sha256=hash_tensors(tensors),
+            backbone=backbone.architecture,
+            adapter=DeployedAdapter(name=adapter.name, options=adapter.options)
+            if folded.kept
+            else None,
+            image_size=size,
+            classes=list(classes),
+            provenance=dict(provenance),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"no model can be made of this: {problems_in(error)}") from None
+    write_atomically(folder / _WEIGHTS, save(tensors))
+    write_atomically(folder / _MANIFEST, sealed(manifest.model_dump(mode="json")))
     return [f"{name}: {problem}" for name, kept in folded.kept.items() for problem in kept]
 
 
@@ -135,50 +154,50 @@ class Predictor:
         device: a torch device.
 
     Attributes:
+        manifest: what `model.json` says.
         classes: names in the order of the outputs.
         size: images are resized to size x size pixels.
         model: the `Classifier`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the two do not fit together.
+        CheckpointError: a file is missing, damaged or changed, or the two do not fit together.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         folder = Path(folder)
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text("utf-8"))
-            tensors = load_file(folder / _WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} holds no usable model: {error}") from None
-        if not isinstance(self.manifest, dict) or self.manifest.get("format") != 1:
-            raise CheckpointError(f"{folder / _MANIFEST}: format 1 expected")
-        try:
+            self.manifest = parse_manifest((folder / _MANIFEST).read_bytes())
+            tensors = load((folder / _WEIGHTS).read_bytes())
+            if hash_tensors(tensors) != self.manifest.weights_sha256:
+                raise CheckpointError(f"{_WEIGHTS} is not the one of this {_MANIFEST}")
             model = self._load(tensors)
-        except KeyError as error:
-            raise CheckpointError(f"{folder} holds no usable model: it lacks {error}") from None
-        except (DynammoError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder} holds no usable model: {error}") from None
+        except (DynammoError, SafetensorError, OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{folder} holds no usable model: {reason}") from None
         self.device = torch.device(device)
         self.model = model.to(self.device)
 
     def _load(self, tensors: State) -> Classifier:
-        self.classes: list[str] = self.manifest["classes"]
-        self.size: int = self.manifest["image_size"]
+        self.classes = self.manifest.classes
+        self.size = self.manifest.image_size
+        adapter = self.manifest.adapter
         network = build_network(
-            ArchitectureConfig(**self.manifest["backbone"]),
+            self.manifest.backbone,
             _part(tensors, "backbone/"),
             self.size,
-            AdapterConfig(**self.manifest["adapter"]) if self.manifest["adapter"] else None,
+            adapter.config if adapter else None,
         )
         network.load_adapter_state(_part(tensors, "adapter/"))
         head = _part(tensors, "head/")
-        outputs, inputs = head["weight"].shape
-        if outputs != len(self.classes):
-            raise CheckpointError(f"{len(self.classes)} class names do not fit the head")
-        if inputs != network.feature_size:
-            raise CheckpointError(
-                f"a head of {inputs} features does not fit a network of {network.feature_size}"
-            )
+        check_exact(
+            _named(
+                network.backbone_state(),
+                network.adapter_state(),
+                _empty_head(len(self.classes), network.feature_size, power="power" in head),
+            ),
+            tensors,
+        )
+        check_finite(tensors)
         return Classifier(network, head)
 
     def predict(
@@ -216,6 +235,17 @@ class Predictor:
         for row in self.probabilities(pixels).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             yield Answer(self.classes[best], row[best], dict(zip(self.classes, row, strict=True)))
+
+
+def _named(backbone: State, adapter: State, head: State) -> State:
+    """The tensors of a model under the names that they have in its file."""
+    parts = {"backbone/": backbone, "adapter/": adapter, "head/": head}
+    return {f"{part}{name}": value for part, of in parts.items() for name, value in of.items()}
+
+
+def _empty_head(classes: int, features: int, power: bool) -> State:
+    head = {"weight": torch.empty(classes, features), "bias": torch.empty(classes)}
+    return head | ({"power": torch.empty((), dtype=torch.float64)} if power else {})
 
 
 def _part(tensors: State, prefix: str) -> State:

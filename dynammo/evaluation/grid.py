@@ -13,10 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dynammo.config import Config, Section, layered, load_config
+from dynammo.config.documents import read_yaml
 from dynammo.errors import ConfigError
 from dynammo.methods import METHODS
 from dynammo.network.cost import count_macs
@@ -302,12 +302,7 @@ def _config(grid: Grid, name: str, column: str, seed: int) -> Config:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([f"cannot read {file}: {error.strerror}"]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{file} is not valid YAML: {' '.join(str(error).split())}"]) from None
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise ConfigError([f"{file} must hold keys like 'data:', got {type(values).__name__}"])
     return values

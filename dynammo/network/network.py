@@ -127,6 +127,19 @@ class Network(nn.Module):
         """What training changes."""
         return [p for adapter in self.adapters().values() for p in adapter.parameters()]
 
+    def backbone_state(self) -> State:
+        """A copy of the frozen weights under the bare backbone's names, on the CPU."""
+        state = self.backbone.state_dict()
+        for position in self.adapters():
+            state = {
+                key.replace(f"{position}.stage.", f"{position}.", 1)
+                if key.startswith(f"{position}.stage.")
+                else key: value
+                for key, value in state.items()
+                if not key.startswith(f"{position}.adapter.")
+            }
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
     def adapter_state(self) -> State:
         """A copy of all adapters' weights and buffers, named `position.name`, on the CPU."""
         return _state(self.adapters())

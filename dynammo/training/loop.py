@@ -18,6 +18,8 @@ from dynammo.network.network import Network
 from dynammo.state import State
 from dynammo.training.frozen_prefix import run_once, split_at_first_adapter
 
+_DIVERGED = 10  # times the loss before training
+
 
 class Epoch(NamedTuple):
     """Means over one epoch's training images: cross-entropy in nats, share right."""
@@ -62,7 +64,7 @@ def train_adapter(
         progress: called after each batch with (batches done, batches in all epochs).
 
     Raises:
-        DynammoError: fewer than two images, or the loss or a weight became infinite or NaN.
+        DynammoError: fewer than two images, or training diverged (see `fit`).
 
     Source: arXiv 2304.09042 and 2404.14099.
     """
@@ -121,7 +123,8 @@ def fit(
         The means of each epoch.
 
     Raises:
-        DynammoError: the loss or a weight became infinite or NaN.
+        DynammoError: the loss or a weight became infinite or NaN, or the loss ended above ten times
+            what the first batch had before training (or above 10, if that was below 1).
     """
     optimiser = torch.optim.SGD(
         parameters,
@@ -135,6 +138,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     precision = autocast(config, parameters[0].device)
     history: list[Epoch] = []
+    first = math.nan
     for number in range(1, config.epochs + 1):
         loss_sum, right = 0.0, 0
         batches = _batches(count, config.batch_size, generator)
@@ -145,6 +149,8 @@ def fit(
             optimiser.zero_grad()
             with precision:
                 value, right_here = loss(batch, view)
+            if math.isnan(first):
+                first = value.item()
             value.backward()
             loss_sum += value.item() * len(batch)
             right += right_here
@@ -157,6 +163,10 @@ def fit(
         # The last batch's loss is from before the step that it leads to.
         if wrong is None and not all(bool(p.isfinite().all()) for p in parameters):
             wrong = "weights are infinite or NaN"
+        # Finite, and yet worse by far than what training began with: it would answer at chance.
+        limit = _DIVERGED * max(first, 1.0)
+        if wrong is None and number == config.epochs and history[-1].loss > limit:
+            wrong = f"the loss is {history[-1].loss:.3g}, where it was {first:.3g} before training,"
         if wrong is not None:
             raise DynammoError(
                 f"{wrong} in epoch {number}: train.{rate} {getattr(config, rate)} is too high for "

@@ -23,7 +23,7 @@ from rich.text import Text
 from dynammo.config import load_config, parse_overrides
 from dynammo.config.text import to_markdown, to_yaml
 from dynammo.data import DATA_SOURCES
-from dynammo.errors import ConfigError, DataError, DynammoError
+from dynammo.errors import ConfigError, DataError, expected_line
 
 app = typer.Typer(
     name="dynammo",
@@ -109,9 +109,11 @@ def predict(
 ) -> None:
     """Classify images: the most probable class, and every class's probability."""
     with readable_errors():
-        from dynammo.checkpoint import write_atomically
+        from dynammo.checkpoint import check_writable, write_atomically
         from dynammo.deploy.predictor import Predictor
 
+        if output is not None:
+            check_writable(output)  # before all the work, not after it
         files = list(_image_files(images))
         predictor = Predictor(model)
         with _progress("classify", "image") as progress:
@@ -347,9 +349,16 @@ def readable_errors() -> Iterator[None]:
     """An expected error becomes its message on standard error and exit status 1."""
     try:
         yield
-    except DynammoError as error:
+    except BrokenPipeError:
+        raise  # nobody reads on, as behind `| head`: nobody to tell, either
+    except Exception as error:
+        line = expected_line(error)
+        if line is None:
+            raise
+        # A name that is not UTF-8 could not be printed.
+        line = line.encode(errors="backslashreplace").decode()
         # As text: square brackets in a message are no markup. Not wrapped: paths stay whole.
-        err.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        err.print(Text.assemble(("error:", "red"), f" {line}"), soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -369,12 +378,14 @@ def _params(given: Path | None) -> str | None:
 
 
 def _image_files(paths: list[Path]) -> Iterator[Path]:
-    from dynammo.data.sources.folder import image_files
+    from dynammo.data.sources.folder import image_files, is_utf8
 
     for path in paths:
         if path.is_dir():
             yield from image_files(path)
         elif path.is_file():
+            if not is_utf8(str(path)):
+                raise DataError(f"{str(path)!a}: the name is not UTF-8")
             yield path
         else:
             raise DataError(f"{path}: no such file or folder")

@@ -39,6 +39,7 @@ R = TypeVar("R")
 # What these say is in the key by value already: settings, and the names of the parts chosen.
 _BY_VALUE = {
     "dynammo.config",
+    "dynammo.config.documents",
     "dynammo.config.presets",
     "dynammo.config.reading",
     "dynammo.config.sections",

@@ -128,6 +128,26 @@ def test_metadata_that_cannot_be_read_is_named(
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}"):
         store.meta(ref)
+    assert not store.intact(ref)
+
+
+def test_changed_metadata_is_noticed(store: CheckpointStore, ref: Ref) -> None:
+    path = store.path(ref).with_suffix(".json")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not store.intact(ref), place
+        with pytest.raises(CheckpointError, match=rf"cannot read .*{path.name}"):
+            store.meta(ref)
+    path.write_bytes(content)
+    assert store.intact(ref)
+
+
+def test_metadata_of_other_weights_is_noticed(store: CheckpointStore, ref: Ref) -> None:
+    other = store.save("adapter", {"x": torch.ones(1)}, META)
+    content = store.path(other).with_suffix(".json").read_bytes()
+    store.path(ref).with_suffix(".json").write_bytes(content)
+    assert not store.intact(ref)
 
 
 class Bomb:
@@ -147,7 +167,6 @@ def test_a_pickle_is_refused_and_not_run(store: CheckpointStore, tmp_path: Path)
     store.folder.mkdir()
     (store.folder / path).write_bytes(content)
     ref: Ref = {"path": path, "sha256": hashlib.sha256(content).hexdigest()}
-    assert store.intact(ref)
     with pytest.raises(CheckpointError, match=f"{path} is damaged"):
         store.load(ref)
     assert not (tmp_path / "ran").exists()

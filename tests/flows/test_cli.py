@@ -23,6 +23,7 @@ from flows.cli import app
 from tests.flows.project import Project
 
 COMMANDS = [
+    *("learn", "history", "forget", "merge", "rollback", "promote", "held", "purge"),
     "run",
     "config",
     "datasets",

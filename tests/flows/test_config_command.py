@@ -62,7 +62,8 @@ def test_every_setting_comes_with_its_meaning() -> None:
             (line,) = [
                 number
                 for number, text in enumerate(lines)
-                if re.match(rf" *{key}:", text) and section_of(lines, number) in (name, "")
+                if re.match(rf" *{key}:", text)
+                and section_of(lines, number) == (name if isinstance(value, dict) else "")
             ]
             assert lines[line - 1].lstrip().startswith("# "), key
 

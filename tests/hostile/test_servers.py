@@ -23,9 +23,9 @@ import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from dynammo.errors import DynammoError
-from flows.doctor import check_prefect
+from flows.cli.doctor import check_prefect
 from scripts import access
-from tasks.mlflow_runs import mlflow_client
+from tasks.support.mlflow.runs import mlflow_client
 
 ROOT = Path(__file__).parents[2]
 EVIL = "https://evil.example"

@@ -30,7 +30,8 @@ def decode_dicom(content: bytes) -> NDArray[np.uint8]:
 
     Raises:
         ValueError: several frames, no pixels, a kind of picture that is not known, a compression
-            that cannot be read, a window of no width, too many pixels.
+            that cannot be read, a window of no width, a rescaling or window that gives no finite
+            numbers, too many pixels.
     """
     dataset = dcmread(BytesIO(content))
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -65,13 +66,16 @@ def decode_dicom(content: bytes) -> NDArray[np.uint8]:
 
 def _shown(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float64]:
     """Stored values (H, W) -> brightness in [0, 1], before the inversion of MONOCHROME1."""
-    values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+        values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    _refuse_unless_finite(values, "RescaleSlope and RescaleIntercept")
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = apply_voi(np.rint(values).astype(np.int64), dataset)
         return np.asarray(looked_up / (2.0**bits - 1), np.float64)
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is not None and width is not None:
+        _refuse_unless_finite(np.array([centre, width]), "WindowCenter and WindowWidth")
         return window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
     if sequence := dataset.get("ModalityLUTSequence"):
         low, high = 0.0, 2.0 ** int(sequence[0].LUTDescriptor[2]) - 1
@@ -81,8 +85,10 @@ def _shown(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float64]:
             [-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]
         )
         if "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
-            ends = float(dataset.RescaleSlope) * ends + float(dataset.RescaleIntercept)
+            with np.errstate(over="ignore"):
+                ends = float(dataset.RescaleSlope) * ends + float(dataset.RescaleIntercept)
         low, high = float(ends.min()), float(ends.max())
+        _refuse_unless_finite(np.array(high - low), "RescaleSlope and RescaleIntercept")
         if low == high:
             raise ValueError("RescaleSlope 0; expected another number")
     return np.asarray(np.clip((values - low) / (high - low), 0, 1), np.float64)
@@ -117,6 +123,11 @@ def window(
         # The exponent is bounded so that far values do not overflow.
         return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
     raise ValueError(f"VOILUTFunction {function}; expected LINEAR, LINEAR_EXACT or SIGMOID")
+
+
+def _refuse_unless_finite(values: NDArray[np.float64], names: str) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{names} give values that are not finite numbers")
 
 
 def _first(value: Any) -> float | None:

@@ -37,7 +37,8 @@ def load(path: Path) -> ImageSet:
 
     Raises:
         DataError: a split is missing or has no classes, a class has no images or is in one split
-            only, or an image is in no class folder. All problems at once.
+            only, an image is in no class folder, or what is called an image is no regular file or
+            has a name that is not UTF-8. All problems at once.
     """
     path = path.absolute()
     problems = [
@@ -89,14 +90,51 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _images(folder: Path, problems: list[str]) -> Iterator[Path]:
-    """Image files in a folder and below it. Folders that cannot be listed become problems."""
+def _images(folder: Path, problems: list[str]) -> list[Path]:
+    """Image files in a folder and below it, each once, whatever links lead to it.
+
+    What cannot be listed, is no regular file, or has a name that is not UTF-8 becomes a problem.
+    """
+    found = []
+    for file in _walk(folder, problems):
+        if not is_utf8(str(file)):
+            problems.append(f"{str(file)!a}: the name is not UTF-8")
+        elif file.exists() and not file.is_file():  # a dangling link is named when it is read
+            problems.append(f"{file}: no regular file")
+        else:
+            found.append(file)
+    own = {os.path.realpath(file) for file in found if not file.is_symlink()}
+    return [file for file in found if not file.is_symlink() or os.path.realpath(file) not in own]
+
+
+def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
+    """What is an image by its name, through links to folders, but into each folder once."""
 
     def failed(error: OSError) -> None:
         problems.append(f"cannot list {error.filename}: {error.strerror}")
 
+    seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, onerror=failed, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+        # Real folders before links: which path is taken must not depend on the file system.
+        inner = sorted(
+            (name for name in folders if name[0] != "."),
+            key=lambda name: (os.path.islink(os.path.join(parent, name)), name),
+        )
+        folders.clear()
+        for name in inner:
+            real = os.path.realpath(os.path.join(parent, name))
+            if real not in seen:
+                seen.add(real)
+                folders.append(name)
         for name in files:
             if name[0] != "." and Path(name).suffix.lower() in EXTENSIONS:
                 yield Path(parent, name)
+
+
+def is_utf8(text: str) -> bool:
+    """Names of other bytes come as surrogates, which no file of results can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -44,6 +44,7 @@ import dynammo
 from dynammo.config import Config
 from dynammo.errors import DynammoError
 from dynammo.methods import METHODS
+from tasks.support.mlflow.database import make_database
 
 _RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
@@ -507,7 +508,7 @@ def _check_answers(uri: str) -> None:
         try:
             url = sqlalchemy.make_url(uri)
             if _database(uri) == "sqlite" and url.database:
-                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+                make_database(Path(url.database).absolute())
             sqlalchemy.create_engine(url).connect().close()
         except (SQLAlchemyError, ImportError, OSError) as error:
             raise TrackingError(

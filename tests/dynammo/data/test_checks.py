@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dynammo.data.checks import check_image_set
+from dynammo.data.checks import check_image_set, problems_of_names
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.errors import DataError
 
@@ -46,6 +46,28 @@ def test_all_problems_are_reported_at_once() -> None:
         "the same picture is under two classes: train/a/5.png ('a') and train/b/1.png ('b')",
         "the same picture is under two classes: train/a/6.png ('a') and train/b/7.png ('b')",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["a", "B", "melanocytic nævus", "0", "x.y/z (2)"], None),
+        (["a", "", "b"], "'' is empty"),
+        (["a ", "b"], "'a ' has characters that do not show"),
+        (["\udcff"], "do not show"),  # a folder whose name is not UTF-8
+        (["-1"], "a formula in a spreadsheet"),
+        (["Å", "\u212b"], "'Å' and '\u212b' cannot be told apart"),
+    ],
+)
+def test_names_of_classes(names: list[str], problem: str | None) -> None:
+    found = problems_of_names(names)
+    assert len(found) == (problem is not None)
+    assert problem is None or problem in found[0]
+
+
+def test_a_class_name_that_is_no_answer_is_a_problem_of_the_data() -> None:
+    with pytest.raises(DataError, match="formula"):
+        check_image_set(image_set(("train", "=1", None, "1"), ("test", "=1", None, "2")))
 
 
 def test_no_images() -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dynammo
@@ -26,6 +28,7 @@ from dynammo.heads.linear import new_head
 from dynammo.heads.scaling import head_features
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.network import build_network
+from tests.models import reseal
 
 SIZE = 64
 CLASSES = ["naevus", "mélanome", "keratosis"]
@@ -304,6 +307,30 @@ def test_wrong_answers_are_refused_and_nothing_changes(
             export_model(model, tiny, ["safetensors"])
         assert contents(tiny) == before
     assert [path.name for path in tiny.parent.iterdir()] == [tiny.name]
+
+
+def test_a_head_of_huge_logits_is_held_against_its_own_rounding(
+    model: Path, tmp_path: Path
+) -> None:
+    """What all classes share leaves their probabilities as they are, but not the rounding."""
+    source = shutil.copytree(model, tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors["head/weight"] += 1e4
+    reseal(source, {}, tensors)
+    report = export_model(source, tmp_path / "out", ["onnx"])
+    assert report["files"]["onnx"]["logit_difference"] < 1e-5
+    assert 1e-3 < report["tolerance"]["probability"] < 0.2
+
+
+def test_another_answer_is_refused_however_small_the_difference() -> None:
+    """Logits of 20,000 that differ by 5e-5 of that, and by more than what decides."""
+    exact = torch.tensor([[20000.5, 19999.5], [20000.0, 20000.0001]], dtype=torch.float64)
+    probabilities = exact.softmax(1)
+    tie = torch.tensor([[20000.5, 19999.5], [20000.0001, 20000.0]], dtype=torch.float64)
+    export._differences("onnx", (exact, probabilities), (tie, probabilities), 1e-3)
+    with pytest.raises(ExportError, match=r"onnx export names another .* on 1 of the images"):
+        other = exact.flip(1)
+        export._differences("onnx", (exact, probabilities), (other, probabilities), 1e-3)
 
 
 def test_an_earlier_export_is_replaced_whole(model: Path, tiny: Path) -> None:

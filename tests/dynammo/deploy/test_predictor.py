@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dynammo.merging.average import average
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.features import extract_features
 from dynammo.network.network import Network, build_network
+from tests.models import reseal
 
 TINY = BackboneConfig(name="test_resnet", pretrained=False)
 ADAPTER = AdapterConfig(options={"alpha": 0.5})
@@ -98,8 +100,12 @@ def predictor(save: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFac
 
 def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
-    assert json.loads((folder / "model.json").read_text()) == {
-        "format": 1,
+    manifest = json.loads((folder / "model.json").read_text())
+    del manifest["document_sha256"]
+    weights = (folder / "model.safetensors").read_bytes()
+    assert manifest == {
+        "format": 2,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "backbone": {"name": "test_resnet", "positions": None, "levels": None},
         "adapter": {"name": "conv", "options": {"alpha": 0.5}},
         "image_size": SIZE,
@@ -117,7 +123,7 @@ def test_a_linear_adapter_is_folded_away(tmp_path: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     head = new_head(network.feature_size, 3, seed=2)
     predictor = Predictor(saved(tmp_path, weights, network, head, config, linear))
-    assert predictor.manifest["adapter"] is None
+    assert predictor.manifest.adapter is None
     assert not predictor.model.network.adapters()
     pixels = tensor(pictures(4))
     with torch.no_grad():
@@ -136,7 +142,7 @@ def test_what_cannot_be_folded_stays_and_the_rest_is_folded(tmp_path: Path) -> N
     predictor = Predictor(saved(tmp_path, weights, network, head, config, linear))
     assert list(network.adapters()) == ["layer1", "layer2", "layer3", "layer4"]
     assert list(predictor.model.network.adapters()) == ["layer1"]
-    assert predictor.manifest["backbone"]["positions"] == ["layer1"]
+    assert predictor.manifest.backbone.positions == ["layer1"]
     pixels = tensor(pictures(4))
     with torch.no_grad():
         expected = (network(pixels) @ head["weight"].T + head["bias"]).double().softmax(1)
@@ -231,6 +237,15 @@ def test_saving_again_replaces_the_model(folder: Path, save: Callable[[Path], Pa
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_weights_that_are_no_numbers_are_not_saved(
+    weights: dict[str, Tensor], merged: Network, head: dict[str, Tensor], tmp_path: Path
+) -> None:
+    broken = {**head, "bias": head["bias"] / 0}
+    with pytest.raises(CheckpointError, match="head/bias: values that are not finite numbers"):
+        saved(tmp_path / "model", weights, merged, broken)
+    assert not (tmp_path / "model").exists()
+
+
 def test_positions_are_kept(
     weights: dict[str, Tensor], head: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -260,31 +275,38 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         Predictor(tmp_path / "nowhere")
 
 
+def backbone(name: str, *positions: str) -> dict[str, object]:
+    return {"name": name, "positions": list(positions) or None, "levels": None}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, r"model\.json: format 1 expected"),
-        ({"classes": ["a", "b"]}, "2 class names do not fit the head"),
-        ({"classes": None}, "lacks 'classes'"),
+        ({"format": 1}, r"model\.json: format 2 expected"),
+        ({"classes": ["a", "b"]}, r"head/weight is .*\(3, \d+\), expected .*\(2, \d+\)"),
+        ({"classes": None}, "classes: Field required"),
+        ({"classes": ["a", "b", 3]}, r"classes\.2: Input should be a valid string"),
+        ({"classes": ["a", "b", "a"]}, "'a' and 'a' cannot be told apart"),
+        ({"classes": []}, "classes: List should have at least 1 item"),
         (
             {"backbone": {"name": "test_resnet", "positions": None, "levels": 2}},
-            r"a head of \d+ features does not fit a network of \d+",
+            r"head/weight is .*\(3, 96\), expected .*\(3, 288\)",
         ),
-        ({"backbone": None}, "lacks 'backbone'"),
-        ({"backbone": {"name": "test_vit", "positions": None}}, "weights do not fit"),
-        ({"backbone": {"name": "resnet17b"}}, "no model 'resnet17b'"),
-        ({"backbone": {"name": "test_resnet", "positions": ["layer1"]}}, "adapter does not fit"),
+        ({"backbone": None}, "backbone: Field required"),
+        ({"backbone": backbone("test_vit")}, "weights do not fit"),
+        ({"backbone": backbone("resnet17b")}, "no model 'resnet17b'"),
+        ({"backbone": backbone("test_resnet", "layer1")}, "adapter does not fit"),
         ({"adapter": {"name": "linear", "options": {}}}, "adapter does not fit"),
         ({"adapter": {"name": "gone", "options": {}}}, "unknown adapter 'gone'"),
-        ({"image_size": "large"}, "holds no usable model"),
+        ({"image_size": "64"}, "image_size: Input should be a valid integer"),
+        ({"image_size": 100_000}, "image_size: Input should be less than or equal to 1024"),
+        ({"classifier": "mine"}, "classifier: Extra inputs are not permitted"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
     folder: Path, change: dict[str, object], message: str
 ) -> None:
-    manifest = json.loads((folder / "model.json").read_text()) | change
-    kept = {key: value for key, value in manifest.items() if value is not None}
-    (folder / "model.json").write_text(json.dumps(kept))
+    reseal(folder, change)
     with pytest.raises(CheckpointError, match=message) as caught:
         Predictor(folder)
     assert str(folder) in str(caught.value)
@@ -293,7 +315,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
 @pytest.mark.parametrize("content", ["[]", "null", '"model"'])
 def test_a_manifest_of_another_kind_is_refused(folder: Path, content: str) -> None:
     (folder / "model.json").write_text(content)
-    with pytest.raises(CheckpointError, match="format 1 expected"):
+    with pytest.raises(CheckpointError, match=r"model\.json: a \w+ where a document was expected"):
         Predictor(folder)
 
 

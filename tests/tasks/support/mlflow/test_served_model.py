@@ -31,6 +31,7 @@ from tasks.support.mlflow.champion import promote
 from tasks.support.mlflow.pyfunc_model import read_image
 from tasks.support.mlflow.runs import open_runs, tracking_uri
 from tasks.support.mlflow.served_model import ModelInfo, log_model, register
+from tests.models import reseal
 
 NAME, DATA_HASH = "dynammo-skin8", "d" * 64
 SUMMARY = {"last_mean_class_recall": 0.75, "last_accuracy": 0.8, "forgetting_accuracy": None}
@@ -225,8 +226,7 @@ def test_the_same_model_is_registered_once_and_another_anew(
     assert log_and_register(run, model_folder) == first
 
     other = shutil.copytree(model_folder, tmp_path / "other")
-    manifest = json.loads((other / "model.json").read_text())
-    (other / "model.json").write_text(json.dumps({**manifest, "provenance": {"data": "new"}}))
+    reseal(other, {"provenance": {"data": "new"}})
     second = log_and_register(run, other)
     assert second[0]["model_id"] != first[0]["model_id"]
     assert (first[1], second[1]) == ("1", "2")

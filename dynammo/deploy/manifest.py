@@ -1,0 +1,116 @@
+"""`model.json`: what a model folder says of itself, and whether its weights are the ones meant.
+
+Its hashes cover everything that decides an answer, so nothing in a folder changes unnoticed. Who
+changes a model on purpose can make them anew; against that a signature helps, not a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+from safetensors.torch import save
+
+from dynammo.checkpoint import unsealed
+from dynammo.config import AdapterConfig, ArchitectureConfig
+from dynammo.config.sections import Section
+from dynammo.data.checks import problems_of_names
+from dynammo.errors import CheckpointError
+from dynammo.state import State
+
+
+class DeployedAdapter(Section):
+    """The kind of the adapters that are left in a model."""
+
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def config(self) -> AdapterConfig:
+        """What builds them."""
+        return AdapterConfig(name=self.name, options=self.options)
+
+
+class Manifest(Section):
+    """What `model.json` says."""
+
+    format: Literal[2] = 2
+    weights_sha256: str
+    backbone: ArchitectureConfig
+    adapter: DeployedAdapter | None
+    image_size: int = Field(ge=16, le=1024)
+    classes: list[str] = Field(min_length=1)
+    provenance: dict[str, Any]
+
+    @field_validator("classes")
+    @classmethod
+    def _names(cls, classes: list[str]) -> list[str]:
+        if problems := problems_of_names(classes):
+            raise ValueError("; ".join(problems))
+        return classes
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Read `model.json`, which is a `Manifest` and sealed (`dynammo.checkpoint.sealed`).
+
+    Raises:
+        CheckpointError: any byte of it was changed, it is of another format, or a value is wrong or
+            missing.
+    """
+    try:
+        document = unsealed(content)
+        if document.get("format") != 2:
+            raise CheckpointError("format 2 expected")
+        return Manifest.model_validate(document, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(f"model.json: {problems_in(error)}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"model.json: {error}") from None
+
+
+def problems_in(error: ValidationError) -> str:
+    """What pydantic found, in one line."""
+    found = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found)
+
+
+def hash_tensors(tensors: State) -> str:
+    """SHA-256 of `model.safetensors` as `save_model` writes it, whatever texts a file adds."""
+    return hashlib.sha256(save({k: v.contiguous() for k, v in tensors.items()})).hexdigest()
+
+
+def check_finite(tensors: State) -> None:
+    """Refuse weights that are no numbers: their answers would be none either.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    if wrong := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
+        raise CheckpointError(f"{_some(wrong)}: values that are not finite numbers")
+
+
+def check_exact(expected: State, found: State) -> None:
+    """Refuse tensors that are not the network's own, one by one: name, shape and type.
+
+    Raises:
+        CheckpointError: one is missing, superfluous, or of another shape or type.
+    """
+    if missing := sorted(expected.keys() - found.keys()):
+        raise CheckpointError(f"it lacks {_some(missing)}")
+    if superfluous := sorted(found.keys() - expected.keys()):
+        raise CheckpointError(f"it holds {_some(superfluous)}, which the network does not have")
+    for name, own in expected.items():
+        given = found[name]
+        if (own.shape, own.dtype) != (given.shape, given.dtype):
+            raise CheckpointError(
+                f"{name} is {given.dtype} {tuple(given.shape)}, "
+                f"expected {own.dtype} {tuple(own.shape)}"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
