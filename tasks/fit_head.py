@@ -62,7 +62,7 @@ def fit_head(
         network = load_network(architecture, image, kind, backbone, adapter, context)
         kept = mirrored_views(network, pixels, head.flip)
     if statistics is not None:
-        statistics_ = ClassStatistics(**store.load(statistics))
+        statistics_ = ClassStatistics.of(store.load(statistics))
         new = store.load(features)["features"]
         places = torch.tensor([known.index(name) for name in classes["names"]])
         new_labels = places[images.labels("train", classes["names"])]

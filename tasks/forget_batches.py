@@ -246,7 +246,7 @@ def _drift(
 
     drift = measure_drift(seen(before), seen(after), config.head.drift_ridge)
     meta = provenance(before=before, after=after, exemplars=exemplars)
-    return context.checkpoints.save("drift", drift._asdict(), meta)
+    return context.checkpoints.save("drift", drift.state(), meta)
 
 
 def _refit(
@@ -280,7 +280,7 @@ def _refit(
         head: State = HEAD_RULES[config.head.rule]()(evidence, config.head)
         statistics, parts = None, []
     else:
-        before = ClassStatistics(**store.load(variant["statistics"]))
+        before = ClassStatistics.of(store.load(variant["statistics"]))
         parts = [_cut(part, remaining, kept, context) for part in variant["parts"]]
         if drift is not None:
             parts.append({"batch": 0, "classes": [], "statistics": None, "drift": drift})
@@ -288,7 +288,7 @@ def _refit(
             now = add_up(parts, kept, context)
         else:  # the spread of a forgotten class stays in the common scatter
             now = drop_classes(before, [known.index(name) for name in kept])
-        statistics = store.save("statistics", now._asdict(), meta)
+        statistics = store.save("statistics", now.state(), meta)
         again = HEAD_RULES[config.head.rule]().again
         head = again(store.load(variant["heads"][0]), before, now, config.head)
     return {
@@ -311,7 +311,7 @@ def add_up(parts: Sequence[Part], classes: Sequence[str], context: Context) -> C
     store, total = context.checkpoints, None
     for part in parts:
         if total is not None and part["drift"] is not None:
-            total = Drift(**store.load(part["drift"])).statistics(total)
+            total = Drift.of(store.load(part["drift"])).statistics(total)
         if part["statistics"] is None:
             continue
         own = unpack(store.load(part["statistics"]), list(range(len(part["classes"]))))

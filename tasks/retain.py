@@ -25,7 +25,7 @@ def carry_features(tests: list[Tested], method: str, drift: Ref, context: Contex
         context: places.
     """
     store = context.checkpoints
-    moved = Drift(**store.load(drift))
+    moved = Drift.of(store.load(drift))
 
     def carry(test: Tested) -> Tested:
         kept = test["kept"]

@@ -93,7 +93,7 @@ def update_statistics(
     meta = provenance(architecture, image, kind, config=chosen, **parents)
     result, drift_ref = measured, None
     if statistics is not None:
-        old = ClassStatistics(**store.load(statistics))
+        old = ClassStatistics.of(store.load(statistics))
         if adapter != before:
             network = load_network(architecture, image, kind, backbone, adapter, context)
             previous = load_network(architecture, image, kind, backbone, before, context)
@@ -110,12 +110,12 @@ def update_statistics(
                 is_now = torch.cat([is_now, seen(network, kept)])
             drift = measure_drift(was, is_now, ridge)
             old = drift.statistics(old)
-            drift_ref = store.save("drift", drift._asdict(), meta)
+            drift_ref = store.save("drift", drift.state(), meta)
         owner = [known.index(name) for name in classes["names"]]
         result = add_samples(old, measured, owner)
     get_run_logger().info("%d classes, %d samples", len(result.means), int(result.counts.sum()))
     return {
-        "statistics": store.save("statistics", result._asdict(), meta),
+        "statistics": store.save("statistics", result.state(), meta),
         "batch": store.save("batch-statistics", pack(batch), meta),
         "drift": drift_ref,
     }

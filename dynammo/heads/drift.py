@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynammo.heads.statistics import ClassStatistics
+from dynammo.state import State
 
 
 class Drift(NamedTuple):
@@ -19,6 +20,15 @@ class Drift(NamedTuple):
     slope: Tensor
     centre: Tensor
     shift: Tensor
+
+    def state(self) -> State:
+        """For a checkpoint, in single precision: it is an estimate."""
+        return {name: value.float() for name, value in self._asdict().items()}
+
+    @staticmethod
+    def of(state: State) -> Drift:
+        """What `state` gave."""
+        return Drift(**{name: value.double() for name, value in state.items()})
 
     def features(self, features: Tensor) -> Tensor:
         """Features (N, D) as they would be now."""

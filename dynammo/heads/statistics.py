@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dynammo.state import State
+
 
 class ClassStatistics(NamedTuple):
     """Means and pooled within-class scatter of the features of C classes, all float64.
@@ -26,6 +28,21 @@ class ClassStatistics(NamedTuple):
     means: Tensor
     scatter: Tensor
     counts: Tensor
+
+    def state(self) -> State:
+        """For a checkpoint: of the scatter, which is symmetric, the lower triangle."""
+        rows, columns = torch.tril_indices(*self.scatter.shape)
+        return {
+            "means": self.means,
+            "scatter": self.scatter[rows, columns],
+            "counts": self.counts,
+        }
+
+    @staticmethod
+    def of(state: State) -> ClassStatistics:
+        """What `state` gave."""
+        scatter = _square(state["scatter"], state["means"].shape[1])
+        return ClassStatistics(state["means"], scatter, state["counts"])
 
     @property
     def covariance(self) -> Tensor:
@@ -149,9 +166,14 @@ def pack(classes: list[ClassStatistics]) -> dict[str, Tensor]:
 
 def unpack(packed: dict[str, Tensor], chosen: list[int]) -> ClassStatistics:
     """Statistics of some of the classes that `pack` stored, together."""
-    size = packed["means"].shape[1]
-    rows, columns = torch.tril_indices(size, size)
-    scatter = torch.zeros(size, size, dtype=torch.float64)
-    scatter[rows, columns] = packed["scatter"][chosen].double().sum(0)
-    scatter = scatter + scatter.tril(-1).T
+    total = packed["scatter"][chosen].double().sum(0)
+    scatter = _square(total, packed["means"].shape[1])
     return ClassStatistics(packed["means"][chosen], scatter, packed["counts"][chosen])
+
+
+def _square(triangle: Tensor, size: int) -> Tensor:
+    """The symmetric matrix (D, D) with a lower triangle."""
+    rows, columns = torch.tril_indices(size, size)
+    lower = torch.zeros(size, size, dtype=torch.float64)
+    lower[rows, columns] = triangle
+    return lower + lower.tril(-1).T
