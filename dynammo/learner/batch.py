@@ -37,8 +37,6 @@ def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple
         raise DataError(f"{path}: no such file or folder")
     if path.is_file() or (path / "manifest.csv").is_file():
         listed = csv_manifest.read(path, default_split="train")
-    elif (path / "train").is_dir() and (path / "test").is_dir():
-        listed = folder.load(path)
     else:
         listed = _folders(path)
     seen_files, seen_groups = ledger.seen()
@@ -118,14 +116,20 @@ def _place(group: str) -> str:
 
 
 def _folders(path: Path) -> ImageSet:
-    """`<class>/*`, or `train/<class>/*`: all of it training images."""
-    top = path / "train" if (path / "train").is_dir() else path
-    classes = sorted(p for p in top.iterdir() if p.is_dir() and p.name[0] != ".")
+    """`train/<class>/*` and, if wanted, `test/<class>/*`; or `<class>/*`, all training images."""
+    split = {path / "train": "train", path / "test": "test"}
+    tops = [top for top in split if top.is_dir()] if (path / "train").is_dir() else [path]
+    classes = [
+        (split.get(top, "train"), own)
+        for top in tops
+        for own in sorted(top.iterdir())
+        if own.is_dir() and own.name[0] != "."
+    ]
     if not classes:
         raise DataError(f"{path}: no class folders; expected <class>/<image> or train/<class>/...")
     rows: list[tuple[str, str, str, str | None]] = [
-        (file.relative_to(path).as_posix(), "train", own.name, None)
-        for own in classes
+        (file.relative_to(path).as_posix(), part, own.name, None)
+        for part, own in classes
         for file in folder.image_files(own)
     ]
     return list_samples(path, rows)
