@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,28 @@ def finished(finished_once: tuple[Project, dict[str, str]]) -> Iterator[Project]
     project, _ = finished_once
     with project.entered():
         yield project
+
+
+@pytest.fixture
+def here(tmp_path: Path, tracking: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, with MLflow and learners of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DYNAMMO_LEARNERS", str(tmp_path / "learners"))
+    yield tmp_path
+
+
+@pytest.fixture
+def arrive(here: Path, pictures: Path) -> Callable[..., Path]:
+    """Copy some classes' pictures into a batch, as they would arrive."""
+
+    def copy(name: str, classes: list[str], numbers: range = range(12), tests: bool = True) -> Path:
+        for file in sorted(pictures.rglob("*.png")):
+            split = file.parent.parent.name
+            wanted = file.parent.name in classes and int(file.stem) in numbers
+            if wanted and (split == "train" or tests):
+                target = here / name / file.relative_to(pictures)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+        return here / name
+
+    return copy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +34,6 @@ OVERRIDES: dict[str, Any] = {
 }
 TASKS = [list(CLASSES[start : start + 2]) for start in (0, 2, 4)]
 pytestmark = pytest.mark.usefixtures("prefect_server")
-
-
-@pytest.fixture
-def here(tmp_path: Path, tracking: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to work in, with MLflow and learners of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DYNAMMO_LEARNERS", str(tmp_path / "learners"))
-    yield tmp_path
-
-
-@pytest.fixture
-def arrive(here: Path, pictures: Path) -> Callable[..., Path]:
-    """Copy some classes' pictures into a batch, as they would arrive."""
-
-    def copy(name: str, classes: list[str], numbers: range = range(12), tests: bool = True) -> Path:
-        for file in sorted(pictures.rglob("*.png")):
-            split = file.parent.parent.name
-            wanted = file.parent.name in classes and int(file.stem) in numbers
-            if wanted and (split == "train" or tests):
-                target = here / name / file.relative_to(pictures)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, target)
-        return here / name
-
-    return copy
 
 
 def teach(arrive: Callable[..., Path], name: str = "shapes", **more: Any) -> LearnerFolder:
