@@ -24,5 +24,6 @@ def tell(title: str, text: str) -> bool:
 
 
 def notify(flow: Any, flow_run: Any, state: Any) -> None:
-    """The hook of a flow that failed."""
-    tell(f"{flow_run.name} failed", str(state.message))
+    """The hook of a flow that failed; one within another is told of by that."""
+    if flow_run.parent_task_run_id is None:
+        tell(f"{flow_run.name} failed", str(state.message))
