@@ -53,8 +53,9 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
+    # Nothing is made yet: what is refused afterwards must leave nothing behind.
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    with tempfile.TemporaryFile(dir=there):
         pass
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flows.project import Project, new_project, write_pictures
+from tests.flows.project import Project, copier, new_project, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +56,4 @@ def here(tmp_path: Path, tracking: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def arrive(here: Path, pictures: Path) -> Callable[..., Path]:
     """Copy some classes' pictures into a batch, as they would arrive."""
 
-    def copy(name: str, classes: list[str], numbers: range = range(12), tests: bool = True) -> Path:
-        for file in sorted(pictures.rglob("*.png")):
-            split = file.parent.parent.name
-            wanted = file.parent.name in classes and int(file.stem) in numbers
-            if wanted and (split == "train" or tests):
-                target = here / name / file.relative_to(pictures)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, target)
-        return here / name
-
-    return copy
+    return copier(here, pictures)

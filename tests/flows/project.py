@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,3 +128,19 @@ def write_pictures(folder: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             pixels = colour + pattern[..., None] + generator.normal(0, 20, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+
+
+def copier(root: Path, pictures: Path) -> Callable[..., Path]:
+    """A function that copies some classes' pictures into a batch, as they would arrive."""
+
+    def copy(name: str, classes: list[str], numbers: range = range(12), tests: bool = True) -> Path:
+        for file in sorted(pictures.rglob("*.png")):
+            split = file.parent.parent.name
+            wanted = file.parent.name in classes and int(file.stem) in numbers
+            if wanted and (split == "train" or tests):
+                target = root / name / file.relative_to(pictures)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+        return root / name
+
+    return copy

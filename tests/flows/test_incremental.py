@@ -69,10 +69,11 @@ def test_the_first_run_does_everything(finished_once: tuple[Project, dict[str, s
     _, states = finished_once
     # The bare backbone's features serve all tasks.
     reused = {f"extract test features: frozen {task}" for task in TASKS[1:]}
-    assert set(steps(states)) - again(states) == reused
+    # Pictures are kept under their content: another test may have kept the same ones.
+    kept = {f"keep test images {task}" for task in TASKS}
+    assert set(steps(states)) - again(states) - kept == reused
     expected = {
         "prepare backbone test_resnet",
-        *(f"keep test images {task}" for task in TASKS),
         *(f"train adapter {task}" for task in TASKS),
         *(f"merge adapters {task}" for task in TASKS),
         *(f"select exemplars: merged {task}" for task in TASKS),
@@ -96,7 +97,7 @@ def test_the_first_run_does_everything(finished_once: tuple[Project, dict[str, s
         *(f"evaluate {name} {task}" for name in VARIANTS for task in TASKS),
         "extract test features: frozen 1/3",
     }
-    assert again(states) == expected
+    assert again(states) - kept == expected
 
 
 def test_the_results_folder_is_complete(finished: Project) -> None:

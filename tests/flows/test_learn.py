@@ -23,7 +23,7 @@ from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import find_learner
 from tasks.support.workspace import IMAGES, RESULTS
-from tests.flows.project import CLASSES, PARAMS
+from tests.flows.project import CLASSES, PARAMS, copier
 
 OVERRIDES: dict[str, Any] = {
     **{
@@ -45,6 +45,24 @@ def teach(arrive: Callable[..., Path], name: str = "shapes", **more: Any) -> Lea
     return find_learner(name)
 
 
+@pytest.fixture(scope="module")
+def taught_once(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A learner that has learnt the three tasks batch by batch, each deleted once learnt."""
+    root = tmp_path_factory.mktemp("taught")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYNAMMO_LEARNERS", str(root / "learners"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+        teach(copier(root, pictures))
+    return root / "learners"
+
+
+@pytest.fixture
+def taught(here: Path, taught_once: Path) -> LearnerFolder:
+    """A copy of it, to change."""
+    shutil.copytree(taught_once, here / "learners")
+    return find_learner("shapes")
+
+
 def state(document: dict[str, Any]) -> dict[str, Any]:
     """What a version has learnt, by the hashes of its tensors."""
     stage = document["stage"]
@@ -64,9 +82,9 @@ def metrics(folder: LearnerFolder, version: int, method: str = "merged") -> dict
 
 
 def test_batches_deleted_once_learnt_give_what_a_run_over_all_of_them_gives(
-    here: Path, arrive: Callable[..., Path], pictures: Path
+    here: Path, taught: LearnerFolder, pictures: Path
 ) -> None:
-    folder = teach(arrive)
+    folder = taught
     overrides = {
         **OVERRIDES,
         "methods": ["merged", "frozen"],
@@ -168,10 +186,8 @@ def test_what_cannot_change_is_refused(here: Path, arrive: Callable[..., Path]) 
         learn("../shapes", batch)
 
 
-def test_forgetting_the_last_batch_gives_the_version_before(
-    here: Path, arrive: Callable[..., Path]
-) -> None:
-    folder = teach(arrive)
+def test_forgetting_the_last_batch_gives_the_version_before(taught: LearnerFolder) -> None:
+    folder = taught
     made = revise.forget("shapes", [3])
     assert made["version"] == 4
     for method in ("merged", "frozen"):
@@ -187,8 +203,8 @@ def test_forgetting_the_last_batch_gives_the_version_before(
         assert abs(frozen[0][name] - frozen[1][name]).max() < 1e-5 * frozen[0][name].abs().max()
 
 
-def test_a_forgotten_class_can_come_back(here: Path, arrive: Callable[..., Path]) -> None:
-    folder = teach(arrive)
+def test_a_forgotten_class_can_come_back(taught: LearnerFolder) -> None:
+    folder = taught
     revise.forget("shapes", classes=["birch"])
     current = folder.current()
     assert current["stage"]["tasks"][0] == ["amber"]
@@ -198,8 +214,8 @@ def test_a_forgotten_class_can_come_back(here: Path, arrive: Callable[..., Path]
     assert Predictor(folder.path / "model").classes == [own for own in CLASSES if own != "birch"]
 
 
-def test_adapters_are_merged_again(here: Path, arrive: Callable[..., Path]) -> None:
-    folder = teach(arrive)
+def test_adapters_are_merged_again(taught: LearnerFolder) -> None:
+    folder = taught
     revise.merge("shapes", [1, 3])
     adapted = folder.current()["stage"]["adapted"]
     assert adapted["numbers"] == [1, 3]
