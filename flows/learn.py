@@ -90,7 +90,9 @@ def learn(
     folder = find_learner(name)
     config, before = _configured(folder, params, overrides or {})
     ledger = ledger_of(folder, before) if before else Ledger.empty()
-    image_set, left_out = load_batch(Path(batch), config.data.test_share, ledger, folder.key)
+    # A learner that has seen nothing is not made before its first batch is known to be sound.
+    key = folder.key if before else "00" * 32
+    image_set, left_out = load_batch(Path(batch), config.data.test_share, ledger, key)
     if left_out:
         logger.warning("%d images are left out: they have been learnt before", left_out)
     check_image_set(image_set, config.data.repeats)

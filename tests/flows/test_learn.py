@@ -182,6 +182,9 @@ def test_what_cannot_change_is_refused(here: Path, arrive: Callable[..., Path]) 
     batch = str(arrive("batch2", TASKS[1]))
     with pytest.raises(ConfigError, match=r"image\.size cannot change after the first batch"):
         learn("shapes", batch, None, {"image.size": 32})
+    with pytest.raises(DataError, match="no such file or folder"):
+        learn("other", "nowhere", None, OVERRIDES)
+    assert not (here / "learners/other").exists()
     with pytest.raises(LearnerError, match="is no name of a learner"):
         learn("../shapes", batch)
 
