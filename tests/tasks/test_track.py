@@ -13,4 +13,4 @@ def test_a_runs_key_follows_from_the_code_of_every_step() -> None:
         if isinstance(value, Task) and isinstance(value.cache_policy, StepCache)
     }
     assert len(steps) > 5
-    assert steps <= set(track._CODE)
+    assert steps <= set(track.CODE)
