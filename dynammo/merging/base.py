@@ -9,7 +9,10 @@ from dynammo.state import State
 
 
 class MergeRule(Protocol):
-    """Makes one adapter of several: a function."""
+    """Makes one adapter of several: a function.
+
+    A rule that holds all of them in memory at once has `STREAMS = False` in its module.
+    """
 
     def __call__(self, adapters: Iterable[State], **arguments: Any) -> State:
         """The merged adapter.

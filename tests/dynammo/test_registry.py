@@ -34,7 +34,8 @@ def test_every_entry_can_be_imported(registry: Registry[Any]) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown merge rule 'mean'; known: average"):
+    known = ", ".join(sorted(MERGE_RULES))
+    with pytest.raises(ConfigError, match=f"unknown merge rule 'mean'; known: {known}"):
         MERGE_RULES["mean"]
 
 
@@ -90,7 +91,7 @@ def test_an_installed_package_registers_a_part(group: str, install: Install) -> 
 def test_the_configuration_takes_its_name(install: Install) -> None:
     install("aparts", "dynammo.merge_rules", "mine = aparts:mine")
     assert load_config(None, {"merge.rule": "mine"}).merge.rule == "mine"
-    with pytest.raises(ConfigError, match=r"unknown merge rule 'm'; known: .*magmax, mine, regm"):
+    with pytest.raises(ConfigError, match=r"unknown merge rule 'm'; known: .*mine,"):
         load_config(None, {"merge.rule": "m"})
 
 
