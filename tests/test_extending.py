@@ -65,7 +65,7 @@ def run(folder: Path, *command: str) -> str:
 def test_the_tests_hold_with_a_part_of_every_kind_added(extended: Path) -> None:
     """None of them has to be told of it, and those that run over a table take it in."""
     assert len(FILES) == len(LINES) == 5
-    # What is told of the new parts, and what speaks of a table as a whole; the rest would take long.
+    # Tests of the new parts, and those that speak of a table as a whole; the rest would take long.
     names = [line.strip().split('"')[1] for _, line in LINES]
     whole = ["test_config", "test_about", "test_registry", "described", "asks_for", "a_new"]
     chosen = " or ".join([*names, *whole])
