@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -48,7 +50,10 @@ def test_the_lock_holds_no_cuda_packages() -> None:
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
-    wanted = [*project()["dependencies"], *project()["optional-dependencies"]["dev"]]
+    wanted = [*project()["dependencies"]]
+    for extra, requirements in project()["optional-dependencies"].items():
+        if extra != "distributed":
+            wanted += requirements
     for requirement in map(Requirement, wanted):
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert name in pinned, f"{name} is not in requirements.lock: make lock"
@@ -183,3 +188,35 @@ def test_dvc_takes_notice_of_every_setting() -> None:
     """Its run cache leaves out parameters named "size", so the file itself must be a dependency."""
     (stage,) = yaml.safe_load(read("dvc.yaml"))["stages"].values()
     assert "params.yaml" in stage["deps"]
+
+
+def test_every_import_is_of_a_declared_package() -> None:
+    """The library's core is what dynammo/ imports outside `needs`; the pipeline is all the rest."""
+    modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+    known = set(sys.stdlib_module_names) | {"dynammo", "tasks", "flows", "pydantic_core"}
+    extras = project()["optional-dependencies"]
+    allowed = [*project()["dependencies"], *extras["export"], *extras["dicom"]]
+    for folders, more in ((["dynammo"], []), (["tasks", "flows"], ["pipeline", "distributed"])):
+        for extra in more:
+            allowed += extras[extra]
+        names = {re.split(r"[\[<>=]", line)[0].lower() for line in allowed}
+        packages = {modules.get(name, name.replace("-", "_")) for name in names}
+        for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom):
+                    found = [node.module or ""]
+                for name in found:
+                    top = name.partition(".")[0]
+                    assert top in known | packages, f"{file}: {name}"
+
+
+def test_the_types_ship() -> None:
+    assert (ROOT / "dynammo" / "py.typed").is_file()
+    settings = tomllib.loads(read("pyproject.toml"))["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["*"]
+
+
+def test_the_lock_holds_every_extra_but_one() -> None:
+    extras = set(project()["optional-dependencies"]) - {"distributed"}
+    assert set(re.findall(r"--extra (\w+)", read("scripts/lock.sh"))) == extras

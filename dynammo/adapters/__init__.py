@@ -8,12 +8,20 @@ module that computes the same in eval mode, for deployment (`dynammo.network.fol
 write a file here and a line below.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from dynammo.registry import Registry
 
-ADAPTERS = Registry(
+if TYPE_CHECKING:  # importing the table imports no part
+    from dynammo.adapters.base import AdapterFactory
+
+ADAPTERS: Registry[AdapterFactory] = Registry(
     "adapter",
     {
         "conv": "dynammo.adapters.conv:ConvAdapter",
         "linear": "dynammo.adapters.linear:LinearAdapter",
     },
+    group="dynammo.adapters",
 )

@@ -15,9 +15,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dynammo.adapters import ADAPTERS
 from dynammo.config.documents import parse_yaml, read_yaml
 from dynammo.config.sections import Config
+from dynammo.data import DATA_SOURCES
 from dynammo.errors import ConfigError
+from dynammo.heads import HEAD_RULES
+from dynammo.merging import MERGE_RULES
+from dynammo.methods import METHODS
 
 
 def load_config(
@@ -31,8 +36,10 @@ def load_config(
 
     Raises:
         ConfigError: the file is missing or not YAML, or any key or value is wrong; all problems at
-            once.
+            once. Or an installed package claims the name of a part that is taken.
     """
+    for registry in (ADAPTERS, DATA_SOURCES, HEAD_RULES, MERGE_RULES, METHODS):
+        registry.check()
     values: dict[str, Any] = {}
     if params is not None:
         values = read_yaml(params) or {}

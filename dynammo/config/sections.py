@@ -36,7 +36,7 @@ class Section(BaseModel):
 class _Known:
     """Marks a name that must be in a registry."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry[Any]) -> None:
         self._registry = registry
 
     def __get_pydantic_core_schema__(

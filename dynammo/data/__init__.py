@@ -6,9 +6,16 @@ below; a constant `ABOUT` in the file (`dynammo/data/sources/about.py`) says wha
 shows.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from dynammo.registry import Registry
 
-DATA_SOURCES = Registry(
+if TYPE_CHECKING:  # importing the table imports no part
+    from dynammo.data.base import DataSource
+
+DATA_SOURCES: Registry[DataSource] = Registry(
     "data source",
     {
         "digits": "dynammo.data.sources.digits:load",
@@ -20,4 +27,5 @@ DATA_SOURCES = Registry(
         "skin8": "dynammo.data.sources.skin8:load",
         "medmnist": "dynammo.data.sources.medmnist:load",
     },
+    group="dynammo.data_sources",
 )

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
@@ -35,8 +33,13 @@ from dynammo.checkpoint import to_json, write_atomically
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.errors import ConfigError, ExportError
+from dynammo.extras import needs
 from dynammo.network.folding import cheapen
 from dynammo.network.fusion import batch_norms, fuse_batch_norms
+
+with needs("export", "onnx", "onnxruntime"):
+    import onnx
+    import onnxruntime
 
 OPSET = 18
 LOGIT_TOLERANCE = 1e-4  # of the largest logit of the source

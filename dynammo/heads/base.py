@@ -53,3 +53,16 @@ class HeadRule(Protocol):
     def __call__(self, evidence: Evidence, config: HeadConfig) -> State:
         """The head."""
         ...
+
+    def again(
+        self, head: State, before: ClassStatistics, now: ClassStatistics, config: HeadConfig
+    ) -> State:
+        """The head after classes were forgotten; asked for only of rules that work on statistics.
+
+        Args:
+            head: as it was.
+            before: the statistics that it was made from.
+            now: those of the classes that are left.
+            config: the rule's settings.
+        """
+        ...

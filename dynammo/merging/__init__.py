@@ -6,9 +6,16 @@ it needs beside the adapters (`dynammo.merging.inputs`), those with one are its 
 configuration. To add one, write a file here and a line below.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from dynammo.registry import Registry
 
-MERGE_RULES = Registry(
+if TYPE_CHECKING:  # importing the table imports no part
+    from dynammo.merging.base import MergeRule
+
+MERGE_RULES: Registry[MergeRule] = Registry(
     "merge rule",
     {
         "average": "dynammo.merging.average:average",
@@ -21,4 +28,5 @@ MERGE_RULES = Registry(
         "ties": "dynammo.merging.ties:ties",
         "weighted": "dynammo.merging.weighted:weighted",
     },
+    group="dynammo.merge_rules",
 )

@@ -4,9 +4,16 @@
 order of the lines is the order of tables and figures.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from dynammo.registry import Registry
 
-METHODS = Registry(
+if TYPE_CHECKING:  # importing the table imports no part
+    from dynammo.methods.base import Described
+
+METHODS: Registry[type[Described]] = Registry(
     "method",
     {
         "merged": "dynammo.methods.stepwise:Merged",
@@ -25,4 +32,5 @@ METHODS = Registry(
         "finetune": "dynammo.methods.finetune:Finetune",
         "joint": "dynammo.methods.joint:Joint",
     },
+    group="dynammo.methods",
 )

@@ -48,6 +48,10 @@ class Described:
     about: ClassVar[About]
     # Sections of the configuration that the result depends on beside seed, backbone and image.
     sections: ClassVar[tuple[str, ...]] = ()
+    # Whether the features are always those of the bare backbone: then they are taken once.
+    bare: ClassVar[bool] = False
+    # Whether it trains the whole network, and so depends on train.network_learning_rate.
+    trains_network: ClassVar[bool] = False
 
 
 class TaskImages(NamedTuple):
@@ -108,11 +112,6 @@ class Method(Described, ABC):
         device: where to compute.
     """
 
-    # Whether the features are always those of the bare backbone: then they are taken once.
-    bare: ClassVar[bool] = False
-    # Whether it trains the whole network, and so depends on train.network_learning_rate.
-    trains_network: ClassVar[bool] = False
-
     def __init__(
         self, config: Config, weights: State | None, device: torch.device | str = "cpu"
     ) -> None:
@@ -171,7 +170,9 @@ def create_method(
     Raises:
         ConfigError: it does not take an option or its value.
     """
-    make: type[Method] = METHODS[name]
+    make = METHODS[name]
+    if not issubclass(make, Method):
+        raise TypeError(f"{name} is learnt in steps of its own")
     options = config.method_options.get(name, {})
     if unknown := sorted(set(options) - set(known := own_options(make))):
         takes = f"known: {', '.join(known)}" if known else "it takes none"

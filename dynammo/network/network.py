@@ -255,8 +255,7 @@ def _choose(
 
     def make(channels: int) -> nn.Module:
         try:
-            made: nn.Module = kind(channels, **adapter.options)
-            return made
+            return kind(channels, **adapter.options)
         except TypeError as error:
             raise ConfigError([f"adapter.options for {adapter.name!r}: {error}"]) from None
 

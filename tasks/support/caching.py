@@ -157,7 +157,9 @@ def _parts(arguments: dict[str, Any]) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _import_graph() -> grimp.ImportGraph:
-    graph = grimp.build_graph("dynammo", "tasks", cache_dir=None)
+    graph = grimp.build_graph(
+        "dynammo", "tasks", cache_dir=None, exclude_type_checking_imports=True
+    )
     for module in _BY_VALUE:
         for importer in graph.find_modules_that_directly_import(module):
             graph.remove_import(importer=importer, imported=module)

@@ -80,7 +80,7 @@ def register(
 
 def test_a_new_adapter(register: Callable[[Registry, str, str, str], None]) -> None:
     chosen = {**BACKBONE, "adapter.name": "gate", "adapter.options": {"start": 0.25}}
-    with pytest.raises(ConfigError, match="unknown adapter 'gate'; known: conv, linear"):
+    with pytest.raises(ConfigError, match=r"unknown adapter 'gate'; known: .*conv, .*linear"):
         load_config(None, chosen)
     register(ADAPTERS, "gate", "Gate", ADAPTER)
     config = load_config(None, {**chosen, "train.epochs": 1, "train.batch_size": 4})
@@ -118,7 +118,7 @@ def test_options_of_a_new_adapter_are_checked(
 
 
 def test_a_new_merge_rule(register: Callable[[Registry, str, str, str], None]) -> None:
-    with pytest.raises(ConfigError, match="unknown merge rule 'last'; known: average"):
+    with pytest.raises(ConfigError, match=r"unknown merge rule 'last'; known: .*average"):
         load_config(None, {"merge.rule": "last"})
     register(MERGE_RULES, "last", "last", MERGE_RULE)
     config = load_config(None, {**BACKBONE, "merge.rule": "last"})

@@ -17,6 +17,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from dynammo.data import DATA_SOURCES
+from dynammo.data.sources.about import written_sources
 from dynammo.deploy.predictor import Predictor
 from dynammo.merging import MERGE_RULES
 from flows.cli import app
@@ -209,7 +211,8 @@ def test_the_embedded_images_are_written() -> None:
         assert "1797 images in [my] digits" in output("export", "digits", "[my] digits")
     assert len(list(Path("[my] digits").rglob("*.pgm"))) == 1797
     text = error("export", "cifar", "x")
-    assert "'cifar' is no data set that can be written; known: cifar100, digits, medmnist" in text
+    known = ", ".join(written_sources())
+    assert f"'cifar' is no data set that can be written; known: {known}" in text
     text = error("export", "digits", "x", "--option", "side=9")
     assert "digits has no option 'side'; it takes none" in text
     assert not Path("x").exists()
@@ -219,13 +222,14 @@ def test_the_embedded_images_are_written() -> None:
 
 def test_data_sets_are_listed_with_their_source_licence_and_citation() -> None:
     text = output("datasets")
-    for name in ("digits", "folder", "csv", "dicom", "cifar100", "path16", "skin8", "medmnist"):
+    for name in DATA_SOURCES:
         assert f"\n{name}: " in f"\n{text}"
-    assert text.count("    licence:") == text.count("    citation:") == 8
+    assert text.count("    licence:") == text.count("    citation:") == len(DATA_SOURCES)
     assert "https://www.cs.toronto.edu/~kriz/cifar.html" in text
     text = output("datasets", "medmnist")
     assert "options:" in text and "size: 28 (default), 64, 128 or 224" in text
-    assert "unknown data source 'cifar'; known: cifar100, csv" in error("datasets", "cifar")
+    known = ", ".join(sorted(DATA_SOURCES))
+    assert f"unknown data source 'cifar'; known: {known}" in error("datasets", "cifar")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from dynammo.adapters import ADAPTERS
 from dynammo.config import Config, load_config
 from dynammo.config.text import groups
+from dynammo.merging import MERGE_RULES
 from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -83,16 +86,18 @@ def test_the_settings_are_those_of_the_configuration() -> None:
     assert found == expected
 
 
+def one_of(names: Iterable[str]) -> str:
+    *others, last = sorted(names)
+    return f"{', '.join(others)} or {last}"
+
+
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
         ("seed", "whole number, at least 0, below 4294967296"),
         ("device", "auto, cpu, cuda or mps"),
-        ("adapter.name", "conv or linear"),
-        (
-            "merge.rule",
-            "average, dare, ema, fisher, magmax, regmean, task_arithmetic, ties or weighted",
-        ),
+        ("adapter.name", one_of(ADAPTERS)),
+        ("merge.rule", one_of(MERGE_RULES)),
         ("merge.options", "mapping"),
         ("scenario.tasks", "list, at least 1, each: list, each: text; or null"),
         ("train.momentum", "number, at least 0, below 1"),

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset, dcmread
-from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
-from pydicom.pixels.utils import pixel_array
+
+from dynammo.extras import needs
+
+with needs("dicom", "pydicom"):
+    from pydicom import Dataset, dcmread
+    from pydicom.multival import MultiValue
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+    from pydicom.pixels.utils import pixel_array
 
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *_COLOUR)

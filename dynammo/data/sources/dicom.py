@@ -11,13 +11,11 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
-
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.sources import csv_manifest, folder
 from dynammo.data.sources.about import About
 from dynammo.errors import DataError
+from dynammo.extras import needs
 
 ABOUT = About(
     title="your own DICOM files, patients kept apart",
@@ -46,7 +44,11 @@ def load(path: Path, patients: bool = True) -> ImageSet:
 
     Raises:
         DataError: see `folder.load` and `csv_manifest.load`; files that are not DICOM. All at once.
+        MissingExtra: pydicom is not installed.
     """
+    with needs("dicom", "pydicom"):  # here, for `dynammo datasets` shows this source without it
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
     is_csv = not path.is_dir() or (path / "manifest.csv").exists()
     image_set = (csv_manifest if is_csv else folder).load(path)
     problems: list[str] = []

@@ -35,5 +35,4 @@ def load_source(name: str, path: Path, options: Mapping[str, Any] | None = None)
     for key, parameter in list(signature(source).parameters.items())[1:]:
         if parameter.default is Parameter.empty and key not in (options or {}):
             raise ConfigError([f"data.options: {name} needs {key}; see: dynammo datasets {name}"])
-    image_set: ImageSet = source(path, **(options or {}))
-    return image_set
+    return source(path, **(options or {}))

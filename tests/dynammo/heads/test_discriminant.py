@@ -82,13 +82,12 @@ def test_the_rule_uses_the_configured_shrinkage_and_a_temperature() -> None:
     torch.testing.assert_close(head["bias"] * temperature, expected["bias"])
 
 
-def test_a_rule_says_what_it_lacks() -> None:
-    nothing = Evidence(None, None, None, None, None, [], 1)
-    for name, what in (("discriminant", "statistics"), ("fine_tune", "exemplars")):
-        rule = HEAD_RULES[name]()
-        assert rule.evidence == what
-        with pytest.raises(ValueError, match=what):
-            rule(nothing, HeadConfig())
+@pytest.mark.parametrize("name", HEAD_RULES)
+def test_a_rule_says_what_it_lacks(name: str) -> None:
+    rule = HEAD_RULES[name]()
+    assert rule.evidence in ("exemplars", "statistics")
+    with pytest.raises(ValueError, match=rule.evidence):
+        rule(Evidence(None, None, None, None, None, [], 1), HeadConfig())
 
 
 def test_the_temperature_mends_overconfidence() -> None:

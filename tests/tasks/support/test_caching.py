@@ -266,6 +266,22 @@ def test_the_code_of_a_registered_part_counts(
     assert differing(mine, keys({"adapter.name": "mine"})) == NETWORK
 
 
+def test_the_code_of_an_installed_packages_part_counts(
+    rewrite: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys()
+    metadata = tmp_path / "a_users_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Name: a-users-package\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[dynammo.adapters]\nmine = a_users_part:Mine\n")
+    monkeypatch.setattr(ADAPTERS, "_found", None)
+    rewrite("class Mine: alpha = 1\n")
+    assert not differing(before, keys())
+    mine = keys({"adapter.name": "mine"})
+    rewrite("class Mine: alpha = 2\n")
+    assert differing(mine, keys({"adapter.name": "mine"})) == NETWORK
+
+
 def test_an_unknown_module_is_an_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         code_version("no_such_module")
