@@ -25,6 +25,7 @@ from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
 from tasks.support.mlflow.champion import current_champion, gate
 from tasks.support.stage import Stage, known_classes, measured
+from tasks.support.sweep import in_use
 from tasks.support.workspace import CHECKPOINTS, versions
 from tasks.version_data import DataVersion
 
@@ -242,6 +243,11 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     fresh.chmod(0o755)
+    with in_use(fresh):  # or it would be swept away as one that was left
+        yield from _filled(fresh, target)
+
+
+def _filled(fresh: Path, target: Path) -> Iterator[Path]:
     try:
         yield fresh
         if target.exists():
