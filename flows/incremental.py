@@ -19,6 +19,7 @@ from tasks.keep_images import keep_images
 from tasks.publish import check_output, publish
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.stage import Stage
+from tasks.support.sweep import sweep
 from tasks.support.workspace import context_of
 from tasks.track import close_runs, open_runs, register, track_stage
 from tasks.version_data import prepare_images, version_data
@@ -47,6 +48,7 @@ def incremental(
         `output`, the folder of the results, and `summary`, each method's summary metrics.
     """
     config = load_config(params, overrides)
+    sweep(config.output_dir)
     check_output(config.output_dir)
     check_parts(config)
     data = version_data(config)

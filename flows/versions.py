@@ -19,6 +19,7 @@ from tasks.purge import enforce
 from tasks.retain import reduce_to_features, strip
 from tasks.support.caching import code_version
 from tasks.support.stage import Stage, known_classes
+from tasks.support.sweep import sweep
 from tasks.support.version import (
     DEPLOYED,
     Tested,
@@ -43,6 +44,7 @@ def taken_up(folder: LearnerFolder, step: dict[str, Any]) -> Iterator[None]:
         LearnerError: somebody else is changing it, or it is damaged.
     """
     with folder.lock():
+        sweep(folder.path)
         if folder.exists and (problems := folder.problems()):
             raise LearnerError(
                 f"{problems[0]}; {folder.name} can be rolled back to a version before"

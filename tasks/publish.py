@@ -23,8 +23,10 @@ from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError
 from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
+from tasks.support.exchange import exchanged
 from tasks.support.mlflow.champion import current_champion, gate
 from tasks.support.stage import Stage, known_classes, measured
+from tasks.support.sweep import in_use
 from tasks.support.workspace import CHECKPOINTS, versions
 from tasks.version_data import DataVersion
 
@@ -242,19 +244,30 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     fresh.chmod(0o755)
-    try:
-        yield fresh
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-            target.replace(old / target.name)
-            try:
+    with in_use(fresh):  # or it would be swept away as one that was left
+        try:
+            yield fresh
+            if target.exists():
+                _replace(target, fresh)
+            else:
                 fresh.replace(target)
-            except OSError:
-                (old / target.name).replace(target)
-                raise
-            shutil.rmtree(old)
-        else:
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def _replace(target: Path, fresh: Path) -> None:
+    """Put a folder in the place of another, which is removed."""
+    if exchanged(target, fresh):
+        shutil.rmtree(fresh)
+        return
+    # For a moment there is no target; killed then, `tasks.support.sweep` puts the old one back.
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with in_use(old):
+        target.replace(old / target.name)
+        try:
             fresh.replace(target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+        except OSError:
+            (old / target.name).replace(target)
+            raise
+        shutil.rmtree(old)

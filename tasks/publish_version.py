@@ -88,7 +88,7 @@ def register_version(folder_path: str, number: int) -> str | None:
             }
     run = runs["children"][DEPLOYED]
     example = np.full((config.image.size, config.image.size, 3), 128, dtype=np.uint8)
-    with tempfile.TemporaryDirectory(dir=folder.path) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.path, prefix=".model.") as temporary:
         model, whole = Path(temporary) / "model", Path(temporary) / "learner"
         _save(folder, version, model)
         pack(folder, number, whole)

@@ -75,8 +75,8 @@ class DataConfig(Section):
     )
     repeats: Literal["refuse", "warn"] = Field(
         "refuse",
-        description="the same picture in train and in test, or under two classes: warn is for "
-        "published sets that have such, as CIFAR-100",
+        description="the same picture, or nearly so, in train and in test, or the same under two "
+        "classes: warn is for published sets that have such, as CIFAR-100",
     )
     test_share: float = Field(
         0.2,

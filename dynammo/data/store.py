@@ -21,6 +21,7 @@ from torch import Tensor
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.data.checks import Repeats, repeats, warn_of
 from dynammo.data.formats.pictures import DECODER_VERSION, Pixels, decode, resize
+from dynammo.data.near import Marks, mark, near_repeats
 from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
 from dynammo.errors import DataError
 
@@ -50,7 +51,8 @@ def build_store(
     Raises:
         DataError: images that cannot be read, or whose file is not the one that was listed; the
             same picture (equal pixels before resizing) in train and test, or under two classes of
-            one split, unless `repeated` is "warn". All of them at once.
+            one split, or nearly the same in train and test (`dynammo.data.near`), unless
+            `repeated` is "warn". All of them at once.
     """
     unique = {sample.sha256: sample for sample in reversed(image_set.samples)}
     files = sorted(unique)
@@ -68,8 +70,8 @@ def build_store(
             draft, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3)
         )
 
-        def fill(row: int) -> str | DataError:
-            """Decode one image into its row; gives a hash of the picture."""
+        def fill(row: int) -> tuple[str, Marks | None] | DataError:
+            """Decode one image into its row; gives a hash of the picture, and its mark."""
             try:
                 picture = _read(image_set.root, unique[files[row]])
             except DataError as error:
@@ -77,20 +79,24 @@ def build_store(
             rows[row] = resize(picture, size)
             digest = hashlib.sha256(repr(picture.shape).encode())
             digest.update(picture.data)
-            return digest.hexdigest()
+            return digest.hexdigest(), mark(picture)
 
         pictures: dict[str, str] = {}
+        marks: dict[str, Marks | None] = {}
         problems: list[str] = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for row, result in enumerate(pool.map(fill, range(len(files)))):
                 if isinstance(result, DataError):
                     problems += result.problems
                 else:
-                    pictures[files[row]] = result
+                    pictures[files[row]], marks[files[row]] = result
                 if progress:
                     progress(row + 1, len(files))
         readable = [sample for sample in image_set.samples if sample.sha256 in pictures]
-        problems += warn_of(repeats(readable, lambda sample: pictures[sample.sha256]), repeated)
+        found = repeats(readable, lambda sample: pictures[sample.sha256])
+        where = {file: row for row, file in enumerate(files)}
+        found += near_repeats(readable, marks, lambda sample: rows[where[sample.sha256]], pictures)
+        problems += warn_of(found, repeated)
         if problems:
             raise DataError(problems)
 

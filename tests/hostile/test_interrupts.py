@@ -36,6 +36,7 @@ def test_mlflow_runs_of_a_stopped_run_do_not_stay_running(
     batch = {"number": 1, "test": {}}
     data = {"tasks": [batch], "manifest": "m"}
     for name, result in {
+        "sweep": None,
         "check_output": None,
         "check_parts": None,
         "version_data": data,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from dynammo.config import load_config
 from dynammo.errors import ConfigError
 from tasks.publish import check_output, collect, replaced_folder
+from tasks.support.exchange import exchanged
 from tasks.support.workspace import CHECKPOINTS
 
 
@@ -59,6 +62,52 @@ def test_a_folder_takes_the_place_of_the_old_one(published: Path) -> None:
         assert contents(published)["metrics.json"] == "old"
     assert contents(published.parent) == {"shapes/metrics.json": "new"}
     assert published.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders")
+def test_there_is_no_moment_without_results(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who looks all the time always sees a whole folder, the old one or the new."""
+    seen: list[str | None] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                seen.append((published / "metrics.json").read_text())
+            except FileNotFoundError:
+                seen.append(None)
+
+    # Renaming is refused: between two renames a look need not fall.
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("renamed"))
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for number in range(20):
+            with replaced_folder(published) as folder:
+                (folder / "metrics.json").write_text(str(number))
+    finally:
+        done.set()
+        watcher.join()
+    assert set(seen) <= {"old", *map(str, range(20))}
+    assert contents(published.parent) == {"shapes/metrics.json": "19"}
+
+
+def test_a_system_that_cannot_exchange_folders_renames_twice(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with replaced_folder(published) as folder:
+        (folder / "metrics.json").write_text("new")
+    assert contents(published.parent) == {"shapes/metrics.json": "new"}
+    assert [path.name for path in published.parent.iterdir()] == ["shapes"]
+
+
+def test_what_cannot_be_exchanged_stays_as_it_is(published: Path) -> None:
+    before = contents(published)
+    assert not exchanged(published, published.parent / "missing")
+    assert contents(published) == before
 
 
 def test_a_folder_that_was_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

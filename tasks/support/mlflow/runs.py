@@ -45,9 +45,11 @@ from dynammo.config import Config
 from dynammo.errors import DynammoError
 from dynammo.methods import METHODS
 from tasks.support.mlflow.database import make_database
+from tasks.support.processes import this_process
 
 _RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
+PROCESS = "dynammo.process"  # by which tasks.support.sweep knows that a run will not go on
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _BATCH = 6000, 5000, 36, 1000  # MLflow's limits
 _ANSWER_SECONDS = 5
 _NOT_LOGGED_IN = "UNAUTHENTICATED"
@@ -154,7 +156,9 @@ def open_runs(
         known = _known_runs(client, experiment_id, run_key)
 
         def find_or_make(variant: str, name: str, more: Mapping[str, str]) -> str:
-            run = known.get(variant) or client.create_run(experiment_id, run_name=name)
+            run = known.get(variant) or client.create_run(
+                experiment_id, run_name=name, tags={PROCESS: this_process()}
+            )
             return _fill(client, run, {_VARIANT: variant, **common, **more}, params, config, data)
 
         parent = find_or_make("parent", config.title, {})
@@ -194,7 +198,7 @@ def open_run(
         experiment_id = _experiment(client, experiment)
         run = _known_runs(client, experiment_id, run_key).get("grid")
         if run is None:
-            run = client.create_run(experiment_id, run_name=name)
+            run = client.create_run(experiment_id, run_name=name, tags={PROCESS: this_process()})
             tags = {_RUN_KEY: run_key, _VARIANT: "grid", _NOTE: description}
             tags |= {"dynammo.version": dynammo.__version__, "mlflow.source.name": "dynammo"}
             client.log_batch(
@@ -204,6 +208,7 @@ def open_run(
             )
         elif run.info.lifecycle_stage == "deleted":
             client.restore_run(run.info.run_id)
+        client.set_tag(run.info.run_id, PROCESS, this_process())
         client.update_run(run.info.run_id, status="RUNNING")
         run_id: str = run.info.run_id
     return run_id
@@ -362,7 +367,8 @@ def _fill(
     run_id: str = run.info.run_id
     if run.info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
-    if run.info.status not in ("RUNNING", "FINISHED"):
+    if run.info.status != "FINISHED":
+        client.set_tag(run_id, PROCESS, this_process())
         client.update_run(run_id, status="RUNNING")
     present = run.data.tags
     client.log_batch(
