@@ -294,6 +294,17 @@ def test_the_champion_is_served(address: str, predictor: Predictor) -> None:
     assert_same(answer["predictions"], predictor, [first, first])
 
 
+def test_json_that_is_nested_too_deeply_is_an_error_of_that_request_alone(address: str) -> None:
+    """A 500 of MLflow's, as docs/deploying.md says; when it is a 400, that can go."""
+    headers = {"Content-Type": "application/json"}
+    deep = b'{"inputs": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    with pytest.raises(HTTPError) as caught:
+        urlopen(Request(address, deep, headers), timeout=60)
+    assert caught.value.code == 500
+    status, _ = post(address, {"inputs": [encode(picture(1))]})
+    assert status == 200
+
+
 def test_a_client_is_told_what_is_wrong(address: str) -> None:
     good, truncated = encode(picture(1)), encode(picture(1))[:400]
     records = [{"image": good}, {"image": truncated}, {"image": "/etc/hostname"}]
