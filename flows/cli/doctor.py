@@ -64,7 +64,10 @@ def _packages() -> str:
     wrong = []
     needed = [Requirement(text) for text in requires("dynammo") or []]
     for requirement in needed:
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        extras = ("", "pipeline", "export", "dicom")  # what `make setup` installs and users need
+        if (marker := requirement.marker) and not any(
+            marker.evaluate({"extra": extra}) for extra in extras
+        ):
             continue
         try:
             found = version(requirement.name)
