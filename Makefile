@@ -1,9 +1,12 @@
 # `make` lists what there is. Everything installs into .venv, once.
 BIN := .venv/bin
 ARGS ?=
+# Hashes, of which there are hundreds, are no secrets, and those of the tests are made up.
+SECRETS := --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString \
+	--exclude-files '^tests/' --exclude-lines '://user:password@'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format data repro up down ui lock clean
+.PHONY: help setup demo test lint format data repro up down ui lock sbom clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,11 +20,13 @@ demo: setup ## learn handwritten digits, two classes at a time, on images and we
 test: setup ## run the tests (ARGS="-k merge" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup ## check style, types and who imports whom
+lint: setup ## check style, types, who imports whom, dangerous calls, and that no secret is kept
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml dynammo tasks flows scripts
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook $(SECRETS)
 
 format: setup ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -44,6 +49,10 @@ ui: setup ## show the MLflow runs of this folder in a browser, until Ctrl-C
 
 lock: setup ## resolve pyproject.toml into requirements.lock again (ARGS=--upgrade for newer versions)
 	bash scripts/lock.sh $(ARGS)
+
+sbom: setup ## write sbom.json: what requirements.lock installs, in CycloneDX's form
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.lock \
+		--output-format JSON --output-file sbom.json
 
 clean: ## delete caches and build products; keeps .venv, data and results
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
