@@ -14,8 +14,8 @@ help: ## list the commands
 setup: ## make the environment .venv from the lock (TORCH=cpu or TORCH=cuda chooses the build)
 	@bash scripts/install.sh
 
-demo: setup ## learn handwritten digits, two classes at a time, on images and weights that come along
-	$(BIN)/dynammo run $(ARGS)
+demo: setup ## a learner learns digits batch by batch, each deleted once learnt, and forgets one again
+	$(BIN)/python scripts/demo.py
 
 test: setup ## run the tests (ARGS="-k merge" for some of them)
 	$(BIN)/python -m pytest $(ARGS)

@@ -37,13 +37,13 @@ def main() -> int:
                 shutil.copytree(digits / split / digit, batch / split / digit)
         if name != "first":
             say(f"{', '.join(classes)} arrive; the images of before are gone.")
-        learn("digits", batch, None, None)
+        learn("demo", batch, None, None)
         shutil.rmtree(batch)
     say("The second batch is to be forgotten again.")
-    forget("digits", "2", None, None)
+    forget("demo", "2", None, None)
     say("What there is:")
-    history("digits")
-    print(f"\nThe learner is in {HERE}/learners/digits; docs/learner.md says what else it can do.")
+    history("demo")
+    print(f"\nThe learner is in {HERE}/learners/demo; docs/learner.md says what else it can do.")
     return 0
 
 
