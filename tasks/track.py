@@ -22,6 +22,7 @@ CODE = (
     *("tasks.train_adapter", "tasks.merge_adapters", "tasks.select_exemplars", "tasks.fit_head"),
     *("tasks.evaluate", "tasks.merge_inputs", "tasks.learn_method", "tasks.extract_features"),
     *("tasks.update_statistics", "tasks.version_data", "tasks.prepare_backbone"),
+    "tasks.keep_images",
 )
 _BESIDE_THE_POINT = {"device", "output", "tracking", "gate", "retention"}
 

@@ -15,7 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FIRST_RUN = """
 import sys
+import signal
+
 from tasks.support.mlflow.runs import finish_run, open_run
+# As in a terminal, also where the tests run in the background, with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("making", flush=True)
 finish_run(open_run("first", "key", "a run", "", {}), {}, failed=False)
 """
