@@ -9,21 +9,7 @@ import pytest
 
 from dynammo.config import load_config
 from tasks.learn_method import method_config
-from tasks.support import caching
 from tasks.support.caching import step_key
-
-
-@pytest.fixture
-def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make a module's code look changed."""
-    original = caching._code_hash
-
-    def change(changed: str) -> None:
-        monkeypatch.setattr(
-            caching, "_code_hash", lambda name: "new" if name == changed else original(name)
-        )
-
-    return change
 
 
 def key(name: str, **overrides: Any) -> str:

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from dynammo.heads.statistics import (
     add_samples,
@@ -11,16 +10,7 @@ from dynammo.heads.statistics import (
     measure_classes,
     remove_samples,
 )
-
-
-def samples(
-    count: int = 60, classes: int = 3, size: int = 4, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Features (1, N, D) of classes around different means, and their labels."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    means = 3 * torch.randn(classes, size, generator=generator)
-    return (means[labels] + torch.randn(count, size, generator=generator)).unsqueeze(0), labels
+from tests.dynammo.heads.samples import samples
 
 
 def test_means_and_scatter_by_hand() -> None:

@@ -104,19 +104,6 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
-@pytest.fixture
-def change_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make a module's code look changed."""
-    original = caching._code_hash
-
-    def change(changed: str) -> None:
-        monkeypatch.setattr(
-            caching, "_code_hash", lambda name: "new" if name == changed else original(name)
-        )
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("module", "affected"),
     [
