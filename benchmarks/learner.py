@@ -35,6 +35,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.sources import csv_manifest, folder
+from dynammo.learner.folder import LearnerFolder
 
 PROGRAM = [sys.executable, "-c", "from flows.cli import app; app()"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,8 +75,7 @@ def story(given: argparse.Namespace, images: ImageSet, settings: list[str]) -> N
         chosen = settings if number == 1 else []
         seconds, memory = command("learn", "it", str(batch), *options(chosen))
         shutil.rmtree(batch)
-        learner = Path("learners/it")
-        size = sum(file.stat().st_size for file in learner.rglob("*") if file.is_file())
+        size = LearnerFolder(Path("learners"), "it").bytes()
         rows.append([number, ", ".join(classes), seconds, memory, size / 1e6])
     write_batch(images, names, Path("all"))
     overrides = [
@@ -124,7 +124,7 @@ def many(given: argparse.Namespace, images: ImageSet, settings: list[str]) -> No
         learn("it", str(batch), None, parse_overrides(settings) if number == 1 else None)
         spent, used = time.perf_counter() - start, time.process_time() - cpu
         shutil.rmtree(batch)
-        total = sum(file.stat().st_size for file in Path("learners/it").rglob("*"))
+        total = LearnerFolder(Path("learners"), "it").bytes()
         rows.append((number, spent, used, (total - size) / 1e6, process.memory_info().rss / 1e6))
         size = total
         print("| {} | {:.1f} | {:.1f} | {:.2f} | {:.0f} |".format(*rows[-1]), flush=True)
@@ -262,8 +262,6 @@ def killed(step: list[str], after: float | None) -> float | None:
 
 def state() -> Any:
     """What the learner has learnt, by the hashes of its tensors."""
-    from dynammo.learner.folder import LearnerFolder
-
     version = LearnerFolder(Path("learners"), "it").current()
     stage = version["stage"]
     return [version["number"], stage["adapted"], stage["variants"], version["tests"]]
@@ -272,7 +270,6 @@ def state() -> Any:
 def whole(number: int) -> bool:
     """Whether every file of a version is there and undamaged."""
     from dynammo.checkpoint import references_in
-    from dynammo.learner.folder import LearnerFolder
 
     learner = LearnerFolder(Path("learners"), "it")
     return all(learner.store.intact(ref) for ref in references_in(learner.version(number)))
@@ -280,8 +277,6 @@ def whole(number: int) -> bool:
 
 def metrics(number: int, method: str) -> dict[str, Any]:
     """What a method was measured to do in a version."""
-    from dynammo.learner.folder import LearnerFolder
-
     learner = LearnerFolder(Path("learners"), "it")
     evaluated = learner.version(number)["stage"]["variants"][method]["evaluated"]
     found: dict[str, Any] = learner.store.load_json(evaluated["metrics"])

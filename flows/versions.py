@@ -114,16 +114,12 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
     stage, tests = version["stage"], version["tests"]
     champion, number = _champion(folder)
     comparison = None
-    if champion is not None and DEPLOYED in stage["variants"]:
+    if champion is not None:
         old, old_tests = _as_champion(champion, tests, config, context)
         comparison = compare_with_champion(stage, tests, old, old_tests, context)
-    recall = None
-    evaluated = stage["variants"][DEPLOYED]["evaluated"]
-    if evaluated is not None:
-        recall = context.checkpoints.load_json(evaluated["metrics"])["mean_class_recall"]
     gate = decide(
         config,
-        recall,
+        recall_of(folder, version),
         comparison,
         champion,
         number,
@@ -132,7 +128,7 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
         version["forgotten"],
     )
     retention = config.retention
-    if retention.test == "features" and evaluated is not None:
+    if retention.test == "features" and stage["variants"][DEPLOYED]["evaluated"] is not None:
         tests = reduce_to_features(tests, stage, context)
     elif retention.test == "nothing":
         tests = []

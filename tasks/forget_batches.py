@@ -76,7 +76,7 @@ def forget_batches(
         LearnerError: nothing would be left; a method cannot forget; the batches' own statistics
             were not kept.
     """
-    check_can_forget(config, stage)
+    _check_can_forget(stage)
     remaining = [number for number in learnt if number not in batches]
     stored = all(own["parts"] or own["statistics"] is None for own in stage["variants"].values())
     if batches and not stored:
@@ -131,12 +131,7 @@ def forget_batches(
     return Left(left, drifts, remarks)
 
 
-def check_can_forget(config: Config, stage: Stage) -> None:
-    """Refuse where a method has no way to forget.
-
-    Raises:
-        LearnerError: there is one.
-    """
+def _check_can_forget(stage: Stage) -> None:
     others = [*stage["peers"], *({"unmerged"} & set(stage["variants"]))]
     if others:
         raise LearnerError(

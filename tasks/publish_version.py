@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import get_run_logger, task
 
 from dynammo.checkpoint import references_in, to_json, write_atomically
@@ -87,7 +86,7 @@ def register_version(folder_path: str, number: int) -> str | None:
                 "last_mean_class_recall": document["mean_class_recall"],
             }
     run = runs["children"][DEPLOYED]
-    example = np.full((config.image.size, config.image.size, 3), 128, dtype=np.uint8)
+    example = served_model.plain_example(config.image.size)
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".model.") as temporary:
         model, whole = Path(temporary) / "model", Path(temporary) / "learner"
         _save(folder, version, model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import get_run_logger, task
 
 from dynammo.checkpoint import Ref
@@ -109,8 +108,7 @@ def register(
         get_run_logger().info("merged is not among the methods: no model is registered")
         return None
     run = runs["children"]["merged"]
-    # A plain grey picture: an example is seen by everybody who sees the model, so not a patient's.
-    example = np.full((config.image.size, config.image.size, 3), 128, dtype=np.uint8)
+    example = served_model.plain_example(config.image.size)
     model = served_model.log_model(run, folder / "model", config.model_name, example)
     version = served_model.register(
         config.model_name,

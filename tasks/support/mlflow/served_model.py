@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TypedDict
 
 import mlflow.pyfunc
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
+from numpy.typing import NDArray
 from PIL import Image
 
 import dynammo
@@ -66,6 +68,11 @@ class ModelInfo(TypedDict):
     model_id: str
     uri: str
     sha256: str
+
+
+def plain_example(size: int) -> NDArray[np.uint8]:
+    """A grey picture: an example is seen by everybody who sees the model, so not a patient's."""
+    return np.full((size, size, 3), 128, dtype=np.uint8)
 
 
 def log_model(
