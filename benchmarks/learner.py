@@ -264,7 +264,7 @@ def state() -> Any:
     """What the learner has learnt, by the hashes of its tensors."""
     version = LearnerFolder(Path("learners"), "it").current()
     stage = version["stage"]
-    return [version["number"], stage["adapted"], stage["variants"], version["tests"]]
+    return [version["number"], stage["adapted"], stage["methods"], version["tests"]]
 
 
 def whole(number: int) -> bool:
@@ -278,7 +278,7 @@ def whole(number: int) -> bool:
 def metrics(number: int, method: str) -> dict[str, Any]:
     """What a method was measured to do in a version."""
     learner = LearnerFolder(Path("learners"), "it")
-    evaluated = learner.version(number)["stage"]["variants"][method]["evaluated"]
+    evaluated = learner.version(number)["stage"]["methods"][method]["evaluated"]
     found: dict[str, Any] = learner.store.load_json(evaluated["metrics"])
     return found
 

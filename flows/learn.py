@@ -20,6 +20,7 @@ from dynammo.errors import ConfigError
 from dynammo.learner.batch import load_batch
 from dynammo.learner.folder import LearnerFolder, now
 from dynammo.learner.ledger import Ledger
+from dynammo.methods import METHODS
 from flows.learning import at, learn_batch, start
 from flows.notify import notify
 from flows.versions import (
@@ -33,7 +34,7 @@ from tasks.keep_images import keep_images
 from tasks.publish_version import fetch_learner, is_registered, learner_name
 from tasks.retain import carry_features
 from tasks.support.logs import shorten_expected_errors
-from tasks.support.stage import Stage, known_classes
+from tasks.support.stage import Stage, known_classes, measured
 from tasks.support.version import (
     DEPLOYED,
     Tested,
@@ -55,7 +56,6 @@ _MAY_CHANGE = (
     "data.repeats",
     "data.test_share",
 )
-_ALL_AT_ONCE = ("merged", "frozen")  # methods that take further images of classes they know
 shorten_expected_errors()
 
 
@@ -172,12 +172,12 @@ def _configured(
         fixed = {"data.name": folder.name}
         config = load_config(params, layered(overrides, fixed))
         if "methods" not in config.model_fields_set:
-            config = load_config(params, layered(overrides, fixed, {"methods": list(_ALL_AT_ONCE)}))
+            config = load_config(params, layered(overrides, fixed, {"methods": _revisable()}))
         if DEPLOYED not in config.methods:
             raise ConfigError([f"methods: a learner needs {DEPLOYED}, whose model is deployed"])
-        if config.retention.test == "features" and set(config.methods) - set(_ALL_AT_ONCE):
+        if config.retention.test == "features" and set(config.methods) - set(_revisable()):
             raise ConfigError(
-                [f"retention.test features is for {' and '.join(_ALL_AT_ONCE)} alone"]
+                [f"retention.test features is for {' and '.join(_revisable())} alone"]
             )
         check_parts(config)
         return config, None
@@ -201,27 +201,31 @@ def _configured(
     return config, before
 
 
+def _revisable() -> list[str]:
+    """The methods that take further images of classes they know."""
+    return [name for name, method in METHODS.items() if method.revisable]
+
+
 def _check_methods(config: Config, again: list[str]) -> None:
-    others = [name for name in config.methods if name not in _ALL_AT_ONCE]
+    others = [name for name in config.methods if name not in _revisable()]
     if again and others:
         raise ConfigError(
             [
                 f"methods: {', '.join(others)} cannot learn further images of known classes "
-                f"({', '.join(again[:3])}); {' and '.join(_ALL_AT_ONCE)} can"
+                f"({', '.join(again[:3])}); {' and '.join(_revisable())} can"
             ]
         )
 
 
 def _drift(stage: Stage, number: int) -> Any:
     """What this batch did to the deployed network's features; none where they did not change."""
-    parts = stage["variants"][DEPLOYED]["parts"]
+    parts = stage["methods"][DEPLOYED]["parts"]
     return parts[-1]["drift"] if parts and parts[-1]["batch"] == number else None
 
 
 def _answered(stage: Stage, tests: list[Tested]) -> bool:
     """Whether the stage's answers to the kept test images are known."""
-    both = [*stage["variants"].values(), *stage["peers"].values()]
-    return bool(tests) and all(own["evaluated"] is not None for own in both)
+    return bool(tests) and len(measured(stage)) == len(stage["methods"])
 
 
 def _still_forgotten(before: Version | None, batch: str, new: list[str]) -> Any:

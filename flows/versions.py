@@ -128,7 +128,7 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
         version["forgotten"],
     )
     retention = config.retention
-    if retention.test == "features" and stage["variants"][DEPLOYED]["evaluated"] is not None:
+    if retention.test == "features" and stage["methods"][DEPLOYED]["evaluated"] is not None:
         tests = reduce_to_features(tests, stage, context)
     elif retention.test == "nothing":
         tests = []
@@ -199,8 +199,7 @@ def _as_champion(
             usable.append(test)
     stage: Stage = {
         **champion["stage"],
-        "variants": {DEPLOYED: {**champion["stage"]["variants"][DEPLOYED], "evaluated": None}},
-        "peers": {},
+        "methods": {DEPLOYED: {**champion["stage"]["methods"][DEPLOYED], "evaluated": None}},
     }
     then = config_of(champion)
     return measured_tests(then, champion, stage, None, usable, context.named("champion")), usable

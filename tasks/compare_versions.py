@@ -29,7 +29,7 @@ def answers_known(old: Version, tests: list[Tested]) -> bool:
     They do where the images it was measured on are still there, and those that came since are of
     no class that it knows.
     """
-    evaluated = old["stage"]["variants"][DEPLOYED]["evaluated"]
+    evaluated = old["stage"]["methods"][DEPLOYED]["evaluated"]
     known = set(known_classes(old["stage"]))
     then = {test["batch"]: test["kept"]["labels"] for test in old["tests"]}
     now = {test["batch"]: test["kept"] for test in tests}
@@ -137,7 +137,7 @@ def decide(
 
 def _answers(stage: Stage, tests: list[Tested], context: Context) -> dict[int, Answers]:
     """By batch. The classes of `tests` that the stage does not know follow those that it knows."""
-    evaluated = stage["variants"][DEPLOYED]["evaluated"]
+    evaluated = stage["methods"][DEPLOYED]["evaluated"]
     if evaluated is None or evaluated["predictions"] is None:
         return {}
     saved = context.checkpoints.load(evaluated["predictions"])

@@ -13,6 +13,7 @@ from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.heads.linear import Scores, least_others_scores, unified_scores
 from dynammo.heads.scaling import head_features
+from dynammo.methods import METHODS
 from dynammo.network.cost import count_macs, count_parameters
 from dynammo.network.folding import deployed_network
 from dynammo.network.network import build_network, build_unmerged_network
@@ -51,11 +52,11 @@ def evaluate(
         architecture: of the backbone; for the cost of a prediction, as the next two.
         image: size of the images.
         kind: of adapter.
-        variant: merged, unmerged or frozen.
+        variant: the method: merged, unmerged, frozen or another of shared features.
         tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
         stage: number of tasks learnt, from 1.
         tests: the kept test images.
-        features: of all test images; one entry, or for unmerged one a task.
+        features: of all test images; one entry, or one an adapter.
         heads: likewise.
         previous: the variant's predictions after the task before, for negative flips.
         context: places.
@@ -65,7 +66,7 @@ def evaluate(
     targets = targets_of(tests, names, context)
     inputs = [store.load(ref)["features"] for ref in features]
     states = [store.load(ref) for ref in heads]
-    if variant == "unmerged":
+    if METHODS[variant].shared_adapters == "each":
         scores = least_others_scores(inputs, states)
     else:
         scores = kept_scores(variant, inputs[0], states[0], tests, targets, context)
@@ -82,7 +83,7 @@ def evaluate(
     weights = sum(state["weight"].numel() for state in states)
     cost = _cost(architecture, image, kind, variant, stage, weights)
     estimated = sorted({name for test in tests if not test["images"] for name in test["names"]})
-    if variant != "frozen" and estimated:
+    if METHODS[variant].shared_adapters and estimated:
         cost = {**cost, "estimated": estimated}
     return measure(variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context)
 
@@ -188,9 +189,10 @@ def _cost(
     """
     network: nn.Module
     chosen = (architecture, None, image.size)
-    if variant == "frozen":
+    adapters = METHODS[variant].shared_adapters
+    if adapters is None:
         network = build_network(*chosen)
-    elif variant == "unmerged":
+    elif adapters == "each":
         state = build_network(*chosen, kind).adapter_state()
         network = build_unmerged_network(*chosen, kind, [state] * stage)
     else:

@@ -44,7 +44,7 @@ def fit_head(
         image: size of the images.
         kind: of adapter.
         head: the rule.
-        variant: "merged" or "frozen"; for the name alone.
+        variant: the method; for the name alone.
         known: all classes, in order of arrival.
         backbone: checkpoint of the frozen network.
         adapter: the merged adapter; none for the bare backbone.

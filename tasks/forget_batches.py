@@ -20,13 +20,14 @@ from dynammo.learner.folder import LearnerError
 from dynammo.learner.ledger import Ledger
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
+from dynammo.methods import METHODS
 from dynammo.network.features import mirrored_views
 from dynammo.state import State
 from tasks.merge_adapters import merge_adapters
 from tasks.support.images import remembered
 from tasks.support.kept import select_exemplars
 from tasks.support.networks import load_network
-from tasks.support.stage import Adapted, Part, Stage, Variant, known_classes
+from tasks.support.stage import Adapted, Learnt, Part, Stage, known_classes, learnt
 from tasks.support.workspace import Context, provenance
 
 
@@ -78,7 +79,7 @@ def forget_batches(
     """
     _check_can_forget(stage)
     remaining = [number for number in learnt if number not in batches]
-    stored = all(own["parts"] or own["statistics"] is None for own in stage["variants"].values())
+    stored = all(own["parts"] or own["statistics"] is None for own in stage["methods"].values())
     if batches and not stored:
         raise LearnerError(
             "the batches' own statistics were not kept (retention.train nothing): a batch cannot "
@@ -95,24 +96,25 @@ def forget_batches(
     if adapted is not None:
         adapted, moved, said = _without(config, adapted, batches, merge, context)
         remarks += said
-    variants: dict[str, Variant] = {}
+    methods: dict[str, Learnt] = {}
     drifts: dict[str, Ref] = {}
-    for name, variant in stage["variants"].items():
-        adapter = adapted["merged"] if name == "merged" and adapted else None
-        exemplars = _exemplars(variant["exemplars"], stage, ledger, batches, kept, context)
+    for name, method in stage["methods"].items():
+        shared = adapted if METHODS[name].shared_adapters else None
+        adapter = shared["merged"] if shared else None
+        exemplars = _exemplars(method["exemplars"], stage, ledger, batches, kept, context)
         drift = None
-        if moved and name == "merged":
-            drift = _drift(config, backbone, variant["adapter"], adapter, exemplars, context)
+        if moved and shared:
+            drift = _drift(config, backbone, method["adapter"], adapter, exemplars, context)
             if drift is None:
                 remarks.append("no image is remembered: the statistics left are not carried over")
             else:
                 drifts[name] = drift
-        variants[name] = _refit(
+        methods[name] = _refit(
             config,
-            variant,
+            method,
             adapter,
             exemplars,
-            adapted if name == "merged" else None,
+            shared,
             stage,
             backbone,
             remaining,
@@ -120,23 +122,23 @@ def forget_batches(
             drift,
             context,
         )
-    if adapted is not None and "merged" in variants and variants["merged"]["exemplars"]:
-        adapted = {**adapted, "exemplars": variants["merged"]["exemplars"]}
+    if adapted is not None:
+        for name, found in methods.items():
+            if METHODS[name].shared_adapters and found["exemplars"]:
+                adapted = {**adapted, "exemplars": found["exemplars"]}
     left: Stage = {
         **stage,
         "tasks": [own for task_ in stage["tasks"] if (own := [n for n in task_ if n in kept])],
         "adapted": adapted,
-        "variants": variants,
+        "methods": methods,
     }
     return Left(left, drifts, remarks)
 
 
 def _check_can_forget(stage: Stage) -> None:
-    others = [*stage["peers"], *({"unmerged"} & set(stage["variants"]))]
-    if others:
-        raise LearnerError(
-            f"only merged and frozen can forget; this learner has {', '.join(others)}"
-        )
+    if others := [name for name in stage["methods"] if not METHODS[name].revisable]:
+        able = " and ".join(name for name in METHODS if METHODS[name].revisable)
+        raise LearnerError(f"only {able} can forget; this learner has {', '.join(others)}")
 
 
 def _without(
@@ -246,7 +248,7 @@ def _drift(
 
 def _refit(
     config: Config,
-    variant: Variant,
+    own: Learnt,
     adapter: Ref | None,
     exemplars: Ref | None,
     adapted: Adapted | None,
@@ -256,13 +258,13 @@ def _refit(
     kept: list[str],
     drift: Ref | None,
     context: Context,
-) -> Variant:
+) -> Learnt:
     """A method's head on what is left."""
     store, known = context.checkpoints, known_classes(stage)
     meta = provenance(
-        config.head, adapter=adapter, statistics=variant["statistics"], exemplars=exemplars
+        config.head, adapter=adapter, statistics=own["statistics"], exemplars=exemplars
     )
-    if variant["statistics"] is None:  # the head is trained on exemplars
+    if own["statistics"] is None:  # the head is trained on exemplars
         if exemplars is None:
             raise LearnerError("no image is remembered: the head cannot be fitted again")
         pixels, labels = remembered(exemplars, context)
@@ -275,8 +277,8 @@ def _refit(
         head: State = HEAD_RULES[config.head.rule]()(evidence, config.head)
         statistics, parts = None, []
     else:
-        before = ClassStatistics.of(store.load(variant["statistics"]))
-        parts = [_cut(part, remaining, kept, context) for part in variant["parts"]]
+        before = ClassStatistics.of(store.load(own["statistics"]))
+        parts = [_cut(part, remaining, kept, context) for part in own["parts"]]
         if drift is not None:
             parts.append({"batch": 0, "classes": [], "statistics": None, "drift": drift})
         if parts:
@@ -285,16 +287,14 @@ def _refit(
             now = drop_classes(before, [known.index(name) for name in kept])
         statistics = store.save("statistics", now.state(), meta)
         again = HEAD_RULES[config.head.rule]().again
-        head = again(store.load(variant["heads"][0]), before, now, config.head)
-    return {
-        "adapter": adapter,
-        "heads": [store.save("head", head, meta)],
-        "exemplars": exemplars,
-        "statistics": statistics,
-        "parts": parts,
-        "features": [],
-        "evaluated": None,
-    }
+        head = again(store.load(own["heads"][0]), before, now, config.head)
+    return learnt(
+        adapter=adapter,
+        heads=[store.save("head", head, meta)],
+        exemplars=exemplars,
+        statistics=statistics,
+        parts=parts,
+    )
 
 
 def add_up(parts: Sequence[Part], classes: Sequence[str], context: Context) -> ClassStatistics:

@@ -97,7 +97,7 @@ def save_merged(
     store: CheckpointStore = CHECKPOINTS,
 ) -> list[str]:
     """Save the merged model as it is after a stage; as `save_model` returns."""
-    merged, head = stage["variants"]["merged"]["adapter"], stage["variants"]["merged"]["heads"][0]
+    merged, head = stage["methods"]["merged"]["adapter"], stage["methods"]["merged"]["heads"][0]
     assert merged is not None
     return save_model(
         folder,

@@ -74,7 +74,7 @@ def register_version(folder_path: str, number: int) -> str | None:
         config,
         folder.identity,
         {"hash": folder.identity},
-        [*version["stage"]["variants"], *version["stage"]["peers"]],
+        list(version["stage"]["methods"]),
     )
     summary: dict[str, float | None] = {}
     for method, evaluated in measured(version["stage"]).items():

@@ -183,11 +183,10 @@ class _Eraser:
             "adapted": adapted,
             "training": [own for own in training if own is not None],
         }
-        for kind in ("variants", "peers"):
-            result[kind] = {
-                name: {**own, "exemplars": own["exemplars"] and self._memory(own["exemplars"])}
-                for name, own in result[kind].items()
-            }
+        result["methods"] = {
+            name: {**own, "exemplars": own["exemplars"] and self._memory(own["exemplars"])}
+            for name, own in stage["methods"].items()
+        }
         rewritten: Stage = result
         return rewritten
 
@@ -198,13 +197,9 @@ def _without_answers(stage: Stage) -> Stage:
 
     return {
         **stage,
-        "variants": {
+        "methods": {
             name: {**own, "evaluated": cut(own["evaluated"])}
-            for name, own in stage["variants"].items()
-        },
-        "peers": {
-            name: {**own, "evaluated": cut(own["evaluated"])}
-            for name, own in stage["peers"].items()
+            for name, own in stage["methods"].items()
         },
     }
 
@@ -228,7 +223,7 @@ def _traces(version: Version) -> Iterator[tuple[str, str, Ref]]:
     stage = version["stage"]
     if stage["adapted"] is not None:
         yield "exemplars", "files", stage["adapted"]["exemplars"]
-    for own in (*stage["variants"].values(), *stage["peers"].values()):
+    for own in stage["methods"].values():
         if own["exemplars"] is not None:
             yield "exemplars", "files", own["exemplars"]
         if own["evaluated"] is not None and own["evaluated"]["predictions"] is not None:

@@ -8,7 +8,7 @@ from dynammo.checkpoint import Ref
 from dynammo.heads.drift import Drift
 from dynammo.heads.scaling import head_features
 from tasks.evaluate import Evaluated
-from tasks.support.stage import Peer, Stage, Variant
+from tasks.support.stage import Learnt, Stage
 from tasks.support.version import Tested
 from tasks.support.workspace import Context, Kept
 
@@ -51,9 +51,9 @@ def reduce_to_features(tests: list[Tested], stage: Stage, context: Context) -> l
     sets = [test for test in tests if test["kept"]["images"] is not None]
     sizes = [len(store.load(test["kept"]["labels"])["labels"]) for test in sets]
     found: list[dict[str, Ref]] = [{} for _ in sets]
-    for method, variant in stage["variants"].items():
-        features = store.load(variant["features"][0])["features"]
-        features = head_features(features, store.load(variant["heads"][0]))
+    for method, learnt in stage["methods"].items():
+        features = store.load(learnt["features"][0])["features"]
+        features = head_features(features, store.load(learnt["heads"][0]))
         for own, part in zip(found, features.split(sizes), strict=True):
             own[method] = store.save("test-features", {"features": part}, {"method": method})
     reduced = iter(found)
@@ -82,17 +82,13 @@ def strip(stage: Stage, *, parts: bool, predictions: bool) -> Stage:
     def answered(evaluated: Evaluated | None) -> Evaluated | None:
         return evaluated if predictions or evaluated is None else {**evaluated, "predictions": None}
 
-    variants: dict[str, Variant] = {
+    methods: dict[str, Learnt] = {
         name: {
-            **variant,
+            **learnt,
             "features": [],
-            "parts": variant["parts"] if parts else [],
-            "evaluated": answered(variant["evaluated"]),
+            "parts": learnt["parts"] if parts else [],
+            "evaluated": answered(learnt["evaluated"]),
         }
-        for name, variant in stage["variants"].items()
+        for name, learnt in stage["methods"].items()
     }
-    peers: dict[str, Peer] = {
-        name: {**peer, "evaluated": answered(peer["evaluated"])}
-        for name, peer in stage["peers"].items()
-    }
-    return {**stage, "adapted": adapted, "variants": variants, "peers": peers}
+    return {**stage, "adapted": adapted, "methods": methods}

@@ -9,6 +9,7 @@ from prefect import get_run_logger, task
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, TrainConfig
+from dynammo.methods import METHODS
 from tasks.support.caching import step_key
 from tasks.support.mlflow import champion, served_model
 from tasks.support.mlflow import runs as mlflow_runs
@@ -67,19 +68,18 @@ def track_stage(runs: dict[str, Any], stage: Stage, label: str) -> None:
                 _files(trained["adapter"], trained["head"]),
                 f"adapters/{folder}",
             )
-        if "merged" in stage["variants"]:
+        if any(METHODS[name].shared_adapters == "merged" for name in stage["methods"]):
             mlflow_runs.log_files(runs["parent"], _files(adapted["merged"]), f"merged/{folder}")
     for name, evaluated in measured(stage).items():
         run = runs["children"][name]
         mlflow_runs.log_stage(run, number, CHECKPOINTS.load_json(evaluated["metrics"]))
         mlflow_runs.log_files(run, _files(evaluated["metrics"]), f"metrics/{folder}")
-    for name, variant in stage["variants"].items():
+    for name, learnt in stage["methods"].items():
         run = runs["children"][name]
-        mlflow_runs.log_files(run, _files(*variant["heads"]), f"heads/{folder}")
-        if variant["statistics"]:
-            mlflow_runs.log_files(run, _files(variant["statistics"]), f"statistics/{folder}")
-    for name, peer in stage["peers"].items():
-        mlflow_runs.log_training_curve(runs["children"][name], number, peer["history"])
+        mlflow_runs.log_files(run, _files(*learnt["heads"]), f"heads/{folder}")
+        if learnt["statistics"]:
+            mlflow_runs.log_files(run, _files(learnt["statistics"]), f"statistics/{folder}")
+        mlflow_runs.log_training_curve(run, number, learnt["history"])
 
 
 @task(name="register model", retries=2, retry_delay_seconds=3)

@@ -29,7 +29,7 @@ from typing import Any, TypedDict
 from dynammo.checkpoint import CheckpointStore, references_in, to_json, write_atomically
 from dynammo.errors import DynammoError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

@@ -50,6 +50,10 @@ class Described:
     sections: ClassVar[tuple[str, ...]] = ()
     # Whether the features are always those of the bare backbone: then they are taken once.
     bare: ClassVar[bool] = False
+    # Which of the run's adapters it has: all merged into one, each of them, or none.
+    shared_adapters: ClassVar[Literal["merged", "each"] | None] = None
+    # Whether it learns further images of classes it knows, and can forget.
+    revisable: ClassVar[bool] = False
     # Whether it trains the whole network, and so depends on train.network_learning_rate.
     trains_network: ClassVar[bool] = False
 
@@ -192,11 +196,6 @@ def create_method(
         raise ConfigError([f"method_options.{name}: {error}"]) from None
 
 
-def is_generic(name: str) -> bool:
-    """Whether the pipeline learns the method through `Method`, not in steps of its own."""
-    return issubclass(METHODS[name], Method)
-
-
 def check_methods(config: Config) -> None:
     """Find out before anything is computed whether all methods can be learnt as configured.
 
@@ -206,20 +205,21 @@ def check_methods(config: Config) -> None:
     """
     problems = []
     for name, options in config.method_options.items():
-        if options and not is_generic(name):
+        if options and not issubclass(METHODS[name], Method):
             problems.append(f"method_options.{name}: it takes none, but those of the sections")
     for name in config.methods:
-        if is_generic(name):
+        if issubclass(METHODS[name], Method):
             try:
                 create_method(name, config, None)
             except ConfigError as error:
                 problems += error.problems
-    if config.adapter.tasks is not None and "unmerged" in config.methods:
+    each = [name for name in config.methods if METHODS[name].shared_adapters == "each"]
+    if config.adapter.tasks is not None and each:
         problems.append(
-            "adapter.tasks: unmerged needs an adapter for every task; leave it out of methods"
+            f"adapter.tasks: {each[0]} needs an adapter for every task; leave it out of methods"
         )
     if config.memory.per_class == 0:
-        own_head = {"merged", "frozen"} & set(config.methods)
+        own_head = {name for name in config.methods if METHODS[name].revisable}
         if own_head and HEAD_RULES[config.head.rule].evidence == "exemplars":
             problems.append(f"memory.per_class 0: head.rule {config.head.rule} needs exemplars")
         needing = [

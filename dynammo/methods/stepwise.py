@@ -15,6 +15,8 @@ class Merged(Described):
         style=Style("#0072B2", "o"),
     )
     sections = ("adapter", "train", "memory", "merge", "head")
+    shared_adapters = "merged"
+    revisable = True
 
 
 class Unmerged(Described):
@@ -27,6 +29,7 @@ class Unmerged(Described):
         style=Style("#D55E00", "s"),
     )
     sections = ("adapter", "train", "memory", "merge", "head")  # merged chooses its exemplars
+    shared_adapters = "each"
 
 
 class Frozen(Described):
@@ -39,3 +42,4 @@ class Frozen(Described):
         style=Style("#595959", "^"),
     )
     sections = ("memory", "head")
+    revisable = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from dynammo.checkpoint import Ref
@@ -11,11 +12,12 @@ from tasks.support.workspace import Kept, Trained
 
 
 class Adapted(TypedDict):
-    """What merged and unmerged share: `adapters` and the `heads` that they were trained with, one a
-    batch so far, unless `adapter.tasks` left the later ones out; `numbers` of the batches that they
-    were trained on; `trained`, this batch's; `inputs`,
-    what else the merge rule needs; the `merged` adapter; `features` of this batch's images under
-    it; the memory that they chose.
+    """What methods with adapters share.
+
+    `adapters` and the `heads` that they were trained with, one a batch so far, unless
+    `adapter.tasks` left the later ones out; `numbers` of the batches that they were trained on;
+    `trained`, this batch's; `inputs`, what else the merge rule needs; the `merged` adapter;
+    `features` of this batch's images under it; the memory that they chose.
     """
 
     trained: Trained | None
@@ -41,15 +43,19 @@ class Part(TypedDict):
     drift: Ref | None
 
 
-class Variant(TypedDict):
-    """merged, unmerged or frozen after a batch.
+class Learnt(TypedDict):
+    """A method after a batch: what it has of these, and nothing for the rest.
 
-    `heads` has one entry, or for unmerged one a batch. `adapter` is the merged one, `exemplars` the
-    images remembered and `statistics` those of the classes seen, where the method has them; `parts`
-    of these, one a batch; `features` of all test images; `evaluated` on them.
+    `state` of a method that has a network of its own, and the `history` of training it, (loss,
+    accuracy) of each epoch; `adapter`, the merged one, or all `adapters` of one that keeps them;
+    `heads`, one, or one a batch; `exemplars`, the images remembered; `statistics` of the classes
+    seen, and `parts` of these, one a batch; `features` of all test images; `evaluated` on them.
     """
 
+    state: Ref | None
+    history: list[list[float]]
     adapter: Ref | None
+    adapters: list[Ref]
     heads: list[Ref]
     exemplars: Ref | None
     statistics: Ref | None
@@ -58,31 +64,44 @@ class Variant(TypedDict):
     evaluated: Evaluated | None
 
 
-class Peer(TypedDict):
-    """A method that is learnt through `dynammo.methods.base.Method`, after a batch.
-
-    `exemplars` is none where it remembers no images; `history` has (loss, accuracy) of each epoch.
-    """
-
-    state: Ref
-    history: list[list[float]]
-    exemplars: Ref | None
-    evaluated: Evaluated | None
+def learnt(
+    *,
+    state: Ref | None = None,
+    history: Sequence[list[float]] = (),
+    adapter: Ref | None = None,
+    adapters: Sequence[Ref] = (),
+    heads: Sequence[Ref] = (),
+    exemplars: Ref | None = None,
+    statistics: Ref | None = None,
+    parts: Sequence[Part] = (),
+) -> Learnt:
+    """A method that is not measured yet."""
+    return {
+        "state": state,
+        "history": list(history),
+        "adapter": adapter,
+        "adapters": list(adapters),
+        "heads": list(heads),
+        "exemplars": exemplars,
+        "statistics": statistics,
+        "parts": list(parts),
+        "features": [],
+        "evaluated": None,
+    }
 
 
 class Stage(TypedDict):
     """The state after `number` batches. The next one needs nothing else.
 
     `tasks` are the classes that each batch brought, of those that brought any. `adapted` is none
-    where no method needs adapters; `variants` and `peers` together have an entry a method;
-    `training` are all training images, where a method needs them.
+    where no method needs adapters; `methods` has an entry for each; `training` are all training
+    images, where a method needs them.
     """
 
     number: int
     tasks: list[list[str]]
     adapted: Adapted | None
-    variants: dict[str, Variant]
-    peers: dict[str, Peer]
+    methods: dict[str, Learnt]
     training: list[Kept]
 
 
@@ -93,5 +112,4 @@ def known_classes(stage: Stage | None) -> list[str]:
 
 def measured(stage: Stage) -> dict[str, Evaluated]:
     """What each method was measured to do after the batch."""
-    both = {**stage["variants"], **stage["peers"]}
-    return {name: own["evaluated"] for name, own in both.items() if own["evaluated"]}
+    return {name: own["evaluated"] for name, own in stage["methods"].items() if own["evaluated"]}

@@ -97,7 +97,7 @@ def ledger_of(folder: LearnerFolder, version: Version) -> Ledger:
 
 def recall_of(folder: LearnerFolder, version: Version, method: str = DEPLOYED) -> float | None:
     """Mean class recall as measured when the version was made; none if it could not be."""
-    own = version["stage"]["variants"].get(method)
+    own = version["stage"]["methods"].get(method)
     if own is None or own["evaluated"] is None:
         return None
     document = folder.store.load_json(own["evaluated"]["metrics"])

@@ -69,14 +69,14 @@ def state(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "adapters": stage["adapted"]["adapters"],
         "merged": stage["adapted"]["merged"],
-        "heads": {name: own["heads"] for name, own in stage["variants"].items()},
-        "statistics": {name: own["statistics"] for name, own in stage["variants"].items()},
-        "metrics": {name: own["evaluated"]["metrics"] for name, own in stage["variants"].items()},
+        "heads": {name: own["heads"] for name, own in stage["methods"].items()},
+        "statistics": {name: own["statistics"] for name, own in stage["methods"].items()},
+        "metrics": {name: own["evaluated"]["metrics"] for name, own in stage["methods"].items()},
     }
 
 
 def metrics(folder: LearnerFolder, version: int, method: str = "merged") -> dict[str, Any]:
-    evaluated = folder.version(version)["stage"]["variants"][method]["evaluated"]
+    evaluated = folder.version(version)["stage"]["methods"][method]["evaluated"]
     found: dict[str, Any] = folder.store.load_json(evaluated["metrics"])
     return found
 
@@ -149,7 +149,7 @@ def test_further_images_of_known_classes_and_a_new_class_at_once(
     current = folder.current()
     assert current["stage"]["tasks"] == [["amber", "birch"], ["coral"]]
     assert current["batches"][-1]["again"] == ["amber"]
-    counts = folder.store.load(current["stage"]["variants"]["frozen"]["statistics"])["counts"]
+    counts = folder.store.load(current["stage"]["methods"]["frozen"]["statistics"])["counts"]
     assert counts.tolist() == [16.0, 10.0, 16.0]  # both views of 5 + 3, 5 and 8 images
     assert metrics(folder, 2)["per_class"]["amber"]["support"] == 4
     comparison = current["comparison"]
@@ -201,7 +201,7 @@ def test_forgetting_the_last_batch_gives_the_version_before(taught: LearnerFolde
     old, new = (folder.version(number)["stage"] for number in (2, 4))
     assert new["adapted"]["adapters"] == old["adapted"]["adapters"]
     assert folder.store.load(new["adapted"]["merged"]).keys()
-    frozen = [folder.store.load(stage["variants"]["frozen"]["statistics"]) for stage in (old, new)]
+    frozen = [folder.store.load(stage["methods"]["frozen"]["statistics"]) for stage in (old, new)]
     for name in ("means", "scatter", "counts"):
         assert abs(frozen[0][name] - frozen[1][name]).max() < 1e-5 * frozen[0][name].abs().max()
 

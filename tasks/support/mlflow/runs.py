@@ -451,6 +451,8 @@ def _safe(name: str) -> str:
 def _log_metrics(run_id: str, points: Sequence[tuple[str, int, float | None]]) -> None:
     """Record (key, step, value), except what has no value and what is there already."""
     points = [p for p in points if p[2] is not None and math.isfinite(p[2])]
+    if not points:
+        return
     with mlflow_client() as client:
         known = {key for key, _, _ in points} & client.get_run(run_id).data.metrics.keys()
         present = {

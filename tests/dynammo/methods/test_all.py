@@ -11,7 +11,7 @@ from dynammo.config import load_config
 from dynammo.errors import ConfigError
 from dynammo.heads.linear import Scores
 from dynammo.methods import METHODS
-from dynammo.methods.base import Method, check_methods, create_method, is_generic
+from dynammo.methods.base import Method, check_methods, create_method
 from dynammo.network.features import extract_features
 from tests.dynammo.methods.tiny import (
     FIRST,
@@ -22,7 +22,7 @@ from tests.dynammo.methods.tiny import (
     weights,
 )
 
-GENERIC = [name for name in METHODS if is_generic(name)]
+GENERIC = [name for name in METHODS if issubclass(METHODS[name], Method)]
 
 
 def predict(method: Method) -> Scores:

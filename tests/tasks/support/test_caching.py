@@ -18,7 +18,8 @@ from dynammo.checkpoint import Ref
 from dynammo.config import Config, MemoryConfig, load_config
 from dynammo.config.sections import Section
 from flows import learning
-from flows.learning import takes_statistics
+from flows.methods import adapting, shared_features, task_heads
+from flows.methods.base import takes_statistics
 from tasks import merge_inputs
 from tasks.prepare_backbone import weights_hash
 from tasks.support import caching
@@ -29,7 +30,7 @@ from tasks.train_adapter import train_adapter
 # Those that take a whole `Config` have tests of their own: test_learn_method.py.
 STEPS = {
     task
-    for module in (learning, merge_inputs)
+    for module in (learning, adapting, shared_features, task_heads, merge_inputs)
     for task in vars(module).values()
     if isinstance(task, Task)
     and isinstance(task.cache_policy, StepCache)

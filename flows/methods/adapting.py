@@ -1,0 +1,88 @@
+"""What all methods with adapters share: train the batch's, merge all, choose what is remembered."""
+
+from __future__ import annotations
+
+from dynammo.checkpoint import Ref
+from flows.methods.base import Lesson, takes_statistics
+from tasks.extract_features import extract_memory_features, extract_training_features
+from tasks.merge_adapters import merge_adapters
+from tasks.merge_inputs import merge_inputs
+from tasks.select_exemplars import select_exemplars
+from tasks.support.stage import Adapted
+from tasks.train_adapter import train_adapter
+
+
+def adapt(lesson: Lesson) -> Adapted:
+    """Train the batch's adapter, merge it with the earlier ones, and choose what is remembered.
+
+    After the first `adapter.tasks` batches nothing is trained and the merged adapter stays.
+
+    The exemplars are the merged network's choice for every method with adapters: each adapter has
+    its own features, and what unmerged learns must not depend on whether merged is beside it.
+    """
+    config, here = lesson.config, lesson.named("merged")
+    last = lesson.before["adapted"] if lesson.before else None
+    memory = last["exemplars"] if last else None
+    done = len(last["adapters"]) if last else 0
+    if last and config.adapter.tasks is not None and done >= config.adapter.tasks:
+        features = batch_features(here, last["merged"])
+        exemplars = remember(here, last["merged"], features, memory)
+        return {**last, "trained": None, "features": features, "exemplars": exemplars}
+    classes = lesson.classes
+    others = [i for i, name in enumerate(lesson.known_before) if name not in classes["names"]]
+    trained = train_adapter(
+        config.seed,
+        *lesson.network,
+        config.train.of_adapters,
+        lesson.batch["number"],
+        classes,
+        others,
+        lesson.backbone,
+        last["adapters"][-1] if last and config.adapter.init == "previous" else None,
+        memory,
+        lesson.context,
+    )
+    adapters = [*(last["adapters"] if last else []), trained["adapter"]]
+    inputs = merge_inputs(
+        config, last["inputs"] if last else None, classes, lesson.backbone, trained, lesson.context
+    )
+    earlier = last["merged"] if last else None
+    merged = merge_adapters(config.merge, adapters, earlier, inputs, lesson.context)
+    features = batch_features(here, merged)
+    return {
+        "trained": trained,
+        "numbers": [*(last["numbers"] if last else []), lesson.batch["number"]],
+        "adapters": adapters,
+        "heads": [*(last["heads"] if last else []), trained["head"]],
+        "inputs": inputs,
+        "merged": merged,
+        "features": features,
+        "exemplars": remember(here, merged, features, memory),
+    }
+
+
+def batch_features(lesson: Lesson, adapter: Ref | None) -> Ref:
+    """Features of the batch's images: both views where statistics are taken of them."""
+    flip = lesson.config.head.flip and takes_statistics(lesson.config)
+    return extract_training_features(
+        *lesson.network, flip, lesson.classes, lesson.backbone, adapter, lesson.context
+    )
+
+
+def remember(lesson: Lesson, adapter: Ref | None, features: Ref, previous: Ref | None) -> Ref:
+    """The memory after this batch, chosen on features of the network as it is now."""
+    again = set(lesson.classes["names"]) & set(lesson.known_before)
+    old = None
+    if again and previous is not None:
+        old = extract_memory_features(
+            *lesson.network, lesson.backbone, adapter, previous, lesson.context
+        )
+    return select_exemplars(
+        lesson.config.memory,
+        lesson.known,
+        lesson.classes,
+        features,
+        old,
+        previous,
+        lesson.context,
+    )
