@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +39,8 @@ from dynammo.learner.folder import LearnerFolder
 
 PROGRAM = [sys.executable, "-c", "from flows.cli import app; app()"]
 ROOT = Path(__file__).resolve().parents[1]
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["flows.cli", "flows.learn", "flows.revise"])
 
 
 def main() -> int:
@@ -147,7 +149,8 @@ def kill(given: argparse.Namespace, images: ImageSet, settings: list[str]) -> No
         begun = killed(step, None)
         expected = state()
         intact = same = late = 0
-        for _ in range(given.times):
+        print(f"{what}: an undisturbed step takes {begun:.1f} s", flush=True)
+        for kill in range(1, given.times + 1):
             shutil.rmtree("learners")
             shutil.copytree("before", "learners")
             ended = killed(step, chance.uniform(0, begun))
@@ -155,12 +158,13 @@ def kill(given: argparse.Namespace, images: ImageSet, settings: list[str]) -> No
             pointer = json.loads(Path("learners/it/learner.json").read_text())
             intact += pointer["current"] in (2, 3) and whole(pointer["current"])
             if pointer["current"] == 2:
-                command(*step)
+                killed(step, None)
             same += state() == expected
+            print(f"{kill}: {intact} intact, {same} identical ends", flush=True)
         shutil.rmtree("before")
         print(
-            f"{what}: killed {given.times - late} times while it was under way (a step takes "
-            f"{begun:.1f} s), {intact} of {given.times} learners intact, {same} identical ends",
+            f"{what}: killed {given.times - late} times while it was under way, {intact} of "
+            f"{given.times} learners intact, {same} identical ends",
             flush=True,
         )
 
@@ -244,20 +248,30 @@ def command(*arguments: str) -> tuple[float, float]:
 
 
 def killed(step: list[str], after: float | None) -> float | None:
-    """Run a step and kill it so long after it took the learner up; none, or how long it took."""
+    """Run a step and kill it so long after it took the learner up; none, or how long it took.
+
+    In a process of its own, forked from one that has imported the program already.
+    """
     marker = Path("learners/it/work/step.json")
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*PROGRAM, *step], stdout=log, stderr=log)
-        while not marker.exists() and process.poll() is None:
-            time.sleep(0.01)
-        start = time.perf_counter()
-        try:
-            process.wait(timeout=after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return None
+    process = FORK.Process(target=run_step, args=(step,))
+    process.start()
+    while not marker.exists() and process.is_alive():
+        time.sleep(0.01)
+    start = time.perf_counter()
+    process.join(after)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return None
+    assert process.exitcode == 0, f"{step} failed"
     return time.perf_counter() - start
+
+
+def run_step(step: list[str]) -> None:
+    """What `dynammo` does with these arguments."""
+    from flows.cli import app
+
+    app(step)
 
 
 def state() -> Any:
