@@ -69,6 +69,8 @@ pin() { grep "^$1==" requirements.lock; }
 
 install_environment() {  # sets build
     local python
+    # --clear empties what a link leads to: the environment of another clone.
+    [[ ! -L $venv ]] || fail "$venv is a link; remove it to get an environment here"
     python=$(find_python)
     say "creating $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv" ||

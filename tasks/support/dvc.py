@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dynammo.config.documents import parse_yaml
 from dynammo.errors import DataError
 
 DVC_STAGE = "DVC_STAGE"  # set by DVC for the commands of its stages
@@ -102,7 +103,7 @@ def _pointer(path: Path) -> Path | None:
 
 def _recorded(pointer: Path) -> dict[str, Any]:
     try:
-        (out,) = yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"]
+        (out,) = parse_yaml(pointer.read_text(encoding="utf-8"))["outs"]
         record: dict[str, Any] = out
         record["md5"]
         return record
