@@ -30,6 +30,7 @@ from flows.versions import (
     taken_up,
     write_version,
 )
+from tasks.check_repeats import check_repeats
 from tasks.keep_images import keep_images
 from tasks.publish_version import fetch_learner, is_registered, learner_name
 from tasks.retain import carry_features
@@ -112,6 +113,8 @@ def learn(
             arrived["manifest"], config.image.size, config.data.repeats, str(folder.work / "images")
         )
         here = at(context_in(folder, config), arrived, images, f"batch {number}")
+        if before:
+            check_repeats(before["tests"], before["stage"], config.data.repeats, here)
         backbone = before["backbone"] if before else start(config, arrived, here)
         was = before["stage"] if before else None
         tests = list(before["tests"]) if before else []

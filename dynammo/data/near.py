@@ -6,7 +6,7 @@ median. docs/data.md says how the two limits were found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import imagehash
 import numpy as np
@@ -55,24 +55,48 @@ def near_repeats(
     """
     train, known = _marked(samples, marks, "train")
     test, asked = _marked(samples, marks, "test")
-    problems: list[str] = []
-    if not train or not test:
-        return problems
-    step = max(1, _AT_ONCE // len(train))
-    for start in range(0, len(test), step):
+
+    def alike(row: int, index: int) -> bool:
+        same = pictures[test[row].sha256] == pictures[train[index].sha256]
+        return not same and _near(resized(test[row]), resized(train[index]))
+
+    return [
+        f"nearly the same picture is in train and in test: {train[index].file} and {test[row].file}"
+        for row, index in _pairs(asked, known, alike)
+    ]
+
+
+def near_kept(new: Pixels, kept: Pixels) -> list[int]:
+    """Find pictures that nearly are, or are, one of those that are kept of earlier batches.
+
+    Args:
+        new: pictures (N, S, S, 3).
+        kept: pictures (M, S, S, 3).
+
+    Returns:
+        Rows of `new`.
+    """
+    (here, asked), (there, known) = (_rows_marked(pictures) for pictures in (new, kept))
+    pairs = _pairs(asked, known, lambda a, b: _near(new[here[a]], kept[there[b]]))
+    return [here[row] for row, _ in pairs]
+
+
+def _pairs(
+    asked: Marks, known: Marks, alike: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int]]:
+    """For each of the asked (N, 4) that a known one (M, 4) is near to, and alike: both rows."""
+    if not len(asked) or not len(known):
+        return
+    step = max(1, _AT_ONCE // len(known))
+    for start in range(0, len(asked), step):
         distances = _distances(asked[start : start + step], known)
         for row in np.flatnonzero(distances.min(axis=1) <= MOST_BITS):
-            sample = test[start + row]
-            alike = np.flatnonzero(distances[row] <= MOST_BITS)
-            nearest = np.argsort(distances[row][alike], kind="stable")[:_LOOKED_AT]
-            for index in alike[nearest]:
-                other = train[index]
-                same = pictures[sample.sha256] == pictures[other.sha256]
-                if not same and _difference(resized(sample), resized(other)) <= MOST_DIFFERENCE:
-                    files = f"{other.file} and {sample.file}"
-                    problems.append(f"nearly the same picture is in train and in test: {files}")
-                    break
-    return problems
+            close = np.flatnonzero(distances[row] <= MOST_BITS)
+            nearest = close[np.argsort(distances[row][close], kind="stable")[:_LOOKED_AT]]
+            place = start + int(row)
+            index = next((own for own in map(int, nearest) if alike(place, own)), None)
+            if index is not None:
+                yield place, index
 
 
 def _marked(
@@ -88,6 +112,12 @@ def _marked(
     return [own for own, _ in found], np.array(values, dtype=np.uint64)
 
 
+def _rows_marked(pictures: Pixels) -> tuple[list[int], Marks]:
+    """The rows of pictures (N, H, W, 3) that have a mark, and their marks (M, 4)."""
+    found = {row: value for row, own in enumerate(pictures) if (value := mark(own)) is not None}
+    return list(found), np.array(list(found.values()), dtype=np.uint64)
+
+
 def _distances(some: Marks, others: Marks) -> NDArray[np.uint16]:
     """Bits that differ, (N, 4) and (M, 4) -> (N, M)."""
     total = np.zeros((len(some), len(others)), dtype=np.uint16)
@@ -96,5 +126,6 @@ def _distances(some: Marks, others: Marks) -> NDArray[np.uint16]:
     return total
 
 
-def _difference(one: Pixels, other: Pixels) -> float:
-    return float(np.abs(one.astype(np.float32) - other.astype(np.float32)).mean())
+def _near(one: Pixels, other: Pixels) -> bool:
+    difference = np.abs(one.astype(np.float32) - other.astype(np.float32)).mean()
+    return bool(difference <= MOST_DIFFERENCE)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from dynammo.checkpoint import references_in
 from dynammo.deploy.predictor import Predictor
@@ -173,6 +174,12 @@ def test_learnt_images_are_left_out_and_mixed_splits_refused(
     mixed = arrive("mixed", TASKS[1])
     shutil.copy2(here / "batch1/train/amber/00.png", mixed / "test/coral/00.png")
     with pytest.raises(DataError, match="is a test image, but this image was a training image"):
+        learn("shapes", str(mixed))
+    (mixed / "test/coral/00.png").unlink()
+    with Image.open(here / "batch1/test/amber/00.png") as picture:
+        larger = picture.resize((3 * picture.width, 3 * picture.height))
+    larger.save(mixed / "train/coral/again.jpg", quality=90)
+    with pytest.raises(DataError, match=r"was a test image of an earlier batch: .*again\.jpg"):
         learn("shapes", str(mixed))
     assert find_learner("shapes").numbers() == [1]
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
 from dynammo.data.formats.pictures import Pixels
-from dynammo.data.near import MOST_BITS, mark
+from dynammo.data.near import MOST_BITS, mark, near_kept
 from dynammo.data.sources import folder
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
@@ -93,3 +93,12 @@ def test_no_digit_is_taken_for_another() -> None:
     assert len(marks) == len(images)
     for number, own in enumerate(marks[:-1], start=1):
         assert np.bitwise_count(marks[number:] ^ own).sum(axis=1).min() > 2 * MOST_BITS
+
+
+def test_a_kept_picture_is_known_again_at_the_size_at_which_it_is_kept() -> None:
+    kept = np.stack([np.asarray(scene(number, 64)) for number in range(4)])
+    again = as_jpeg(scene(2, 256), 60).resize((64, 64))
+    new = np.stack([np.asarray(scene(9, 64)), np.asarray(again), np.asarray(scene(10, 64))])
+    assert near_kept(new, kept) == [1]
+    assert near_kept(new, kept[:0]) == []
+    assert near_kept(np.zeros((2, 64, 64, 3), np.uint8), kept) == []  # shows nothing
