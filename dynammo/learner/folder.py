@@ -167,7 +167,9 @@ class LearnerFolder:
         write_atomically(
             self._file(number), to_json({"format": FORMAT, "number": number, **document})
         )
-        _sync(self._file(number))
+        for path in (self._file(number), self._file(number).parent, self.store.folder):
+            if path.exists():
+                _sync(path)  # of a folder: that the renamed files are in it
         self._point(number, number if champion else None, None)
         return number
 

@@ -114,7 +114,7 @@ def test_a_key_that_was_half_written_is_made_anew_but_never_of_a_learner_that_le
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda document: document | {"format": 7}, "is of format 7, this program reads 1"),
+        (lambda document: document | {"format": 7}, "is of format 7, this program reads 2"),
         (lambda document: [document], "is damaged"),
         (lambda document: {}, "is damaged"),
     ],
