@@ -90,8 +90,8 @@ def test_a_learner_is_whole_whichever_write_fails(tmp_path: Path, code: int) -> 
             Fault(patch, failing, code)
             with pytest.raises(OSError, match=os.strerror(code)):
                 learn(folder, 2.0)
-        # The last call waits for the disk when the pointer has moved: the version after, then.
-        assert folder.pointer()["current"] == (2 if failing == calls else 1)
+        # The last calls wait for the disk when the pointer has moved: the version after, then.
+        assert folder.pointer()["current"] == (2 if failing > calls - 2 else 1), failing
         assert not folder.problems()
         # The next try ends where one ends that nothing disturbed; the number may be a later one.
         learn(folder, 2.0)
