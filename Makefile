@@ -18,7 +18,7 @@ demo: setup ## a learner learns digits batch by batch, each deleted once learnt,
 	$(BIN)/python scripts/demo.py
 
 test: setup ## run the tests, two at a time (ARGS="-k merge" for some of them)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## check style, types, who imports whom, dangerous calls, and that no secret is kept
 	$(BIN)/ruff check .

@@ -34,25 +34,8 @@ os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that no worker of `make test` is left alone with one at the end.
-
-    And each worker gets whole files, for what their fixtures make would otherwise be made twice;
-    all tests that look at the finished experiment count as one file.
-    """
-
-    def looks_at_the_experiment(item: pytest.Item) -> bool:
-        return "finished_once" in getattr(item, "fixturenames", ())
-
-    def rank(item: pytest.Item) -> int:
-        if looks_at_the_experiment(item):
-            return 0
-        return 1 if item.path.parent.name in ("benchmarks", "flows", "hostile", "tests") else 2
-
-    items.sort(key=rank)
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = "the experiment" if looks_at_the_experiment(item) else file
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Files that take long come first, lest one worker of `make test` ends long after the other."""
+    items.sort(key=lambda item: item.path.is_relative_to(Path(__file__).parent / "dynammo"))
 
 
 @pytest.fixture(scope="session")
