@@ -17,8 +17,8 @@ setup: ## make the environment .venv from the lock (TORCH=cpu or TORCH=cuda choo
 demo: setup ## a learner learns digits batch by batch, each deleted once learnt, and forgets one again
 	$(BIN)/python scripts/demo.py
 
-test: setup ## run the tests (ARGS="-k merge" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests, two at a time (ARGS="-k merge" for some of them)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## check style, types, who imports whom, dangerous calls, and that no secret is kept
 	$(BIN)/ruff check .

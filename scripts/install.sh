@@ -85,7 +85,8 @@ install_environment() {  # sets build
     fi
     [[ $build == cpu ]] || install_cuda_torch
     say "installing $(grep -c == requirements.lock) pinned packages"  # on macOS torch is one of them
-    uv_install --quiet --no-deps --requirements requirements.lock ||
+    # Compiled here: where Python may not write bytecode, every start would compile it all again.
+    uv_install --quiet --no-deps --compile-bytecode --requirements requirements.lock ||
         fail "could not install requirements.lock: is the package index reachable?"
 }
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core of its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import flows  # noqa: F401  (its settings must be there before Prefect and torch are imported)
 
@@ -29,6 +33,11 @@ os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, lest one worker of `make test` ends long after the other."""
+    items.sort(key=lambda item: item.path.is_relative_to(Path(__file__).parent / "dynammo"))
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A temporary Prefect server, for tests that run a flow. Its start takes long: there is one."""
@@ -39,12 +48,32 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it none."""
-    from mlflow import MlflowClient
+def migrated_database(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it none.
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    One for all workers, who find it beside their own folders.
+    """
+    from tasks.support.mlflow.database import make_database
+
+    root = tmp_path_factory.getbasetemp()
+    path = (root.parent if hasattr(request.config, "workerinput") else root) / "mlflow.db"
+    make_database(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_database(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Prefect database with all its tables, to copy for a server that a test starts itself."""
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+
+    url = PREFECT_SERVER_DATABASE_CONNECTION_URL.value()
+    path = tmp_path_factory.mktemp("prefect") / "prefect.db"
+    with sqlite3.connect(url.partition("///")[2]) as source, sqlite3.connect(path) as copy:
+        source.backup(copy)
+    source.close()
+    copy.close()
     return path
 
 

@@ -10,6 +10,14 @@ import pytest
 from tests.flows.project import Project, copier, new_project, write_pictures
 
 
+@pytest.fixture(scope="session", autouse=True)
+def coarse_figures() -> Iterator[None]:
+    """Nobody looks at the figures of these reports, and sharp ones take longer than learning."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynammo.reporting.figures.DPI", 20)
+        yield
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")

@@ -156,9 +156,8 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
 def test_two_processes_share_server_workspace_and_database(
     new: Project, prefect_server: None
 ) -> None:
-    """Side by side, from an empty MLflow database: the same numbers as one after the other."""
+    """Side by side: the same numbers as one after the other."""
     with new.entered():
-        (new.folder / "mlflow.db").unlink()
         file = write_grid(new, output="results/aside", methods=["merged"])
         side = benchmark(file, runner="process", workers=2)
         assert (side["cells"], side["run"]) == (2, 2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,43 @@ def teach(arrive: Callable[..., Path], name: str = "shapes", **more: Any) -> Lea
     return find_learner(name)
 
 
-@pytest.fixture(scope="module")
-def taught_once(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """A learner that has learnt the three tasks batch by batch, each deleted once learnt."""
-    root = tmp_path_factory.mktemp("taught")
+@contextmanager
+def apart(root: Path, database: Path) -> Iterator[None]:
+    """With learners and an MLflow database in a folder of their own."""
+    shutil.copy(database, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DYNAMMO_LEARNERS", str(root / "learners"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+        yield
+
+
+@pytest.fixture(scope="module")
+def begun_once(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
+) -> Path:
+    """A learner that has learnt the first task."""
+    root = tmp_path_factory.mktemp("begun")
+    with apart(root, migrated_database):
+        learn("shapes", str(copier(root, pictures)("batch1", TASKS[0])), None, OVERRIDES)
+    return root / "learners"
+
+
+@pytest.fixture(scope="module")
+def taught_once(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
+) -> Path:
+    """A learner that has learnt the three tasks batch by batch, each deleted once learnt."""
+    root = tmp_path_factory.mktemp("taught")
+    with apart(root, migrated_database):
         teach(copier(root, pictures))
     return root / "learners"
+
+
+@pytest.fixture
+def begun(here: Path, begun_once: Path, arrive: Callable[..., Path]) -> Path:
+    """The batch of the first task, which a learner to change has learnt."""
+    shutil.copytree(begun_once, here / "learners")
+    return arrive("batch1", TASKS[0])
 
 
 @pytest.fixture
@@ -166,13 +195,12 @@ def test_a_batch_without_test_images_lends_some_by_group(
 
 
 def test_learnt_images_are_left_out_and_mixed_splits_refused(
-    here: Path, arrive: Callable[..., Path]
+    begun: Path, arrive: Callable[..., Path]
 ) -> None:
-    learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES)
     with pytest.raises(DataError, match="all 24 images have been learnt before"):
-        learn("shapes", str(here / "batch1"))
+        learn("shapes", str(begun))
     mixed = arrive("mixed", TASKS[1])
-    shutil.copy2(here / "batch1/train/amber/00.png", mixed / "test/coral/00.png")
+    shutil.copy2(begun / "train/amber/00.png", mixed / "test/coral/00.png")
     with pytest.raises(DataError, match="is a test image, but this image was a training image"):
         learn("shapes", str(mixed))
     (mixed / "test/coral/00.png").unlink()
@@ -184,8 +212,8 @@ def test_learnt_images_are_left_out_and_mixed_splits_refused(
     assert find_learner("shapes").numbers() == [1]
 
 
+@pytest.mark.usefixtures("begun")
 def test_what_cannot_change_is_refused(here: Path, arrive: Callable[..., Path]) -> None:
-    learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES)
     batch = str(arrive("batch2", TASKS[1]))
     with pytest.raises(ConfigError, match=r"image\.size cannot change after the first batch"):
         learn("shapes", batch, None, {"image.size": 32})
@@ -332,8 +360,8 @@ def test_a_killed_step_is_gone_on_with(
     assert not folder.work.exists()
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_damaged_learner_is_refused(here: Path, arrive: Callable[..., Path]) -> None:
-    learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES)
     folder = find_learner("shapes")
     (file,) = folder.store.folder.glob("merged-*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from prefect.settings import PREFECT_API_URL
 
 from tests.flows.project import Project, states, steps
 
@@ -21,7 +23,7 @@ def start(
 ) -> list[str]:
     """Run the flow in a process of its own; kill it when its log has a text.
 
-    SIGKILL goes to its server, too, which other signals must end by themselves.
+    Where SIGTERM ends it, it has a server of its own, which must end, too.
 
     Returns:
         The lines of its log.
@@ -34,6 +36,8 @@ def start(
         "PREFECT_HOME": str(project.folder / "prefect"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{project.folder / 'mlflow.db'}",
     }
+    if by != signal.SIGTERM:
+        environment["PREFECT_API_URL"] = PREFECT_API_URL.value()
     process = subprocess.Popen(
         [
             *(sys.executable, "-c", "from flows.cli import app; app()", "run"),
@@ -52,7 +56,7 @@ def start(
         for line in process.stdout:
             lines.append(line)
             if kill_at and kill_at in line:
-                (os.killpg if by == signal.SIGKILL else os.kill)(process.pid, by)
+                os.kill(process.pid, by)
                 kill_at = None
         assert kill_at is None, "".join(lines)
         if by == signal.SIGTERM:
@@ -67,7 +71,11 @@ def start(
 
 
 @pytest.mark.timeout(600)
-def test_a_run_killed_twice_ends_as_one_that_was_not(finished: Project, new: Project) -> None:
+def test_a_run_killed_twice_ends_as_one_that_was_not(
+    finished: Project, new: Project, prefect_database: Path
+) -> None:
+    (new.folder / "prefect").mkdir()
+    shutil.copy(prefect_database, new.folder / "prefect" / "prefect.db")
     attempts = []
     for moment, by in (
         ("Task run 'train adapter 2/3' - 24 images", signal.SIGKILL),  # as it trains
