@@ -16,7 +16,8 @@ from dynammo.data.samples import ImageSet
 from dynammo.errors import ConfigError
 from dynammo.evaluation.gate import Check, Comparison, Decision, compare
 from dynammo.evaluation.gate import decide as decision
-from dynammo.evaluation.metrics import Predictions
+from dynammo.evaluation.honesty import Honesty, measure_honesty
+from dynammo.evaluation.metrics import Floats, Predictions
 from dynammo.evaluation.plan import STATED, Plan, read_plan
 from dynammo.evaluation.protocol import (
     Against,
@@ -28,9 +29,11 @@ from dynammo.evaluation.protocol import (
     class_recalls,
     judge_by_plan,
 )
+from dynammo.heads.mahalanobis import mahalanobis
+from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from tasks.compare_versions import common_answers, groups_of
-from tasks.evaluate import as_predictions
+from tasks.evaluate import as_predictions, head_inputs
 from tasks.support.stage import Stage, known_classes
 from tasks.support.version import DEPLOYED, Tested, Version
 from tasks.support.workspace import Context
@@ -192,6 +195,7 @@ def judge_version(
     confidence = plan.limits.confidence if plan else 0.95
     classes = known_classes(version["stage"])
     predictions, groups, evidence = _answers(version, context)
+    distances = _distances(config, version, context) if predictions else None
     against = _against(version, champion, confidence, context)
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
@@ -206,6 +210,7 @@ def judge_version(
         "confidence": confidence,
         "comparison": against.comparison if against else None,
         "cumulative": None,
+        "honesty": _honesty(predictions, distances, groups, classes),
     }
     if plan is None or authorised is None:
         return judgement, gate
@@ -217,6 +222,7 @@ def judge_version(
             classes=classes,
             predictions=predictions,
             groups=groups,
+            distances=distances,
             evidence=evidence,
             champion=against,
             authorised=since,
@@ -276,6 +282,38 @@ def _answers(
     assert len(groups) == len(predictions.targets)
     labels = [test["kept"]["labels"]["sha256"] for test in version["tests"]]
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
+
+
+def _distances(config: Config, version: Version, context: Context) -> Floats | None:
+    """(N, C): of each test image to each class; none where no class statistics are kept."""
+    own, store = version["stage"]["variants"][DEPLOYED], context.checkpoints
+    if own["statistics"] is None or not own["features"]:
+        return None
+    tests = [test["kept"] for test in version["tests"]]
+    sizes = [len(store.load(kept["labels"])["labels"]) for kept in tests]
+    features = store.load(own["features"][0])["features"]
+    inputs = head_inputs(DEPLOYED, features, store.load(own["heads"][0]), tests, sizes, context)
+    statistics = ClassStatistics.of(store.load(own["statistics"]))
+    found: Floats = mahalanobis(inputs, statistics, config.head.shrinkage).numpy()
+    return found
+
+
+def _honesty(
+    predictions: Predictions | None,
+    distances: Floats | None,
+    groups: list[str | None],
+    classes: list[str],
+) -> Honesty | None:
+    """On images of the classes that are known."""
+    if predictions is None or not (known := predictions.targets < predictions.classes).any():
+        return None
+    return measure_honesty(
+        predictions.scores[known],
+        None if distances is None else distances[known],
+        predictions.targets[known],
+        [group for group, own in zip(groups, known, strict=True) if own],
+        classes,
+    )
 
 
 def _against(

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 
 from dynammo.checkpoint import Ref
 from dynammo.evaluation.gate import Comparison, Outcome, not_below
+from dynammo.evaluation.honesty import Honesty, as_unknown
 from dynammo.evaluation.intervals import Interval, bootstrap_interval, share_interval
-from dynammo.evaluation.metrics import Predictions, expected_calibration_error, open_set_auroc
+from dynammo.evaluation.metrics import (
+    Floats,
+    Predictions,
+    expected_calibration_error,
+    open_set_auroc,
+)
 from dynammo.evaluation.plan import Limits, Plan
 
 Verdict = Literal["met", "not met", "not measured"]
@@ -74,7 +80,7 @@ class Judgement(TypedDict):
     `plan` and `authorised` are none without a plan, when the gate's settings are the protocol;
     `champion` is the version compared with, 0 where there was none. `outside` are reasons.
     `comparison` is with the champion, `cumulative` with the authorised version; intervals are of
-    `confidence`.
+    `confidence`. `honesty` is none where there are no test images.
     """
 
     outcome: Literal["passed", "failed", "outside"]
@@ -87,6 +93,7 @@ class Judgement(TypedDict):
     classes: dict[str, ClassRecall]
     comparison: Comparison | None
     cumulative: Comparison | None
+    honesty: Honesty | None
 
 
 class Against(NamedTuple):
@@ -105,6 +112,7 @@ class Measured(NamedTuple):
         predictions: on the test images; targets from C on are unknown classes. None where there are
             none.
         groups: N labels of the images.
+        distances: (N, C) of the images to the classes; None where no statistics are kept.
         evidence: hashes of what these are.
         champion: the comparison with it; none where nothing could be compared.
         authorised: likewise.
@@ -117,6 +125,7 @@ class Measured(NamedTuple):
     classes: Sequence[str]
     predictions: Predictions | None
     groups: Sequence[str | None]
+    distances: Floats | None
     evidence: list[str]
     champion: Against | None
     authorised: Against | None
@@ -217,7 +226,7 @@ def _locked(plan: Plan, measured: Measured) -> Iterator[Requirement]:
             "the locked test set is measured whole",
             same,
             f"test set {plan.locked_test[:16]} {found}",
-            [measured.test_hash],
+            measured.evidence,
         )
 
 
@@ -328,14 +337,26 @@ def _calibration(limits: Limits, measured: Measured) -> Iterator[Requirement]:
 def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     if limits.unknown_auroc is None:
         return
-    given, interval = measured.predictions, None
+    given, far = measured.predictions, measured.distances
+    interval, how = None, "no test image is of an unknown class"
     if given is not None and (given.targets >= given.classes).any():
-        known, score = given.targets < given.classes, given.knownness
+        known = given.targets < given.classes
+        score = given.knownness if far is None else -far.min(axis=1)
         interval = bootstrap_interval(
             lambda chosen: open_set_auroc(known[chosen], score[chosen]),
             measured.groups,
             limits.confidence,
         )
+        how = "images of classes that it does not know"
+    elif given is not None and far is not None and given.classes > 1:
+
+        def mean(chosen: NDArray[np.int64]) -> float | None:
+            found = as_unknown(far[chosen], given.targets[chosen])
+            areas = [own for own in found if own is not None]
+            return float(np.mean(areas)) if areas else None
+
+        interval = bootstrap_interval(mean, measured.groups, limits.confidence)
+        how = "each known class in turn as if unknown: a friendly estimate"
     row = _bounded(
         "unknown_auroc",
         "known images told from those of unknown classes (AUROC), at least",
@@ -344,8 +365,9 @@ def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
         measured.evidence,
     )
     if interval is None:
-        row = {**row, "verdict": "not measured", "detail": "no test image is of an unknown class"}
-    yield row
+        yield {**row, "verdict": "not measured", "detail": how}
+    else:
+        yield {**row, "detail": f"{row['detail']} ({how})"}
 
 
 def _bounded(

@@ -59,6 +59,7 @@ def measured(wrong: dict[int, int] | None = None, unknown: int = 0, **more: Any)
         "classes": CLASSES,
         "predictions": new,
         "groups": [None] * len(new.targets),
+        "distances": None,
         "evidence": ["a" * 64],
         "champion": against({}, new),
         "authorised": against({}, new),
@@ -142,6 +143,16 @@ def test_unknown_classes_and_confidence() -> None:
         np.zeros(65),
     )
     assert failed(flat._replace(predictions=blind)) == {"ece", "unknown_auroc"}
+
+
+def test_without_unknown_images_each_class_is_one_in_turn() -> None:
+    # Three classes at the corners of a triangle: an image left out is far from both others.
+    own = measured()._replace(distances=np.where(np.eye(3)[TARGETS] == 1, 0.0, 1.0))
+    _, rows = judge_by_plan(plan(), own)
+    row = next(row for row in rows if row["name"] == "unknown_auroc")
+    assert row["verdict"] == "met" and row["measured"] and row["measured"]["value"] == 1
+    assert "each known class in turn as if unknown" in row["detail"]
+    assert failed(own._replace(distances=np.ones((60, 3)))) == {"unknown_auroc"}
 
 
 def test_what_is_not_measured_is_not_met() -> None:

@@ -63,6 +63,19 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         },
         "comparison": compared,
         "cumulative": compared,
+        "honesty": {
+            "miss": 0.1,
+            "alarm": 0.05,
+            "classes": {
+                "nevus": {
+                    "images": 20,
+                    "coverage": 0.912,
+                    "set_size": 1.5,
+                    "false_alarms": None,
+                    "as_unknown": 0.71,
+                }
+            },
+        },
     }
     report: Any = {
         "learner": "skin",
@@ -114,6 +127,7 @@ def test_the_page_is_self_contained_escaped_and_complete(tmp_path: Path) -> None
         "f" * 64,
         "Lines are 90 % intervals",
         "Version 1 was authorised",
+        "91.2",
     ):
         assert part in plain
     assert "nan" not in plain.lower().split()
