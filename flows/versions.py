@@ -150,10 +150,10 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
         "notes": [*version["notes"], *_continued(folder, version)],
     }
     made = folder.commit(dict(final), champion=gate["passed"])
-    write_change_report(folder, made)
     if removed := enforce(folder, retention):
         get_run_logger().info("%d images removed: retention's limits", removed)
         withdraw(folder)
+    write_change_report(folder, made)
     _tell(folder, made)
     return made
 

@@ -274,7 +274,7 @@ def _answers(
     version: Version, context: Context
 ) -> tuple[Predictions | None, list[str | None], list[str]]:
     """Answers to the test images, the images' groups, and the hashes of both."""
-    evaluated = version["stage"]["variants"][DEPLOYED]["evaluated"]
+    evaluated = version["stage"]["methods"][DEPLOYED]["evaluated"]
     if evaluated is None or evaluated["predictions"] is None:
         return None, [], []
     predictions = as_predictions(context.checkpoints.load(evaluated["predictions"]))
@@ -286,7 +286,7 @@ def _answers(
 
 def _distances(config: Config, version: Version, context: Context) -> Floats | None:
     """(N, C): of each test image to each class; none where no class statistics are kept."""
-    own, store = version["stage"]["variants"][DEPLOYED], context.checkpoints
+    own, store = version["stage"]["methods"][DEPLOYED], context.checkpoints
     if own["statistics"] is None or not own["features"]:
         return None
     tests = [test["kept"] for test in version["tests"]]
@@ -321,7 +321,7 @@ def _against(
 ) -> Against | None:
     if other is None:
         return None
-    evaluated = other.stage["variants"][DEPLOYED]["evaluated"]
+    evaluated = other.stage["methods"][DEPLOYED]["evaluated"]
     outcome = common_answers(version["stage"], version["tests"], other.stage, other.tests, context)
     if outcome is None or evaluated is None or evaluated["predictions"] is None:
         return None

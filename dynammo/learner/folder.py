@@ -202,7 +202,8 @@ class LearnerFolder:
 
     def agree(self, plan: Ref) -> None:
         """Put a plan, saved in the store, into force; the champion is its authorised version."""
-        _sync(self.store.path(plan))
+        for path in (self.store.path(plan), self.store.folder):
+            _sync(path)
         pointer = self.pointer()
         agreed: Agreed = {"plan": plan, "authorised": pointer["champion"], "at": now()}
         self._write({**pointer, "plans": [*pointer["plans"], agreed]})
