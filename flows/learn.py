@@ -31,6 +31,7 @@ from flows.versions import (
     write_version,
 )
 from tasks.check_repeats import check_repeats
+from tasks.judge_plan import arrived_images, check_stated, with_step
 from tasks.keep_images import keep_images
 from tasks.publish_version import fetch_learner, is_registered, learner_name
 from tasks.retain import carry_features
@@ -70,6 +71,7 @@ def learn(
     batch: str,
     params: str | None = None,
     overrides: dict[str, Any] | None = None,
+    modifications: list[str] | None = None,
 ) -> dict[str, Any]:
     """Learn a batch: new classes, further images of known ones, or both.
 
@@ -79,11 +81,13 @@ def learn(
         batch: folder of images, or a CSV (`dynammo.learner.batch`).
         params: YAML file of the configuration; for a new learner.
         overrides: settings that win over the file, or, of a known learner, over those it has.
+        modifications: what the batch does not tell by itself: new_site, new_scanner, recalibrate.
 
     Returns:
-        `learner`, the `version` made, and whether it is `champion`.
+        `learner`, the `version` made, whether it is `champion`, and its `outcome` by the plan.
     """
     logger = get_run_logger()
+    stated = check_stated(modifications or [])
     name = learner
     if is_registered(learner):
         name = learner_name(learner)
@@ -104,6 +108,7 @@ def learn(
         "learn": image_set.content_hash,
         "config": config.model_dump(mode="json"),
         "number": number,
+        "modifications": stated,
     }
     with taken_up(folder, step):
         # Known classes first, as they stand in the head; new ones by name.
@@ -158,13 +163,28 @@ def learn(
             "code": code,
             "versions": libraries,
             "notes": [],
+            "steps": with_step(
+                folder,
+                before,
+                [
+                    *(["add_named_class"] if new else []),
+                    *(["retrain_same_classes"] if again else []),
+                    *stated,
+                ],
+                arrived_images(image_set, new),
+            ),
         }
         version["stage"] = measured_tests(
             config, version, stage, was if answered else None, tests, here
         )
         made = write_version(folder, config, version, here)
     show_version(folder)
-    return {"learner": name, "version": made, "champion": folder.pointer()["champion"] == made}
+    return {
+        "learner": name,
+        "version": made,
+        "champion": folder.pointer()["champion"] == made,
+        "outcome": folder.version(made)["judgement"]["outcome"],
+    }
 
 
 def _configured(

@@ -15,6 +15,7 @@ from dynammo.data.marks import mark
 from dynammo.learner.folder import LearnerError, LearnerFolder, now
 from flows.versions import measured_tests, now_known, show_version, taken_up, write_version
 from tasks.forget_batches import forget_batches
+from tasks.judge_plan import with_step
 from tasks.publish_version import withdraw
 from tasks.retain import carry_features
 from tasks.support.kept import select_tests
@@ -50,8 +51,8 @@ def forget(
         classes: their names.
 
     Returns:
-        `learner`, the `version` made, whether it is `champion`, and `remarks`: what cannot be taken
-        out.
+        `learner`, the `version` made, whether it is `champion`, its `outcome` by the plan, and
+        `remarks`: what cannot be taken out.
     """
     return _revise(find_learner(learner), batches or [], classes or [], None, None)
 
@@ -197,6 +198,7 @@ def _revise(
             "code": code,
             "versions": libraries,
             "notes": left.remarks,
+            "steps": with_step(folder, old, ["retrain_same_classes" if again else "forget"]),
         }
         version["stage"] = measured_tests(config, version, left.stage, None, tests, here)
         made = write_version(folder, config, version, here)
@@ -205,6 +207,7 @@ def _revise(
         "learner": folder.name,
         "version": made,
         "champion": folder.pointer()["champion"] == made,
+        "outcome": folder.version(made)["judgement"]["outcome"],
         "remarks": left.remarks,
     }
 

@@ -14,8 +14,10 @@ from dynammo.config import Config
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from flows.learning import evaluate_methods
 from tasks.compare_versions import answers_known, compare_with_champion, decide
+from tasks.judge_plan import Other, judge_version
 from tasks.publish_version import REGISTERED, move_alias, register_version, withdraw, write_model
 from tasks.purge import enforce
+from tasks.report_change import write_change_report
 from tasks.retain import reduce_to_features, strip
 from tasks.support.caching import code_version
 from tasks.support.stage import Stage, known_classes
@@ -99,8 +101,8 @@ def measured_tests(
 
 
 def write_version(folder: LearnerFolder, config: Config, version: Version, context: Context) -> int:
-    """Compare a new version with the champion, let the gate decide, carry out the retention, and
-    write it. The learner is at it then.
+    """Compare a new version with the champion, let the gate decide, by the plan if there is one,
+    carry out the retention, and write it. The learner is at it then.
 
     Args:
         folder: of the learner.
@@ -113,10 +115,11 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
     """
     stage, tests = version["stage"], version["tests"]
     champion, number = _champion(folder)
-    comparison = None
+    comparison, against = None, None
     if champion is not None:
         old, old_tests = _as_champion(champion, tests, config, context)
         comparison = compare_with_champion(stage, tests, old, old_tests, context)
+        against = Other(number, old, old_tests)
     gate = decide(
         config,
         recall_of(folder, version),
@@ -126,6 +129,10 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
         stage,
         [batch["hash"] for batch in version["batches"]],
         version["forgotten"],
+    )
+    authorised = _authorised(folder, against, tests, config, context)
+    judgement, gate = judge_version(
+        str(folder.path), config, version, gate, against, authorised, context
     )
     retention = config.retention
     if retention.test == "features" and stage["methods"][DEPLOYED]["evaluated"] is not None:
@@ -139,12 +146,14 @@ def write_version(folder: LearnerFolder, config: Config, version: Version, conte
         "tests": tests,
         "comparison": comparison,
         "gate": gate,
+        "judgement": judgement,
         "notes": [*version["notes"], *_continued(folder, version)],
     }
     made = folder.commit(dict(final), champion=gate["passed"])
     if removed := enforce(folder, retention):
         get_run_logger().info("%d images removed: retention's limits", removed)
         withdraw(folder)
+    write_change_report(folder, made)
     _tell(folder, made)
     return made
 
@@ -182,6 +191,24 @@ def _champion(folder: LearnerFolder) -> tuple[Version | None, int]:
         return None, 0
     document: Any = folder.version(number)
     return document, number
+
+
+def _authorised(
+    folder: LearnerFolder,
+    champion: Other | None,
+    tests: list[Tested],
+    config: Config,
+    context: Context,
+) -> Other | None:
+    """The version that the plan in force authorises, measured; none without a plan."""
+    plans = folder.pointer()["plans"] if folder.exists else []
+    if not plans:
+        return None
+    number = plans[-1]["authorised"]
+    if champion is not None and champion.number == number:
+        return champion
+    document: Any = folder.version(number)
+    return Other(number, *_as_champion(document, tests, config, context))
 
 
 def _as_champion(

@@ -49,7 +49,19 @@ def compare_with_champion(
     old_tests: list[Tested],
     context: Context,
 ) -> Comparison | None:
-    """Class by class, on the classes that both know and the images that both have answered.
+    """`dynammo.evaluation.gate.compare` of `common_answers`."""
+    outcome = common_answers(new, tests, old, old_tests, context)
+    return None if outcome is None else compare(outcome)
+
+
+def common_answers(
+    new: Stage,
+    tests: list[Tested],
+    old: Stage,
+    old_tests: list[Tested],
+    context: Context,
+) -> Outcome | None:
+    """What two versions say of the images that both have answered, of the classes both know.
 
     Args:
         new: evaluated on `tests`.
@@ -61,7 +73,7 @@ def compare_with_champion(
     Returns:
         None where nothing has been answered by both.
     """
-    ours, theirs = _answers(new, tests, context), _answers(old, old_tests, context)
+    ours, theirs = answers_of(new, tests, context), answers_of(old, old_tests, context)
     both = [name for name in known_classes(old) if name in set(known_classes(new))]
     if not both or not ours or not theirs:
         return None
@@ -74,22 +86,26 @@ def compare_with_champion(
         mine, other = ours.get(test["batch"]), theirs.get(test["batch"])
         if mine is None or other is None:
             continue
-        owner = rows(context.checkpoints.load(test["kept"]["labels"])["groups"])
+        owner = groups_of(test, context)
         for place, actual in enumerate(mine.actual):
             if actual in index:
                 targets.append(index[actual])
                 before.append(index.get(other.predicted[place], -1))
                 after.append(index.get(mine.predicted[place], -1))
-                group = owner[place]
-                groups.append(None if group == NOBODY else group.hex())
-    outcome = Outcome(
+                groups.append(owner[place])
+    return Outcome(
         np.array(targets, dtype=np.int64),
         np.array(before, dtype=np.int64),
         np.array(after, dtype=np.int64),
         groups,
         both,
     )
-    return compare(outcome)
+
+
+def groups_of(test: Tested, context: Context) -> list[str | None]:
+    """The keyed hash of each image's group; none where it has none."""
+    owner = rows(context.checkpoints.load(test["kept"]["labels"])["groups"])
+    return [None if group == NOBODY else group.hex() for group in owner]
 
 
 def decide(
@@ -135,7 +151,7 @@ def decide(
     )
 
 
-def _answers(stage: Stage, tests: list[Tested], context: Context) -> dict[int, Answers]:
+def answers_of(stage: Stage, tests: list[Tested], context: Context) -> dict[int, Answers]:
     """By batch. The classes of `tests` that the stage does not know follow those that it knows."""
     evaluated = stage["methods"][DEPLOYED]["evaluated"]
     if evaluated is None or evaluated["predictions"] is None:

@@ -106,16 +106,38 @@ def kept_scores(
         targets: of each.
         context: places.
     """
+    plain = {name: value for name, value in head.items() if name != "power"}
+    sizes = [len(labels) for labels in targets]
+    return unified_scores(head_inputs(variant, features, head, tests, sizes, context), plain)
+
+
+def head_inputs(
+    variant: str,
+    features: Tensor,
+    head: State,
+    tests: list[Kept],
+    sizes: list[int],
+    context: Context,
+) -> Tensor:
+    """(N, D): what the head takes of kept test images, set after set.
+
+    Args:
+        variant: merged or frozen.
+        features: of the sets of which images are kept.
+        head: the head.
+        tests: the sets.
+        sizes: images of each.
+        context: places.
+    """
     parts, start = [], 0
-    for test, labels in zip(tests, targets, strict=True):
+    for test, size in zip(tests, sizes, strict=True):
         if test["images"] is not None:
-            parts.append(head_features(features[start : start + len(labels)], head))
-            start += len(labels)
+            parts.append(head_features(features[start : start + size], head))
+            start += size
         else:
             kept = context.checkpoints.load(test["features"][variant])
             parts.append(kept["features"].to(features))
-    plain = {name: value for name, value in head.items() if name != "power"}
-    return unified_scores(torch.cat(parts), plain)
+    return torch.cat(parts)
 
 
 def measure(

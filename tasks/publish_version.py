@@ -106,15 +106,18 @@ def register_version(folder_path: str, number: int) -> str | None:
 
 
 def pack(folder: LearnerFolder, number: int, target: Path) -> None:
-    """Copy what another machine needs to go on from a version: it, the champion, their objects and
-    the key.
+    """Copy what another machine needs to go on from a version: it, the champion, the version that
+    the plan in force authorised, the plans, all their objects and the key.
     """
     pointer = folder.pointer()
-    wanted = {number, pointer["champion"]} - {0}
+    authorised = pointer["plans"][-1]["authorised"] if pointer["plans"] else 0
     copy = LearnerFolder(target.parent, target.name)
-    for other in sorted(wanted):
+    documents: list[dict[str, Any]] = [{**pointer}]
+    for other in sorted({number, pointer["champion"], authorised} - {0}):
         document = folder.version(other)
         write_atomically(copy.path / "versions" / f"{other:04d}.json", to_json(document))
+        documents.append(document)
+    for document in documents:
         for ref in references_in(document):
             for file in (folder.store.path(ref), folder.store.path(ref).with_suffix(".json")):
                 if file.is_file():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -63,7 +63,7 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_problems(error)) from None
+        raise ConfigError(problems_of(error, Config)) from None
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def _section_of(values: dict[str, Any], dotted: str) -> dict[str, Any]:
     return values
 
 
-def _problems(error: ValidationError) -> list[str]:
-    """Pydantic's findings as one readable line each."""
+def problems_of(error: ValidationError, document: type[BaseModel]) -> list[str]:
+    """Pydantic's findings about a document as one readable line each."""
     lines = []
     for item in error.errors():
         where = ".".join(
@@ -137,21 +137,31 @@ def _problems(error: ValidationError) -> list[str]:
             if part not in ("literal['seed','sorted']", "list[str]")
         )
         if item["type"] == "extra_forbidden":
-            section = _section(item["loc"][:-1])
+            section = _section(item["loc"][:-1], document)
             lines.append(f"{where}: unknown key; known: {', '.join(section.model_fields)}")
         elif item["type"] == "value_error":
             text = str(item["ctx"]["error"])
             lines.extend([f"{where}: {text}"] if where and "." in where else text.split("\n"))
+        elif item["type"] == "missing":
+            lines.append(f"{where}: is missing")
         else:
             lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
     return lines
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = Config
+def _section(location: tuple[int | str, ...], document: type[BaseModel]) -> type[BaseModel]:
+    """The innermost section at a location; also within a list of sections."""
+    section = document
     for part in location:
+        if str(part) not in section.model_fields:  # the place in a list
+            continue
         annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        within = [
+            own
+            for own in (annotation, *get_args(annotation))
+            if isinstance(own, type) and issubclass(own, BaseModel)
+        ]
+        if not within:
             break
-        section = annotation
+        section = within[0]
     return section

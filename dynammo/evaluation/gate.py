@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo.config import GateConfig
+from dynammo.evaluation.intervals import numbered
 
 DRAWS = 2000
 _ROUNDING = 1e-9  # 0.80 - 0.75 exceeds 0.05 by rounding alone
@@ -82,7 +83,9 @@ class Comparison(TypedDict):
     not_measurable: list[str]
 
 
-def compare(outcome: Outcome, *, draws: int = DRAWS, seed: int = 0) -> Comparison:
+def compare(
+    outcome: Outcome, *, draws: int = DRAWS, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
     """Compare two versions class by class on the same images, with a paired bootstrap by group.
 
     Of a class c with n_c images, r_c of them right:
@@ -91,8 +94,8 @@ def compare(outcome: Outcome, *, draws: int = DRAWS, seed: int = 0) -> Compariso
 
     A draw takes as many groups as there are, with replacement, and with a group all its images and
     both versions' answers to them: images of one patient are not independent, nor are two answers
-    to one image. The interval is from the 2.5 % to the 97.5 % quantile over the draws ("percentile
-    interval"). A class that a draw happens to leave out is left out of that draw.
+    to one image. The interval, if of 95 %, is from the 2.5 % to the 97.5 % quantile over the draws
+    ("percentile interval"). A class that a draw happens to leave out is left out of that draw.
 
     Groups with the same counts n_c, r_c,old, r_c,new are the same for this purpose, so that a draw
     is one from the multinomial distribution over the different ones. The result depends neither on
@@ -109,6 +112,7 @@ def compare(outcome: Outcome, *, draws: int = DRAWS, seed: int = 0) -> Compariso
         outcome: the answers.
         draws: how many times groups are drawn.
         seed: of the draws; the same gives the same intervals.
+        confidence: in (0, 1), of the two-sided intervals.
 
     Raises:
         ValueError: the outcome contradicts itself, or `draws` is below 1. All problems at once.
@@ -122,17 +126,18 @@ def compare(outcome: Outcome, *, draws: int = DRAWS, seed: int = 0) -> Compariso
     ]
     lost = (outcome.predicted_old == outcome.targets) & (outcome.predicted_new != outcome.targets)
     flips = (own * lost[:, None]).sum(axis=0)
-    group = _numbered(outcome.groups)
+    group = numbered(outcome.groups)
     counts = np.zeros((group.max(initial=-1) + 1, 3, len(names)))  # images, right old, right new
     np.add.at(counts, group, np.stack([own, *right], axis=1))
     once = _recalls(counts.sum(axis=0, keepdims=True))[0]
     drawn = _recalls(_draw(counts, draws, np.random.default_rng(seed)))
     images, groups = counts[:, 0].sum(axis=0), np.count_nonzero(counts[:, 0], axis=0)
     changes = {
-        name: _change(images[c], groups[c], flips[c], once[:, c], drawn[:, :, c])
+        name: _change(images[c], groups[c], flips[c], once[:, c], drawn[:, :, c], confidence)
         for c, name in enumerate(names)
     }
-    overall = _change(images.sum(), len(counts), flips.sum(), _class_mean(once), _class_mean(drawn))
+    means = _class_mean(once), _class_mean(drawn)
+    overall = _change(images.sum(), len(counts), flips.sum(), *means, confidence)
     return {
         "classes": changes,
         "overall": overall,
@@ -367,13 +372,6 @@ def _check(outcome: Outcome, draws: int) -> None:
         raise ValueError("; ".join(problems))
 
 
-def _numbered(labels: Sequence[str | int | None]) -> NDArray[np.int64]:
-    """(N,): the same number, from 0 without gaps, for the same label; None is never the same."""
-    numbers: dict[object, int] = {}
-    keys = (("alone", i) if label is None else label for i, label in enumerate(labels))
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
 def _draw(
     counts: NDArray[np.floating[Any]], draws: int, random: np.random.Generator
 ) -> NDArray[np.floating[Any]]:
@@ -408,6 +406,7 @@ def _change(
     flips: float,
     once: NDArray[np.floating[Any]],
     drawn: NDArray[np.floating[Any]],
+    confidence: float,
 ) -> Change:
     """From recalls (2,) of all images, old and new, and (draws, 2) of the draws."""
     change: Change = {
@@ -426,6 +425,7 @@ def _change(
     if groups > 1:
         differences = drawn[:, 1] - drawn[:, 0]
         differences = differences[~np.isnan(differences)]
-        low, high = np.quantile(differences, (0.025, 0.975)).tolist()
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(differences, (tail, 1 - tail)).tolist()
         change |= {"low": low, "high": high}
     return change

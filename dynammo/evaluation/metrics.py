@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn.metrics import (
     precision_score,
     recall_score,
@@ -184,7 +185,10 @@ def open_set_auroc(known: NDArray[np.bool_], knownness: Floats) -> float | None:
     """
     if known.all() or not known.any():
         return None
-    return float(roc_auc_score(known, knownness))
+    # By ranks (Mann and Whitney), as scikit-learn's gives: a bootstrap asks a thousand times.
+    count = np.count_nonzero(known)
+    above = rankdata(knownness)[known].sum() - count * (count + 1) / 2
+    return float(above / (count * (len(known) - count)))
 
 
 def open_set_fpr95(known: NDArray[np.bool_], knownness: Floats) -> float | None:

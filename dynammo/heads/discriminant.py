@@ -13,7 +13,12 @@ from torch.nn.functional import cross_entropy, linear
 from dynammo.config import HeadConfig
 from dynammo.heads.base import Evidence
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, measure_classes, remove_samples
+from dynammo.heads.statistics import (
+    ClassStatistics,
+    measure_classes,
+    remove_samples,
+    shrunk_covariance,
+)
 from dynammo.state import State
 
 
@@ -75,12 +80,7 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
 
     Source: Friedman 1989, regularised discriminant analysis.
     """
-    covariance = statistics.covariance
-    identity = torch.eye(len(covariance), dtype=torch.float64)
-    # Without any spread (a sample a class) the nearest mean wins, whatever the scale.
-    variance = covariance.diagonal().mean()
-    variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-    shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity
+    shrunk = shrunk_covariance(statistics, shrinkage)
     weight = torch.linalg.solve(shrunk, statistics.means.T).T
     bias = -0.5 * (weight * statistics.means).sum(1)
     return {"weight": weight.float(), "bias": bias.float()}

@@ -50,6 +50,23 @@ class ClassStatistics(NamedTuple):
         return self.scatter / self.counts.sum()
 
 
+def shrunk_covariance(statistics: ClassStatistics, shrinkage: float) -> Tensor:
+    """(D, D): (1 - s) Sigma + s mean(diag(Sigma)) I, which has an inverse.
+
+    Args:
+        statistics: of which Sigma is the covariance.
+        shrinkage: s in (0, 1].
+
+    Source: Friedman 1989, regularised discriminant analysis.
+    """
+    covariance = statistics.covariance
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    # Without any spread (a sample a class) the nearest mean wins, whatever the scale.
+    variance = covariance.diagonal().mean()
+    variance = torch.where(variance > 0, variance, torch.ones_like(variance))
+    return (1 - shrinkage) * covariance + shrinkage * variance * identity
+
+
 def measure_classes(features: Tensor, labels: Tensor, classes: int) -> ClassStatistics:
     """The statistics of classes whose images are at hand.
 

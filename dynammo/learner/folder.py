@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
-from dynammo.checkpoint import CheckpointStore, references_in, to_json, write_atomically
+from dynammo.checkpoint import CheckpointStore, Ref, references_in, to_json, write_atomically
 from dynammo.errors import DynammoError
 
 FORMAT = 2
@@ -45,10 +45,21 @@ class Change(TypedDict):
     reason: str | None
 
 
+class Agreed(TypedDict):
+    """A plan of changes (`dynammo.evaluation.plan`) came into force; `authorised` is the version
+    that was champion then.
+    """
+
+    plan: Ref
+    authorised: int
+    at: str
+
+
 class Pointer(TypedDict):
     """Which version a learner is at, and which one is deployed; 0 where there is none yet.
 
-    `champions` are all changes of the latter, oldest first.
+    `champions` are all changes of the latter and `plans` all plans, oldest first; the last plan is
+    in force.
     """
 
     format: int
@@ -56,6 +67,7 @@ class Pointer(TypedDict):
     current: int
     champion: int
     champions: list[Change]
+    plans: list[Agreed]
 
 
 class LearnerFolder:
@@ -124,6 +136,7 @@ class LearnerFolder:
             "current": int(document["current"]),
             "champion": int(document["champion"]),
             "champions": document["champions"],
+            "plans": document.get("plans", []),  # learners of before have none
         }
         return pointer
 
@@ -187,13 +200,23 @@ class LearnerFolder:
         self.version(number)
         self._point(number, number, "rollback")
 
+    def agree(self, plan: Ref) -> None:
+        """Put a plan, saved in the store, into force; the champion is its authorised version."""
+        for path in (self.store.path(plan), self.store.folder):
+            _sync(path)
+        pointer = self.pointer()
+        agreed: Agreed = {"plan": plan, "authorised": pointer["champion"], "at": now()}
+        self._write({**pointer, "plans": [*pointer["plans"], agreed]})
+
     def rewrite(self, number: int, document: dict[str, Any]) -> None:
         """Replace a version's document where less is kept of it than before (`purge`)."""
         write_atomically(self._file(number), to_json(document))
 
     def unused(self) -> list[Path]:
-        """Objects that no version refers to: of a step under way, or of one that was killed."""
+        """Objects that no version or plan refers to: of a step under way, or of one killed."""
         used = {name for number in self.numbers() for name in _files(self.version(number))}
+        if self.exists:
+            used |= _files({**self.pointer()})
         return [
             file
             for file in sorted(self.store.folder.glob("*"))
@@ -207,8 +230,8 @@ class LearnerFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def problems(self) -> list[str]:
-        """What is damaged: objects of the current version that are missing or changed."""
-        references = references_in(self.current())
+        """What is damaged: objects of the current version and plans, missing or changed."""
+        references = [*references_in(self.current()), *references_in({**self.pointer()})]
         return [
             f"{self.store.folder / ref['path']} is missing or damaged"
             for ref in references
@@ -246,7 +269,9 @@ class LearnerFolder:
 
     def _point(self, current: int, champion: int | None, reason: str | None) -> None:
         """Move the pointer; champion None leaves it where it is."""
-        was: Mapping[str, Any] = self.pointer() if self.exists else {"champion": 0, "champions": []}
+        was: Mapping[str, Any] = {"champion": 0, "champions": [], "plans": []}
+        if self.exists:
+            was = self.pointer()
         changes = list(was["champions"])
         if champion is not None:
             changes.append({"version": champion, "at": now(), "reason": reason})
@@ -256,7 +281,11 @@ class LearnerFolder:
             "current": current,
             "champion": was["champion"] if champion is None else champion,
             "champions": changes,
+            "plans": was["plans"],
         }
+        self._write(pointer)
+
+    def _write(self, pointer: Pointer) -> None:
         write_atomically(self.path / "learner.json", to_json(pointer))
         _sync(self.path / "learner.json")
         _sync(self.path)

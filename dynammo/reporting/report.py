@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
@@ -300,7 +300,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+def template(name: str, **filters: Callable[..., str]) -> Template:
+    """A page of this folder: values are escaped, and one that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -308,8 +309,12 @@ def _html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, significant=significant)
-    return environment.get_template("report.html.j2").render(
+    environment.filters.update(percent=percent, significant=significant, **filters)
+    return environment.get_template(name)
+
+
+def _html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    return template("report.html.j2").render(
         results=results,
         headline=headline(results),
         columns=COLUMNS,

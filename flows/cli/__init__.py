@@ -1,6 +1,7 @@
 """The command line `dynammo`."""
 
-import flows.cli.learner  # noqa: F401  (adds its commands)
+import flows.cli.learner
+import flows.cli.plan  # noqa: F401  (these add their commands)
 from flows.cli.main import app
 
 __all__ = ["app"]

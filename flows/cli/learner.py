@@ -22,10 +22,11 @@ Learner = Annotated[str, typer.Argument(help="Name of the learner: a folder in l
 Batches = Annotated[
     str | None, typer.Option("--tasks", "-t", help="Numbers of batches, such as 1,2,4.")
 ]
-_PANEL = "A learner"
+PANEL = "A learner"
+FAILED, OUTSIDE = 3, 4  # exit status of an update in the plan that failed, and of one outside it
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def learn(
     learner: Annotated[
         str,
@@ -40,12 +41,20 @@ def learn(
     ],
     params: Params = None,
     set_: Set = None,
+    modification: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the batch does not tell by itself: new_site, new_scanner or recalibrate. "
+            "May be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Learn a batch of images: new classes, more images of known ones, or both.
 
     The first batch makes the learner, later ones extend it. Once learnt, the images are not needed
     any more. Killed, the same command goes on. The learner is in learners/NAME, or in the folder
-    DYNAMMO_LEARNERS.
+    DYNAMMO_LEARNERS. With a plan (dynammo plan), the exit status is 3 where the new version is in
+    the plan and failed, and 4 where it is outside the plan.
     """
     with readable_errors():
         overrides = parse_overrides(set_ or [])
@@ -53,11 +62,11 @@ def learn(
         from flows.learn import learn as flow
 
         given = str(params) if params else None
-        made = flow(learner, str(batch.absolute()), given, overrides)
+        made = flow(learner, str(batch.absolute()), given, overrides, modification)
         _show(made["learner"], made["version"])
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def history(
     learner: Annotated[str | None, typer.Argument(help="Name; default: all learners.")] = None,
 ) -> None:
@@ -70,10 +79,10 @@ def history(
             for name in learners(learners_root()):
                 out.print(Text(name))
             return
-        out.print(_history(_find(learner)))
+        out.print(_history(find(learner)))
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def forget(
     learner: Learner,
     tasks: Batches = None,
@@ -94,7 +103,7 @@ def forget(
             raise ConfigError(["forget a group by itself, then batches or classes"])
         if not (tasks or class_ or group):
             raise ConfigError(["forget what? --tasks, --class or --group"])
-        _find(learner)
+        find(learner)
         _ready()
         from flows import revise
 
@@ -112,7 +121,7 @@ def forget(
         _show(learner, made["version"])
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def merge(
     learner: Learner,
     tasks: Batches = None,
@@ -124,7 +133,7 @@ def merge(
     with readable_errors():
         if not (tasks or rule):
             raise ConfigError(["merge what? --tasks, --rule or both"])
-        _find(learner)
+        find(learner)
         _ready()
         from flows import revise
 
@@ -132,13 +141,13 @@ def merge(
         _show(learner, made["version"])
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def rollback(
     learner: Learner, version: Annotated[int, typer.Argument(help="As history shows it.")]
 ) -> None:
     """Go back to a version: it is champion, and learning goes on from it. Nothing is lost."""
     with readable_errors():
-        folder = _find(learner)
+        folder = find(learner)
         folder.version(version)
         _ready()
         from flows import revise
@@ -147,7 +156,7 @@ def rollback(
         out.print(_history(folder))
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def promote(
     learner: Learner,
     version: Annotated[int, typer.Argument(help="As history shows it.")],
@@ -157,7 +166,7 @@ def promote(
 ) -> None:
     """Make a version champion. One that did not pass the gate needs a reason."""
     with readable_errors():
-        folder = _find(learner)
+        folder = find(learner)
         folder.version(version)
         _ready()
         from flows import revise
@@ -166,14 +175,14 @@ def promote(
         out.print(_history(folder))
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def held(learner: Learner) -> None:
     """List all that is still held of single images, and where."""
     with readable_errors():
         from tasks.purge import held as list_held
 
         table = Table("what", "images", "kB", "versions", "file", box=SIMPLE_HEAD)
-        folder = _find(learner)
+        folder = find(learner)
         for own in list_held(folder):
             table.add_row(
                 own["what"],
@@ -186,7 +195,7 @@ def held(learner: Learner) -> None:
         out.print(Text(f"All of it is in {folder.path}, and in its registered models in MLflow."))
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=PANEL)
 def purge(
     learner: Learner,
     tasks: Batches = None,
@@ -196,7 +205,7 @@ def purge(
     What was learnt stays. What can no longer be measured is said.
     """
     with readable_errors():
-        _find(learner)
+        find(learner)
         _ready()
         from flows import revise
 
@@ -204,7 +213,8 @@ def purge(
         out.print(f"{removed} images removed from all versions.")
 
 
-def _find(name: str) -> LearnerFolder:
+def find(name: str) -> LearnerFolder:
+    """The folder of a learner that has learnt something."""
     from tasks.support.version import find_learner
 
     folder = find_learner(name)
@@ -254,8 +264,15 @@ def _history(folder: LearnerFolder) -> Table:
 
 
 def _show(name: str, number: int) -> None:
-    """The version just made: its classes' recall beside the champion's, and where to look."""
-    folder = _find(name)
+    """The version just made: its classes' recall beside the champion's, and where to look.
+
+    Raises:
+        typer.Exit: it did not pass the plan in force, or is outside it.
+    """
+    from dynammo.evaluation.protocol import IN_WORDS
+    from tasks.report_change import report_of
+
+    folder = find(name)
     document: Any = folder.version(number)
     out.print(_history(folder))
     for check in document["gate"]["checks"]:
@@ -267,3 +284,10 @@ def _show(name: str, number: int) -> None:
     model = folder.path / "model"
     if model.is_dir():
         out.print(Text(f"model: dynammo predict --model {model} IMAGE..."), soft_wrap=True)
+    judgement = document["judgement"]
+    out.print(Text(f"report: {report_of(folder, number)}"), soft_wrap=True)
+    if judgement["plan"]:
+        outcome = judgement["outcome"]
+        out.print(Text(f"version {number} is {IN_WORDS[outcome]}"), soft_wrap=True)
+        if outcome != "passed":
+            raise typer.Exit({"failed": FAILED, "outside": OUTSIDE}[outcome])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
 from dynammo.evaluation.gate import Comparison, Decision
+from dynammo.evaluation.protocol import Judgement, Step
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.ledger import Ledger
 from tasks.support.stage import Stage
@@ -48,7 +49,8 @@ class Version(TypedDict):
 
     `parent` is the version it was made of, 0 for the first, and `operation` what was done to it, in
     words. `code` is the hash of the code of the steps and `versions` are those of the libraries;
-    `notes` say where either differs from the parent's.
+    `notes` say where either differs from the parent's. `steps` are all changes that led here,
+    oldest first, and `judgement` what the plan says of it; versions of before have neither.
     """
 
     parent: int
@@ -66,6 +68,8 @@ class Version(TypedDict):
     code: str
     versions: dict[str, str]
     notes: list[str]
+    steps: NotRequired[list[Step]]
+    judgement: NotRequired[Judgement]
 
 
 def learners_root() -> Path:

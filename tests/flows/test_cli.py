@@ -26,6 +26,7 @@ from tests.flows.project import Project
 
 COMMANDS = [
     *("learn", "history", "forget", "merge", "rollback", "promote", "held", "purge"),
+    *("plan", "report"),
     "run",
     "config",
     "datasets",

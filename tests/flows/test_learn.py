@@ -155,7 +155,7 @@ def test_nothing_is_left_of_a_batch_but_what_is_kept(
     assert set(RESULTS.glob("*")) == before
     assert (set(IMAGES.glob("*")) if IMAGES.is_dir() else set()) == images
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        *("key", "learner.json", "lock", "model", "objects", "versions")
+        *("key", "learner.json", "lock", "model", "objects", "reports", "versions")
     ]
     used = {ref["path"].split(".")[0] for ref in references_in(folder.current())}
     assert {path.name.split(".")[0] for path in folder.store.folder.iterdir()} == used

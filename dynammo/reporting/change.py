@@ -1,0 +1,224 @@
+"""The change report: what an update of a learner changed, what was required of it, the verdict.
+
+`write_change` takes one document (`ChangeReport`), which is also its JSON, and computes no metric.
+The first page is for whoever decides and has two minutes; the rest is for whoever checks.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from dynammo.checkpoint import to_json, write_atomically
+from dynammo.evaluation.protocol import IN_WORDS, Judgement, Requirement
+from dynammo.reporting.figures import WIDTH, dress, to_png
+from dynammo.reporting.report import NOTHING, percent, template
+
+_OLD, _NEW, _BAD = "#666666", "#0072B2", "#D55E00"
+_REASONS = 3  # so many the first page names
+
+
+class Flip(TypedDict):
+    """An image that the version before had right: its class, the answer now, and its PNG."""
+
+    actual: str
+    now: str
+    png: bytes
+
+
+class ChangeReport(TypedDict):
+    """All that the report says.
+
+    `batches` are those learnt since the champion; `evidence` from SHA-256 to file name in the
+    learner; `standing` the changes of champion that concern the version.
+    """
+
+    learner: str
+    version: int
+    parent: int
+    operation: str
+    at: str
+    passed: bool
+    modifications: list[str]
+    judgement: Judgement
+    plan: dict[str, Any] | None
+    batches: list[dict[str, Any]]
+    evidence: dict[str, str]
+    standing: list[dict[str, Any]]
+    rollback: int
+    retention: str
+    software: dict[str, str]
+    notes: list[str]
+
+
+def write_change(report: ChangeReport, html: Path, flips: Sequence[Flip] = ()) -> Path:
+    """Write the report as a self-contained page, and as JSON beside it.
+
+    Args:
+        report: the document.
+        html: file; the JSON has its name with the ending `.json`.
+        flips: pictures for the page; they are not in the JSON.
+
+    Returns:
+        The page's path.
+    """
+    write_atomically(html.with_suffix(".json"), to_json({"format": 1, **report}))
+    write_atomically(html, _html(report, flips).encode())
+    return html
+
+
+def sentence(report: ChangeReport) -> str:
+    """What the update did, in one plain sentence."""
+    judgement, number = report["judgement"], report["version"]
+    names = list(judgement["classes"])
+    change = judgement["comparison"]
+    if change is None or change["overall"]["difference"] is None:
+        values = [
+            own["new"]["value"]
+            for own in judgement["classes"].values()
+            if own["new"]["value"] is not None
+        ]
+        known = f"Version {number} of {report['learner']} knows {_listed(names)}"
+        if not values:
+            return f"{known}; how well is not known, for there are no test images."
+        mean = percent(sum(values) / len(values))
+        return f"{known}; of the test images of the average class it finds {mean} %."
+    overall = change["overall"]
+    new = [name for name in names if name not in change["classes"]]
+    what = f"adds {_listed(new)} to" if new else "changes"
+    return (
+        f"Version {number} of {report['learner']} {what} version {judgement['champion']}; of the "
+        f"test images of the average class that both know it finds {percent(overall['new'])} %, "
+        f"where {percent(overall['old'])} % were found before, "
+        f"and of {overall['images']} images {overall['negative_flips']} were right before and are "
+        "wrong now."
+    )
+
+
+def verdict(report: ChangeReport) -> str:
+    """The outcome, what follows from it, and why."""
+    judgement = report["judgement"]
+    if judgement["plan"]:
+        said = IN_WORDS[judgement["outcome"]].capitalize()
+    else:
+        passed = "passed" if report["passed"] else "not passed"
+        said = f"No plan is in force; the gate's settings are {passed}"
+    if report["passed"]:
+        return f"{said}: version {report['version']} goes into use."
+    stays = f"version {judgement['champion']} stays in use" if judgement["champion"] else "not used"
+    reasons = judgement["outside"] or [
+        f"{row['requirement']} {_limit(row)}: {row['detail']}".replace(" :", ":")
+        for row in judgement["requirements"]
+        if row["verdict"] == "not met"
+    ]
+    more = len(reasons) - _REASONS
+    tail = f"; and {more} more" if more > 0 else ""
+    return f"{said}: {stays}. Reasons: {'; '.join(reasons[:_REASONS])}{tail}."
+
+
+def recalls(judgement: Judgement) -> Figure:
+    """Recall of each class before and now, with intervals; in orange where something is not met."""
+    names = list(judgement["classes"])
+    figure = Figure(
+        figsize=(WIDTH, 1.5 + 0.42 * len(names)), layout=ConstrainedLayoutEngine(hspace=0.02)
+    )
+    axes = figure.subplots()
+    dress(axes, "How many images of each class are found", "")
+    failed, limits = _failed(judgement["requirements"]), _sensitivity_limits(judgement)
+    for place, name in enumerate(names):
+        row = len(names) - place
+        own = judgement["classes"][name]
+        colour = _BAD if name in failed else _NEW
+        for interval, height, shade, face in (
+            (own["old"], row + 0.14, _OLD, "white"),
+            (own["new"], row - 0.14, colour, colour),
+        ):
+            if interval is None or interval["value"] is None:
+                continue
+            if interval["low"] is not None and interval["high"] is not None:
+                ends = [100 * interval["low"], 100 * interval["high"]]
+                axes.plot(ends, [height] * 2, color=shade, lw=2)
+            value = 100 * interval["value"]
+            axes.plot(value, height, "o", color=shade, markerfacecolor=face, markersize=7)
+        if name in limits:
+            axes.plot([100 * limits[name]] * 2, [row - 0.36, row + 0.36], color="black", lw=1.5)
+    axes.set_yticks(range(len(names), 0, -1), names)
+    axes.set_ylim(0.4, len(names) + 0.6)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("share of the class's test images found, %")
+    keys = [
+        Line2D([], [], marker="o", color=_OLD, markerfacecolor="white", label="before"),
+        Line2D([], [], marker="o", color=_NEW, label="now"),
+    ]
+    if set(names) & failed:
+        keys.append(Line2D([], [], marker="o", color=_BAD, label="now, a requirement not met"))
+    if limits:
+        keys.append(Line2D([], [], color="black", lw=1.5, label="the lower end must reach"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
+    return figure
+
+
+def _failed(requirements: Sequence[Requirement]) -> set[str]:
+    """Classes of which a requirement is not met: the last part of its name."""
+    return {
+        row["name"].split(".", 2 if row["name"].startswith("non_inferiority.") else 1)[-1]
+        for row in requirements
+        if row["verdict"] == "not met" and "." in row["name"]
+    }
+
+
+def _sensitivity_limits(judgement: Judgement) -> dict[str, float]:
+    return {
+        row["name"].partition(".")[2]: row["limit"]
+        for row in judgement["requirements"]
+        if row["name"].startswith("sensitivity.") and row["limit"]
+    }
+
+
+def _limit(row: Requirement) -> str:
+    return "" if row["limit"] is None else f"{row['limit']:.3f}".rstrip("0").rstrip(".")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _interval(own: Mapping[str, Any] | None, scale: str = "share") -> str:
+    """`62.5 (50.1 to 73.3)`, in per cent; of a change with its sign."""
+    value = None if own is None else own["difference" if scale == "change" else "value"]
+    if own is None or value is None:
+        return NOTHING
+    sign = "+" if scale == "change" else ""
+    if own["low"] is None:
+        return f"{100 * value:{sign}.1f}"
+    return (
+        f"{100 * value:{sign}.1f} ({100 * own['low']:{sign}.1f} to {100 * own['high']:{sign}.1f})"
+    )
+
+
+def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
+    judgement = report["judgement"]
+    labels = {digest: f"E{place}" for place, digest in enumerate(report["evidence"], start=1)}
+    return template("change.html.j2", interval=_interval, limit=_limit, png=_data_uri).render(
+        report=report,
+        judgement=judgement,
+        outcome=judgement["outcome"],
+        title={"passed": "Passed", "failed": "Not passed", "outside": "Outside the plan"}[
+            judgement["outcome"]
+        ],
+        sentence=sentence(report),
+        verdict=verdict(report),
+        picture=to_png(recalls(judgement)),
+        labels=labels,
+        flips=flips,
+    )
+
+
+def _data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,146 @@
+"""Write the change report of a learner's version."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from dynammo.checkpoint import check_writable, references_in
+from dynammo.errors import ConfigError
+from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.reporting.change import ChangeReport, Flip, write_change
+from tasks.compare_versions import answers_of
+from tasks.judge_plan import plan_of
+from tasks.support.version import Version, config_of, context_in
+
+_SIDE = 112  # pixels of a picture, at most
+
+
+def report_of(folder: LearnerFolder, number: int) -> Path:
+    """Where the report of a version is."""
+    return folder.path / "reports" / f"{number:04d}.html"
+
+
+def write_change_report(
+    folder: LearnerFolder, number: int, output: Path | None = None, *, pictures: bool = False
+) -> Path:
+    """Write a version's change report, HTML with the JSON beside it.
+
+    Args:
+        folder: of the learner.
+        number: of the version.
+        output: the HTML file; default: in the learner's folder.
+        pictures: show the images that are no longer right. Only outside the learner's folder: what
+            is held of images there must be found again to be removed.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        LearnerError: there is no such version, or it was made before versions were judged.
+        ConfigError: pictures in the learner's folder, or of images that are not kept.
+    """
+    found: Any = folder.version(number)
+    version: Version = found
+    if "judgement" not in version:
+        raise LearnerError(f"version {number} of {folder.name} was made before reports were")
+    flips: list[Flip] = []
+    if pictures:
+        if output is None or output.absolute().resolve().is_relative_to(folder.path.resolve()):
+            raise ConfigError(["pictures are written outside the learner's folder only"])
+        flips = list(_flips(folder, version))
+    target = output or report_of(folder, number)
+    if output is not None:
+        check_writable(output)
+    return write_change(_document(folder, number, version), target, flips)
+
+
+def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeReport:
+    judgement = version["judgement"]
+    plan = plan_of(folder, judgement["plan"]) if judgement["plan"] else None
+    pointer = folder.pointer()
+    others = {judgement["champion"], judgement["authorised"] or 0} - {0}
+    documents: list[Any] = [folder.version(other) for other in sorted(others)]
+    known = {own["hash"] for other in documents for own in other["batches"]}
+    files = {ref["sha256"]: f"objects/{ref['path']}" for ref in _references([version, *documents])}
+    document = (folder.path / "versions" / f"{number:04d}.json").read_bytes()
+    evidence = {hashlib.sha256(document).hexdigest(): f"versions/{number:04d}.json"}
+    if judgement["plan"]:
+        evidence[judgement["plan"]["sha256"]] = f"objects/{judgement['plan']['path']}"
+    for row in judgement["requirements"]:
+        for digest in row["evidence"]:
+            evidence.setdefault(digest, files.get(digest, "measured then, not kept"))
+    back = judgement["champion"]
+    if plan and plan.rollback.to == "authorised":
+        back = judgement["authorised"] or back
+    steps = version.get("steps", [])
+    return {
+        "learner": folder.name,
+        "version": number,
+        "parent": version["parent"],
+        "operation": version["operation"],
+        "at": version["at"],
+        "passed": version["gate"]["passed"],
+        "modifications": steps[-1]["modifications"] if steps else [],
+        "judgement": judgement,
+        "plan": plan.model_dump(mode="json") if plan else None,
+        "batches": [{**own} for own in version["batches"] if own["hash"] not in known],
+        "evidence": evidence,
+        "standing": [{**own} for own in pointer["champions"] if own["version"] == number],
+        "rollback": back,
+        "retention": config_of(version).retention.test,
+        "software": version["versions"],
+        "notes": version["notes"],
+    }
+
+
+def _references(documents: list[Any]) -> Iterator[Any]:
+    for document in documents:
+        yield from references_in(document)
+
+
+def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:
+    """Images that the champion of then had right and the version has wrong, as far as both answers
+    and the image are kept.
+    """
+    number = version["judgement"]["champion"]
+    if not number:
+        return
+    found: Any = folder.version(number)
+    champion: Version = found
+    context = context_in(folder, config_of(version))
+    ours = answers_of(version["stage"], version["tests"], context)
+    theirs = answers_of(champion["stage"], champion["tests"], context)
+    same = {test["batch"]: test["kept"]["labels"] for test in champion["tests"]}
+    usable = [
+        test
+        for test in version["tests"]
+        if test["kept"]["images"] is not None
+        and same.get(test["batch"]) == test["kept"]["labels"]
+        and test["batch"] in ours
+        and test["batch"] in theirs
+    ]
+    if not usable:
+        raise ConfigError(["no test image is kept that both versions have answered"])
+    for test in usable:
+        assert test["kept"]["images"] is not None
+        images = folder.store.load(test["kept"]["images"])["images"]
+        mine, other = ours[test["batch"]], theirs[test["batch"]]
+        for place, actual in enumerate(mine.actual):
+            if other.predicted[place] == actual != mine.predicted[place]:
+                yield {"actual": actual, "now": mine.predicted[place], "png": _png(images[place])}
+
+
+def _png(image: Tensor) -> bytes:
+    """(3, S, S) uint8 as a small PNG."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()

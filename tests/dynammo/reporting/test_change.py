@@ -1,0 +1,186 @@
+"""The change report: what its first page says, and that it holds no more than the document."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.colors import to_hex
+
+from dynammo.reporting import figures
+from dynammo.reporting.change import ChangeReport, Flip, recalls, sentence, verdict, write_change
+
+NEW = "b & <w>"
+
+
+def interval(value: float, images: int = 20) -> dict[str, Any]:
+    ends = {"low": max(0, value - 0.2), "high": min(1, value + 0.1)}
+    return {"images": images, "groups": images, "value": value, **ends}
+
+
+def change(old: float, new: float, flips: int) -> dict[str, Any]:
+    ends = {"difference": new - old, "low": new - old - 0.1, "high": new - old + 0.1}
+    counts = {"images": 20, "groups": 20, "negative_flips": flips}
+    return {"old": old, "new": new, **ends, **counts}
+
+
+def requirement(name: str, limit: float, own: dict[str, Any], verdict: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "requirement": f"{name.partition('.')[0]} for {name.partition('.')[2]}, at least",
+        "limit": limit,
+        "measured": own,
+        "verdict": verdict,
+        "detail": f"{own['value']:.3f}",
+        "evidence": ["e" * 64],
+    }
+
+
+def document(outcome: str = "failed", **more: Any) -> ChangeReport:
+    compared = {
+        "classes": {"nevus": change(0.9, 0.7, 5)},
+        "overall": change(0.9, 0.7, 5),
+        "not_measurable": [],
+    }
+    met = "met" if outcome == "passed" else "not met"
+    judgement = {
+        "outcome": outcome,
+        "plan": {"path": "plan-1.json", "sha256": "f" * 64},
+        "authorised": 1,
+        "champion": 2,
+        "outside": ["class b is not named"] if outcome == "outside" else [],
+        "requirements": [
+            requirement("sensitivity.nevus", 0.6, interval(0.7), met),
+            requirement(f"sensitivity.{NEW}", 0.5, interval(0.8), "met"),
+        ],
+        "confidence": 0.9,
+        "classes": {
+            "nevus": {"new": interval(0.7), "old": interval(0.9)},
+            NEW: {"new": interval(0.8), "old": None},
+        },
+        "comparison": compared,
+        "cumulative": compared,
+        "honesty": {
+            "miss": 0.1,
+            "alarm": 0.05,
+            "classes": {
+                "nevus": {
+                    "images": 20,
+                    "coverage": 0.912,
+                    "set_size": 1.5,
+                    "false_alarms": None,
+                    "as_unknown": 0.71,
+                }
+            },
+        },
+    }
+    report: Any = {
+        "learner": "skin",
+        "version": 3,
+        "parent": 2,
+        "operation": f"learn {NEW}",
+        "at": "2027-01-01T00:00:00+00:00",
+        "passed": outcome == "passed",
+        "modifications": ["add_named_class"],
+        "judgement": judgement,
+        "plan": {
+            "device": "Lesions",
+            "intended_use": "second reader",
+            "rollback": {"to": "authorised", "when": "complaints"},
+            "signatures": ["A. Example, 2027"],
+        },
+        "batches": [{"number": 3, "hash": "d" * 64, "train_images": 9, "test_images": 4}],
+        "evidence": {"f" * 64: "objects/plan-1.json", "e" * 64: "objects/predictions-1.json"},
+        "standing": [],
+        "rollback": 1,
+        "retention": "images",
+        "software": {"torch": "2"},
+        "notes": [],
+        **more,
+    }
+    return report
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "DPI", 40)
+
+
+def test_the_page_is_self_contained_escaped_and_complete(tmp_path: Path) -> None:
+    html = write_change(document(), tmp_path / "3.html").read_text("utf-8")
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", html)
+    assert len(links) == 1 and links[0].startswith("data:image/png;base64,")
+    plain = re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
+    for outside in ("http://", "https://", "url(", "@import", "<script", "<link", "<w>"):
+        assert outside not in plain
+    for part in (
+        "b &amp; &lt;w&gt;",
+        "Not passed",
+        "90.0 (70.0 to 100.0)",
+        "-20.0 (-30.0 to -10.0)",
+        "<code>dynammo rollback skin 1</code>",
+        "complaints",
+        "A. Example, 2027",
+        "f" * 64,
+        "Lines are 90 % intervals",
+        "Version 1 was authorised",
+        "91.2",
+    ):
+        assert part in plain
+    assert "nan" not in plain.lower().split()
+
+
+def test_the_json_is_the_document(tmp_path: Path) -> None:
+    write_change(document(), tmp_path / "3.html")
+    assert json.loads((tmp_path / "3.json").read_text()) == {"format": 1, **document()}
+
+
+def test_the_same_document_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write_change(document(), tmp_path / f"{n}.html") for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
+    flip: Flip = {"actual": "nevus", "now": NEW, "png": b"picture"}
+    page = write_change(document(), tmp_path / "3.html", [flip])
+    assert "data:image/png;base64,cGljdHVyZQ==" in page.read_text("utf-8")
+    assert "cGljdHVyZQ" not in (tmp_path / "3.json").read_text()
+
+
+def test_what_the_first_page_says() -> None:
+    assert sentence(document()) == (
+        f"Version 3 of skin adds {NEW} to version 2; of the test images of the average class that "
+        "both know it finds 70.0 %, where 90.0 % were found before, and of 20 images 5 were right "
+        "before and are wrong now."
+    )
+    assert verdict(document()) == (
+        "In the plan and failed: version 2 stays in use. Reasons: sensitivity for nevus, at least "
+        "0.6: 0.700."
+    )
+    assert verdict(document("passed")) == "In the plan and passed: version 3 goes into use."
+    assert verdict(document("outside")) == (
+        "Outside the plan: version 2 stays in use. Reasons: class b is not named."
+    )
+    without = document()
+    without["judgement"] = {**without["judgement"], "plan": None, "comparison": None}
+    assert sentence(without) == (
+        f"Version 3 of skin knows nevus and {NEW}; of the test images of the average class it "
+        "finds 75.0 %."
+    )
+    assert verdict(without).startswith("No plan is in force; the gate's settings are not passed")
+
+
+def test_a_class_that_fails_is_drawn_in_another_colour() -> None:
+    def colours(report: ChangeReport) -> dict[float, str]:
+        lines = recalls(report["judgement"]).axes[0].lines
+        points = [line for line in lines if line.get_marker() == "o"]
+        return {
+            round(float(line.get_xdata()[0])): to_hex(line.get_color()).upper()  # type: ignore
+            for line in points
+        }
+
+    assert colours(document()) == {90: "#666666", 70: "#D55E00", 80: "#0072B2"}
+    assert colours(document("passed"))[70] == "#0072B2"

@@ -1,0 +1,120 @@
+"""A plan in force: each update is judged by it, and a report is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from dynammo.errors import ConfigError
+from dynammo.learner.folder import LearnerError, LearnerFolder
+from flows.cli import app
+from flows.cli.learner import FAILED, OUTSIDE
+from flows.learn import learn
+from tasks.judge_plan import plan_of, set_plan
+from tasks.publish_version import pack
+from tasks.support.version import find_learner
+from tests.flows.test_learn import OVERRIDES, TASKS
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def dynammo(*arguments: str | Path, status: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, (result.output, result.exception)
+    return result.output
+
+
+def report(folder: LearnerFolder, number: int) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder.path / f"reports/{number:04d}.json").read_text())
+    return found
+
+
+def test_updates_are_judged_by_the_plan(here: Path, arrive: Callable[..., Path]) -> None:
+    learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES)
+    folder = find_learner("shapes")
+    first = folder.current()
+    assert first["judgement"]["outcome"] == "passed" and first["judgement"]["plan"] is None
+    assert "no plan" in dynammo("plan", "shapes")
+    file = here / "plan.yaml"
+
+    # A draft is a plan for the champion; what does not fit it is refused, and changes nothing.
+    file.write_text(dynammo("plan", "shapes", "--draft"))
+    values = yaml.safe_load(file.read_text())
+    wrong = {**values, "authorised": ["amber"], "locked_test": "0" * 64}
+    (here / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ConfigError) as caught:
+        set_plan(folder, here / "wrong.yaml")
+    assert len(caught.value.problems) == 2 and values["locked_test"] in str(caught.value)
+    assert plan_of(folder) is None
+
+    # In the plan, which asks for more images of the new classes than came, and for little else.
+    values["named"] = [{"name": name, "images": 9} for name in TASKS[1]]
+    values["modifications"] = ["add_named_class"]
+    values["limits"] = {"non_inferiority": {"authorised": {"mean": 1}}}
+    file.write_text(yaml.safe_dump(values))
+    assert "version 1 is authorised" in dynammo("plan", "shapes", file)
+    told = dynammo("learn", "shapes", arrive("batch2", TASKS[1]), status=FAILED)
+    assert "version 2 is in the plan and failed" in told
+    second = folder.current()
+    assert folder.pointer()["champion"] == 1
+    judgement = second["judgement"]
+    assert judgement["plan"] == folder.pointer()["plans"][0]["plan"]
+    verdicts = {row["name"]: row["verdict"] for row in judgement["requirements"]}
+    assert {name for name, own in verdicts.items() if own == "not met"} == {
+        f"data.{name}" for name in TASKS[1]
+    }
+    assert verdicts["locked_test"] == verdicts["non_inferiority.authorised.mean"] == "met"
+    assert report(folder, 2)["judgement"] == judgement
+    assert report(folder, 2)["rollback"] == 1
+
+    # Forgetting is not among what the plan allows.
+    told = dynammo("forget", "shapes", "--class", "coral", status=OUTSIDE)
+    assert "modification forget is not among those allowed: add_named_class" in told
+    assert folder.current()["judgement"]["outcome"] == "outside"
+
+    # Under a plan that asks for no more than came, the same batch passes.
+    dynammo("rollback", "shapes", "1")
+    values["named"] = [{"name": name, "images": 8, "patients": 12} for name in TASKS[1]]
+    file.write_text(yaml.safe_dump(values))
+    dynammo("plan", "shapes", file)
+    told = dynammo("learn", "shapes", here / "batch2")
+    assert "version 4 is in the plan and passed" in told
+    assert folder.pointer()["champion"] == 4
+    assert [step["version"] for step in folder.current()["steps"]] == [1, 4]
+
+    # The plans, and what they authorise, go where the learner goes.
+    pack(folder, 4, here / "copy")
+    copy = LearnerFolder(here, "copy")
+    assert copy.problems() == [] and plan_of(copy) == plan_of(folder)
+    assert copy.version(1) == folder.version(1)
+    plan = folder.store.path(folder.pointer()["plans"][-1]["plan"])
+    plan.write_bytes(plan.read_bytes().replace(b"12", b"11"))
+    with pytest.raises(LearnerError, match=r"plan-.* is missing or damaged"):
+        learn("shapes", str(arrive("batch3", TASKS[2])))
+
+
+def test_what_is_said_about_a_batch(here: Path, arrive: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"modification 'forget': expected new_site"):
+        learn("shapes", str(arrive("batch1", TASKS[0])), None, OVERRIDES, ["forget"])
+    learn("shapes", str(here / "batch1"), None, OVERRIDES, ["new_site", "new_site"])
+    folder = find_learner("shapes")
+    assert folder.current()["steps"] == [
+        {
+            "version": 1,
+            "parent": 0,
+            "modifications": ["add_named_class", "new_site"],
+            "new": {name: {"images": 8, "test_images": 4, "patients": 12} for name in TASKS[0]},
+        }
+    ]
+    page = folder.path / "reports/0001.html"
+    before = page.read_bytes()
+    page.unlink()
+    dynammo("report", "shapes")
+    assert page.read_bytes() == before
+    inside = dynammo("report", "shapes", "--pictures", "-o", page, status=1)
+    assert "outside the learner's folder" in inside
