@@ -51,8 +51,10 @@ class Discriminant:
             now: of what is left of them.
             config: the rule's settings.
         """
-        was = discriminant_head(before, config.shrinkage)["weight"]
-        temperature = was.norm() / head["weight"].norm()
+        was = discriminant_head(before, config.shrinkage)["weight"].norm()
+        # Centred once more: in learners of earlier versions it is not.
+        scaled = (head["weight"] - head["weight"].mean(0)).norm()
+        temperature = was / scaled if was > 0 else 1.0  # a single class has no weights
         made = discriminant_head(now, config.shrinkage)
         return {**head, **{name: value / temperature for name, value in made.items()}}
 
@@ -65,15 +67,19 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
         w_c = S^-1 mu_c,    b_c = -1/2 mu_c^T S^-1 mu_c,
 
     which is Bayes' rule for classes that are normal with a common covariance and equally frequent.
+    It is centred: of w and of b their mean over the classes is taken away, which adds the same to
+    all logits of an image, and no softmax sees. What all classes have in common is by far the
+    larger part: with it, rounding to float32 changes probabilities.
 
     Args:
         statistics: of C classes, D features.
         shrinkage: s in (0, 1].
 
     Returns:
-        `weight` (C, D) and `bias` (C,), float32.
+        `weight` (C, D) and `bias` (C,), float32; each sums to 0 over the classes.
 
-    Source: Friedman 1989, regularised discriminant analysis.
+    Source: Friedman 1989, regularised discriminant analysis; for classes that arrive one after
+    another SLDA (arXiv 1909.01520).
     """
     covariance = statistics.covariance
     identity = torch.eye(len(covariance), dtype=torch.float64)
@@ -81,9 +87,11 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     variance = covariance.diagonal().mean()
     variance = torch.where(variance > 0, variance, torch.ones_like(variance))
     shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity
-    weight = torch.linalg.solve(shrunk, statistics.means.T).T
-    bias = -0.5 * (weight * statistics.means).sum(1)
-    return {"weight": weight.float(), "bias": bias.float()}
+    centre = statistics.means.mean(0)
+    weight = torch.linalg.solve(shrunk, (statistics.means - centre).T).T
+    # -1/2 mu_c^T S^-1 mu_c, up to the same number for all.
+    bias = -0.5 * (weight * (statistics.means + centre)).sum(1)
+    return {"weight": weight.float(), "bias": (bias - bias.mean()).float()}
 
 
 def calibration_temperature(
