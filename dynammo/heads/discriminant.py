@@ -72,7 +72,7 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     larger part: with it, rounding to float32 changes probabilities.
 
     Args:
-        statistics: of C classes, D features.
+        statistics: of C classes, D features; their pooling decides what Sigma is.
         shrinkage: s in (0, 1].
 
     Returns:
@@ -125,7 +125,7 @@ def calibration_temperature(
         return 1.0
     owner = labels[held].unique().tolist()
     place = torch.searchsorted(torch.tensor(owner), labels[held])
-    out = measure_classes(features[:, held], place, len(owner))
+    out = measure_classes(features[:, held], place, len(owner), statistics.pooling)
     reduced = remove_samples(statistics, out, owner)
     head = discriminant_head(reduced, shrinkage)
     logits = linear(features[0, held], head["weight"], head["bias"]).double()

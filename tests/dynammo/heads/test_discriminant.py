@@ -12,6 +12,7 @@ from dynammo.heads.discriminant import calibration_temperature, discriminant_hea
 from dynammo.heads.scaling import power_normalise
 from dynammo.heads.statistics import (
     ClassStatistics,
+    Pooling,
     append_classes,
     drop_classes,
     measure_classes,
@@ -38,6 +39,21 @@ def test_it_is_scikit_learns_discriminant_with_equal_priors(shrinkage: float) ->
     ours = linear(features, head["weight"], head["bias"]).softmax(1)
     theirs = torch.from_numpy(reference.predict_proba(features.double().numpy())).float()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_any_size_shape_the_covariance_alike_if_they_are_to() -> None:
+    """scikit-learn pools the covariances of classes by their priors: here equal ones."""
+    features, labels = data(0)
+    few = torch.cat([torch.arange(30), (labels == 1).nonzero().flatten()]).unique()
+    features, labels = features[few], labels[few]
+    head = discriminant_head(measure_classes(features.unsqueeze(0), labels, 3, "classes"), 1e-9)
+    samples = features.double().numpy()
+    reference = LinearDiscriminantAnalysis(solver="lsqr", priors=[1 / 3] * 3)
+    theirs = torch.from_numpy(reference.fit(samples, labels.numpy()).predict_proba(samples)).float()
+    ours = linear(features, head["weight"], head["bias"]).softmax(1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    by_sample = discriminant_head(measure_classes(features.unsqueeze(0), labels, 3), 1e-9)
+    assert not torch.allclose(linear(features, **by_sample).softmax(1), theirs, atol=1e-3)
 
 
 def test_full_shrinkage_is_the_nearest_mean() -> None:
@@ -129,13 +145,14 @@ def test_images_that_are_all_right_make_it_no_surer() -> None:
     assert calibration_temperature(measure_classes(views, labels, 2), views, labels, 0.5) >= 1
 
 
-def test_only_the_newest_classes_are_left_out() -> None:
+@pytest.mark.parametrize("pooling", ["samples", "classes"])
+def test_only_the_newest_classes_are_left_out(pooling: Pooling) -> None:
     """Old classes' images are gone: the temperature must not need them."""
     features, labels = data(3, classes=4)
     old, new = labels < 2, labels >= 2
     statistics = append_classes(
-        measure_classes(features[old].unsqueeze(0), labels[old], 2),
-        measure_classes(features[new].unsqueeze(0), labels[new] - 2, 2),
+        measure_classes(features[old].unsqueeze(0), labels[old], 2, pooling),
+        measure_classes(features[new].unsqueeze(0), labels[new] - 2, 2, pooling),
     )
     assert calibration_temperature(statistics, features[new].unsqueeze(0), labels[new], 0.5) > 0
 
