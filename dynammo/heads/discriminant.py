@@ -60,9 +60,32 @@ class Discriminant:
 
 
 def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
-    """Linear discriminant analysis with equal priors, as a head.
+    """Linear discriminant analysis of classes with the shrunk covariance
 
-    With the shrunk covariance S = (1 - s) Sigma + s mean(diag(Sigma)) I,
+        S = (1 - s) Sigma + s mean(diag(Sigma)) I.
+
+    Args:
+        statistics: of C classes, D features; their pooling decides what Sigma is.
+        shrinkage: s in (0, 1].
+
+    Returns:
+        See `linear_discriminant`.
+
+    Source: Friedman 1989, regularised discriminant analysis; for classes that arrive one after
+    another SLDA (arXiv 1909.01520), of which FeCAM (arXiv 2309.14062) keeps a covariance a class.
+    What differs here: the features, the pooling, and that old statistics follow the network.
+    """
+    covariance = statistics.covariance
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    # Without any spread (a sample a class) the nearest mean wins, whatever the scale.
+    variance = covariance.diagonal().mean()
+    variance = torch.where(variance > 0, variance, torch.ones_like(variance))
+    shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity
+    return linear_discriminant(statistics.means, shrunk)
+
+
+def linear_discriminant(means: Tensor, covariance: Tensor) -> State:
+    """Linear discriminant analysis with equal priors, as a head: for the covariance S
 
         w_c = S^-1 mu_c,    b_c = -1/2 mu_c^T S^-1 mu_c,
 
@@ -72,25 +95,16 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     larger part: with it, rounding to float32 changes probabilities.
 
     Args:
-        statistics: of C classes, D features; their pooling decides what Sigma is.
-        shrinkage: s in (0, 1].
+        means: (C, D) float64.
+        covariance: S (D, D) float64, positive definite.
 
     Returns:
         `weight` (C, D) and `bias` (C,), float32; each sums to 0 over the classes.
-
-    Source: Friedman 1989, regularised discriminant analysis; for classes that arrive one after
-    another SLDA (arXiv 1909.01520).
     """
-    covariance = statistics.covariance
-    identity = torch.eye(len(covariance), dtype=torch.float64)
-    # Without any spread (a sample a class) the nearest mean wins, whatever the scale.
-    variance = covariance.diagonal().mean()
-    variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-    shrunk = (1 - shrinkage) * covariance + shrinkage * variance * identity
-    centre = statistics.means.mean(0)
-    weight = torch.linalg.solve(shrunk, (statistics.means - centre).T).T
+    centre = means.mean(0)
+    weight = torch.linalg.solve(covariance, (means - centre).T).T
     # -1/2 mu_c^T S^-1 mu_c, up to the same number for all.
-    bias = -0.5 * (weight * (statistics.means + centre)).sum(1)
+    bias = -0.5 * (weight * (means + centre)).sum(1)
     return {"weight": weight.float(), "bias": (bias - bias.mean()).float()}
 
 
