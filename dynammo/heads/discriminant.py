@@ -71,9 +71,9 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     Returns:
         See `linear_discriminant`.
 
-    Source: Friedman 1989, regularised discriminant analysis; for classes that arrive one after
-    another SLDA (arXiv 1909.01520), of which FeCAM (arXiv 2309.14062) keeps a covariance a class.
-    What differs here: the features, the pooling, and that old statistics follow the network.
+    Source: Friedman 1989, regularised discriminant analysis. For classes that arrive one after
+    another on a frozen network it is SLDA (arXiv 1909.01520), and the case of a common covariance
+    of FeCAM (arXiv 2309.14062); here the statistics follow a network that changes.
     """
     covariance = statistics.covariance
     identity = torch.eye(len(covariance), dtype=torch.float64)

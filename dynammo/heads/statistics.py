@@ -4,7 +4,7 @@ follows from them.
 Of every class a mean, and of all classes together one within-class scatter matrix, or one of each.
 They are taken from all of a class's training images while these are at hand. When the network
 changes with the next task, the statistics of old classes are carried over to the new features
-(`dynammo.heads.drift`).
+(`dynammo.heads.drift`). On a frozen network such statistics are those of SLDA (arXiv 1909.01520).
 """
 
 from __future__ import annotations

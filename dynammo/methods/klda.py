@@ -44,8 +44,8 @@ class KernelDiscriminant(LinearAnalytic):
         weights: State | None,
         device: torch.device | str = "cpu",
         projection: int = 2000,
-        gamma: float = 1e-3,
-        ridge: float = 1e-4,
+        gamma: float = 1e-4,
+        ridge: float = 1e-5,
     ) -> None:
         super().__init__(config, weights, device)
         if projection < 1 or gamma <= 0 or ridge <= 0:
