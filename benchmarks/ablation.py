@@ -44,7 +44,7 @@ from dynammo.heads.linear import (
     unified_scores,
 )
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, append_classes, measure_classes
+from dynammo.heads.statistics import ClassStatistics, Pooling, append_classes, measure_classes
 from dynammo.memory.herding import herd, quota
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.average import average
@@ -298,13 +298,15 @@ def choosing_by_others(learnt: Learnt) -> list[Tensor]:
     return result
 
 
-def followed(learnt: Learnt, net: str, drift: str, ridge: float) -> list[ClassStatistics]:
+def followed(
+    learnt: Learnt, net: str, drift: str, ridge: float, pooling: Pooling = "samples"
+) -> list[ClassStatistics]:
     """Class statistics after each task; `drift` says which images show what merging changed."""
     result: list[ClassStatistics] = []
     for stage, size in enumerate(learnt.sizes):
         new, now = learnt.new(stage), of_network(net, learnt, stage).train
         labels = learnt.labels[new] - (learnt.seen(stage) - size)
-        statistics_ = measure_classes(now[:, new], labels, size)
+        statistics_ = measure_classes(now[:, new], labels, size, pooling)
         if result:
             old, before = result[-1], of_network(net, learnt, stage - 1).train
             shown = {"new": new, "exemplars": learnt.exemplars[stage - 1]}
@@ -317,17 +319,18 @@ def followed(learnt: Learnt, net: str, drift: str, ridge: float) -> list[ClassSt
     return result
 
 
-def discriminant(net: str, drift: str = "new and exemplars", **head: float | None) -> Row:
+def discriminant(net: str, drift: str = "new and exemplars", **head: float | str | None) -> Row:
     """The discriminant of class statistics, with other settings of the head (power None: as is)."""
 
     def row(learnt: Learnt) -> list[Tensor]:
         config = learnt.head.model_copy(update=head)
         learnt = learnt.normalised(config.power)
+        kept = followed(learnt, net, drift, config.drift_ridge, config.pooling)
         return [
             predictions(
                 discriminant_head(known, config.shrinkage), of_network(net, learnt, stage).test
             )
-            for stage, known in enumerate(followed(learnt, net, drift, config.drift_ridge))
+            for stage, known in enumerate(kept)
         ]
 
     return row
@@ -428,10 +431,17 @@ def sampled(learnt: Learnt, count: int = 100) -> list[Tensor]:
 
 
 def shrunk(net: str) -> dict[str, Row]:
-    """The discriminant with more or less shrinkage; 1 is the nearest mean."""
+    """The discriminant with more or less shrinkage; 1 is the nearest mean. And with a covariance in
+    which every class weighs the same.
+    """
     return {
         f"  shrinkage {amount} ({net})": discriminant(net, shrinkage=amount)
         for amount in (0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 1.0)
+    } | {
+        f"  classes' covariances averaged, shrinkage {amount} ({net})": discriminant(
+            net, shrinkage=amount, pooling="classes"
+        )
+        for amount in (0.2, 0.35, 0.5)
     }
 
 

@@ -20,6 +20,7 @@ from dynammo.errors import ConfigError
 from dynammo.learner.batch import load_batch
 from dynammo.learner.folder import LearnerFolder, now
 from dynammo.learner.ledger import Ledger
+from dynammo.memory.herding import quota
 from dynammo.methods import METHODS
 from flows.learning import at, learn_batch, start
 from flows.notify import notify
@@ -57,6 +58,8 @@ _MAY_CHANGE = (
     "tracking",
     "data.repeats",
     "data.test_share",
+    "memory.size",  # of a learner that comes to know more classes than its memory has places
+    "memory.per_class",
 )
 shorten_expected_errors()
 
@@ -102,6 +105,7 @@ def learn(
         logger.warning("%d images are left out: they have been learnt before", left_out)
     check_image_set(image_set, config.data.repeats)
     known = known_classes(before["stage"]) if before else []
+    quota(config.memory, len(set(image_set.classes) | set(known)))  # there is a place for each
     _check_methods(config, sorted(set(image_set.classes) & set(known)))
     number = max((own["number"] for own in before["batches"]), default=0) + 1 if before else 1
     step = {

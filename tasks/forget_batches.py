@@ -15,7 +15,7 @@ from dynammo.heads import HEAD_RULES
 from dynammo.heads.base import Evidence
 from dynammo.heads.drift import Drift, measure_drift
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, add_samples, drop_classes, unpack
+from dynammo.heads.statistics import ClassStatistics, Pooling, add_samples, drop_classes, unpack
 from dynammo.learner.folder import LearnerError
 from dynammo.learner.ledger import Ledger
 from dynammo.merging import MERGE_RULES
@@ -90,7 +90,7 @@ def forget_batches(
     if not kept:
         raise LearnerError("nothing would be left")
     remarks: list[str] = []
-    if classes and not stored:
+    if classes and not stored and config.head.pooling == "samples":
         remarks.append("the forgotten classes' spread stays in the scatter that all classes share")
     adapted, moved = stage["adapted"], False
     if adapted is not None:
@@ -282,8 +282,8 @@ def _refit(
         if drift is not None:
             parts.append({"batch": 0, "classes": [], "statistics": None, "drift": drift})
         if parts:
-            now = add_up(parts, kept, context)
-        else:  # the spread of a forgotten class stays in the common scatter
+            now = add_up(parts, kept, config.head.pooling, context)
+        else:  # the spread of a forgotten class stays in a common scatter
             now = drop_classes(before, [known.index(name) for name in kept])
         statistics = store.save("statistics", now.state(), meta)
         again = HEAD_RULES[config.head.rule]().again
@@ -297,7 +297,9 @@ def _refit(
     )
 
 
-def add_up(parts: Sequence[Part], classes: Sequence[str], context: Context) -> ClassStatistics:
+def add_up(
+    parts: Sequence[Part], classes: Sequence[str], pooling: Pooling, context: Context
+) -> ClassStatistics:
     """The statistics of some classes from those of the batches, each carried over by the drift maps
     of all that came after it.
 
@@ -309,13 +311,13 @@ def add_up(parts: Sequence[Part], classes: Sequence[str], context: Context) -> C
             total = Drift.of(store.load(part["drift"])).statistics(total)
         if part["statistics"] is None:
             continue
-        own = unpack(store.load(part["statistics"]), list(range(len(part["classes"]))))
+        own = unpack(store.load(part["statistics"])).pooled(pooling)
         if total is None:
-            size = own.means.shape[1]
+            count, size = len(classes), own.means.shape[1]
             total = ClassStatistics(
-                torch.zeros(len(classes), size).double(),
-                torch.zeros(size, size).double(),
-                torch.zeros(len(classes)).double(),
+                own.means.new_zeros(count, size),
+                own.scatter.new_zeros(*([count] if pooling == "classes" else []), size, size),
+                own.counts.new_zeros(count),
             )
         total = add_samples(total, own, [classes.index(name) for name in part["classes"]])
     if total is None:

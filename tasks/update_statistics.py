@@ -12,7 +12,13 @@ from dynammo.checkpoint import Ref
 from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
 from dynammo.heads.drift import measure_drift
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, add_samples, measure_classes, pack
+from dynammo.heads.statistics import (
+    ClassStatistics,
+    Pooling,
+    add_samples,
+    measure_classes,
+    pack,
+)
 from dynammo.network.features import mirrored_views
 from dynammo.network.network import Network
 from tasks.support.caching import step
@@ -41,6 +47,7 @@ def update_statistics(
     flip: bool,
     power: float,
     ridge: float,
+    pooling: Pooling,
     known: list[str],
     classes: Classes,
     features: Ref,
@@ -63,6 +70,7 @@ def update_statistics(
         flip: measure the mirrored view of each image as well.
         power: see `dynammo.heads.scaling`.
         ridge: see `dynammo.heads.drift.measure_drift`.
+        pooling: of the classes' scatter.
         known: all classes, in order of arrival, the batch's new ones last.
         classes: the batch's.
         features: of its training images under the network now, as `flip` says.
@@ -76,9 +84,8 @@ def update_statistics(
     store, images = context.checkpoints, Images.of(context)
     now = power_normalise(store.load(features)["features"], power)
     labels = images.labels("train", classes["names"])
-    mine = [labels == label for label in range(len(classes["names"]))]
-    batch = [measure_classes(now[:, own], labels[own] * 0, 1) for own in mine]
-    measured = measure_classes(now, labels, len(classes["names"]))
+    batch = measure_classes(now, labels, len(classes["names"]), "classes")
+    measured = batch.pooled(pooling)
     parents = {
         "classes": classes["names"],
         "images": classes["hash"],
@@ -89,7 +96,7 @@ def update_statistics(
         "statistics": statistics,
         "exemplars": exemplars,
     }
-    chosen = {"flip": flip, "power": power, "ridge": ridge}
+    chosen = {"flip": flip, "power": power, "ridge": ridge, "pooling": pooling}
     meta = provenance(architecture, image, kind, config=chosen, **parents)
     result, drift_ref = measured, None
     if statistics is not None:

@@ -334,6 +334,11 @@ class HeadConfig(Section):
     shrinkage: float = Field(
         0.5, gt=0, le=1, description="discriminant: of the covariance, towards a multiple of I"
     )
+    pooling: Literal["samples", "classes"] = Field(
+        "samples",
+        description="discriminant: what weighs the same in the covariance; classes: it is the mean "
+        "of the classes' own, all of which are kept",
+    )
     drift_ridge: float = Field(
         0.3,
         gt=0,

@@ -56,34 +56,55 @@ class Discriminant:
             now: of what is left of them.
             config: the rule's settings.
         """
-        was = discriminant_head(before, config.shrinkage)["weight"]
-        temperature = was.norm() / head["weight"].norm()
+        was = discriminant_head(before, config.shrinkage)["weight"].norm()
+        # Centred once more: in learners of earlier versions it is not.
+        scaled = (head["weight"] - head["weight"].mean(0)).norm()
+        temperature = was / scaled if was > 0 else 1.0  # a single class has no weights
         made = discriminant_head(now, config.shrinkage)
         return {**head, **{name: value / temperature for name, value in made.items()}}
 
 
 def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
-    """Linear discriminant analysis with equal priors, as a head.
+    """Linear discriminant analysis of classes with the shrunk covariance
 
-    With the shrunk covariance S = (1 - s) Sigma + s mean(diag(Sigma)) I,
+        S = (1 - s) Sigma + s mean(diag(Sigma)) I.
+
+    Args:
+        statistics: of C classes, D features; their pooling decides what Sigma is.
+        shrinkage: s in (0, 1].
+
+    Returns:
+        See `linear_discriminant`.
+
+    Source: Friedman 1989, regularised discriminant analysis. For classes that arrive one after
+    another on a frozen network it is SLDA (arXiv 1909.01520), and the case of a common covariance
+    of FeCAM (arXiv 2309.14062); here the statistics follow a network that changes.
+    """
+    return linear_discriminant(statistics.means, shrunk_covariance(statistics, shrinkage))
+
+
+def linear_discriminant(means: Tensor, covariance: Tensor) -> State:
+    """Linear discriminant analysis with equal priors, as a head: for the covariance S
 
         w_c = S^-1 mu_c,    b_c = -1/2 mu_c^T S^-1 mu_c,
 
     which is Bayes' rule for classes that are normal with a common covariance and equally frequent.
+    It is centred: of w and of b their mean over the classes is taken away, which adds the same to
+    all logits of an image, and no softmax sees. What all classes have in common is by far the
+    larger part: with it, rounding to float32 changes probabilities.
 
     Args:
-        statistics: of C classes, D features.
-        shrinkage: s in (0, 1].
+        means: (C, D) float64.
+        covariance: S (D, D) float64, positive definite.
 
     Returns:
-        `weight` (C, D) and `bias` (C,), float32.
-
-    Source: Friedman 1989, regularised discriminant analysis.
+        `weight` (C, D) and `bias` (C,), float32; each sums to 0 over the classes.
     """
-    shrunk = shrunk_covariance(statistics, shrinkage)
-    weight = torch.linalg.solve(shrunk, statistics.means.T).T
-    bias = -0.5 * (weight * statistics.means).sum(1)
-    return {"weight": weight.float(), "bias": bias.float()}
+    centre = means.mean(0)
+    weight = torch.linalg.solve(covariance, (means - centre).T).T
+    # -1/2 mu_c^T S^-1 mu_c, up to the same number for all.
+    bias = -0.5 * (weight * (means + centre)).sum(1)
+    return {"weight": weight.float(), "bias": (bias - bias.mean()).float()}
 
 
 def calibration_temperature(
@@ -117,7 +138,7 @@ def calibration_temperature(
         return 1.0
     owner = labels[held].unique().tolist()
     place = torch.searchsorted(torch.tensor(owner), labels[held])
-    out = measure_classes(features[:, held], place, len(owner))
+    out = measure_classes(features[:, held], place, len(owner), statistics.pooling)
     reduced = remove_samples(statistics, out, owner)
     head = discriminant_head(reduced, shrinkage)
     logits = linear(features[0, held], head["weight"], head["bias"]).double()

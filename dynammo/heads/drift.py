@@ -65,8 +65,9 @@ def measure_drift(before: Tensor, after: Tensor, ridge: float) -> Drift:
     Raises:
         ValueError: shapes differ, or there is no image.
 
-    Source: this project; the translation of means alone is semantic drift compensation (Yu 2020,
-    arXiv 2004.00440), a learnt linear map of prototypes LDC (arXiv 2407.08536).
+    Source: after LDC (arXiv 2407.08536), which trains a linear map from old to new features and
+    applies it to prototypes; here it is affine, in closed form, and applied to the covariance, too.
+    The translation of means alone is semantic drift compensation (Yu 2020, arXiv 2004.00440).
     """
     if before.shape != after.shape or len(before) == 0:
         raise ValueError(f"features of the same images: {before.shape} against {after.shape}")

@@ -22,7 +22,9 @@ def quota(memory: MemoryConfig, classes_seen: int) -> int:
     share = memory.size // classes_seen
     if share == 0:
         wanted = f"one exemplar of each of {classes_seen} classes"
-        raise ConfigError([f"memory.size {memory.size} cannot hold {wanted}"])
+        raise ConfigError(
+            [f"memory.size {memory.size} cannot hold {wanted}: --set memory.size=N makes it larger"]
+        )
     return share
 
 

@@ -22,6 +22,7 @@ MERGE_RULES: Registry[MergeRule] = Registry(
         "dare": "dynammo.merging.dare:dare",
         "ema": "dynammo.merging.ema:ema",
         "fisher": "dynammo.merging.fisher:fisher",
+        "last": "dynammo.merging.last:last",
         "magmax": "dynammo.merging.magmax:magmax",
         "regmean": "dynammo.merging.regmean:regmean",
         "task_arithmetic": "dynammo.merging.task_vectors:task_arithmetic",

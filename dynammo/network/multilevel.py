@@ -60,7 +60,9 @@ def level_features(maps: Sequence[Tensor], signed: Sequence[bool], copies: int =
     counts for more than another, however many channels it has.
     What a pretrained network finds half-way (texture, colour, edges) carries over to other kinds of
     images better than its last layer, which was made to tell its own classes apart
-    (arXiv 2201.03529).
+    (arXiv 2201.03529). For classes that arrive task by task this is LayUP (arXiv 2312.08888), with
+    the class tokens of a transformer's last blocks side by side; what differs here is a CNN's
+    pooled maps, their two parts, and the equal weight.
 
     Args:
         maps: of each level (B, C, h, w), the finest first (`level_maps`).

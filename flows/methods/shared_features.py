@@ -37,6 +37,7 @@ class SharedFeatures(Steps):
                 config.head.flip,
                 config.head.power,
                 config.head.drift_ridge,
+                config.head.pooling,
                 lesson.known,
                 classes,
                 features,

@@ -204,12 +204,24 @@ def test_learnt_images_are_left_out_and_mixed_splits_refused(
     with pytest.raises(DataError, match="is a test image, but this image was a training image"):
         learn("shapes", str(mixed))
     (mixed / "test/coral/00.png").unlink()
-    with Image.open(min((here / "batch1/test/amber").iterdir())) as picture:
+    with Image.open(min((begun / "test/amber").iterdir())) as picture:
         larger = picture.resize((3 * picture.width, 3 * picture.height))
     larger.save(mixed / "train/coral/again.jpg", quality=90)
     with pytest.raises(DataError, match=r"was a test image of an earlier batch: .*again\.jpg"):
         learn("shapes", str(mixed))
     assert find_learner("shapes").numbers() == [1]
+
+
+def test_a_full_memory_is_told_before_training_and_can_be_made_larger(
+    begun: Path, arrive: Callable[..., Path]
+) -> None:
+    more, small = arrive("more", TASKS[1]), {"memory.per_class": None, "memory.size": 3}
+    with pytest.raises(ConfigError, match="cannot hold one exemplar of each of 4 classes"):
+        learn("shapes", str(more), None, small)
+    learn("shapes", str(more), None, {**small, "memory.size": 4})
+    folder = find_learner("shapes")
+    memory = folder.current()["stage"]["adapted"]["exemplars"]
+    assert folder.store.load(memory)["counts"].tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("begun")

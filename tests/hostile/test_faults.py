@@ -1,4 +1,4 @@
-"""Every write of a learner's next version fails once: the learner is at the version before or after."""
+"""Every write of a learner's version fails once: the learner is at the one before or after."""
 
 from __future__ import annotations
 

@@ -10,7 +10,13 @@ from dynammo.heads import HEAD_RULES
 from dynammo.heads.base import Evidence
 from dynammo.heads.discriminant import calibration_temperature, discriminant_head
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, append_classes, measure_classes
+from dynammo.heads.statistics import (
+    ClassStatistics,
+    Pooling,
+    append_classes,
+    drop_classes,
+    measure_classes,
+)
 
 
 def data(seed: int, classes: int = 3, size: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,6 +39,21 @@ def test_it_is_scikit_learns_discriminant_with_equal_priors(shrinkage: float) ->
     ours = linear(features, head["weight"], head["bias"]).softmax(1)
     theirs = torch.from_numpy(reference.predict_proba(features.double().numpy())).float()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_any_size_shape_the_covariance_alike_if_they_are_to() -> None:
+    """scikit-learn pools the covariances of classes by their priors: here equal ones."""
+    features, labels = data(0)
+    few = torch.cat([torch.arange(30), (labels == 1).nonzero().flatten()]).unique()
+    features, labels = features[few], labels[few]
+    head = discriminant_head(measure_classes(features.unsqueeze(0), labels, 3, "classes"), 1e-9)
+    samples = features.double().numpy()
+    reference = LinearDiscriminantAnalysis(solver="lsqr", priors=[1 / 3] * 3)
+    theirs = torch.from_numpy(reference.fit(samples, labels.numpy()).predict_proba(samples)).float()
+    ours = linear(features, head["weight"], head["bias"]).softmax(1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    by_sample = discriminant_head(measure_classes(features.unsqueeze(0), labels, 3), 1e-9)
+    assert not torch.allclose(linear(features, **by_sample).softmax(1), theirs, atol=1e-3)
 
 
 def test_full_shrinkage_is_the_nearest_mean() -> None:
@@ -124,13 +145,14 @@ def test_images_that_are_all_right_make_it_no_surer() -> None:
     assert calibration_temperature(measure_classes(views, labels, 2), views, labels, 0.5) >= 1
 
 
-def test_only_the_newest_classes_are_left_out() -> None:
+@pytest.mark.parametrize("pooling", ["samples", "classes"])
+def test_only_the_newest_classes_are_left_out(pooling: Pooling) -> None:
     """Old classes' images are gone: the temperature must not need them."""
     features, labels = data(3, classes=4)
     old, new = labels < 2, labels >= 2
     statistics = append_classes(
-        measure_classes(features[old].unsqueeze(0), labels[old], 2),
-        measure_classes(features[new].unsqueeze(0), labels[new] - 2, 2),
+        measure_classes(features[old].unsqueeze(0), labels[old], 2, pooling),
+        measure_classes(features[new].unsqueeze(0), labels[new] - 2, 2, pooling),
     )
     assert calibration_temperature(statistics, features[new].unsqueeze(0), labels[new], 0.5) > 0
 
@@ -147,6 +169,80 @@ def test_statistics_of_one_feature() -> None:
         torch.tensor([2.0, 2.0]).double(),
     )
     head = discriminant_head(statistics, 0.5)
-    # Variance 1: w = mean, b = -mean^2 / 2.
-    assert head["weight"].flatten().tolist() == [0.0, 2.0]
-    assert head["bias"].tolist() == [0.0, -2.0]
+    # Variance 1: w = mean, b = -mean^2 / 2, less the means of both, 1 and -1.
+    assert head["weight"].flatten().tolist() == [-1.0, 1.0]
+    assert head["bias"].tolist() == [1.0, -1.0]
+
+
+def uncentred(statistics: ClassStatistics, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """S^-1 mu_c and -1/2 mu_c^T S^-1 mu_c in float64, as textbooks have them."""
+    covariance = statistics.covariance
+    spread = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * spread
+    weight = torch.linalg.solve(shrunk, statistics.means.T).T
+    return weight, -0.5 * (weight * statistics.means).sum(1)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**31), st.floats(1, 1000), st.floats(0.01, 1))
+def test_centred_the_head_says_the_same_in_smaller_numbers(
+    seed: int, apart: float, shrinkage: float
+) -> None:
+    """Classes far from the origin and near each other, as features that are positive are: the
+    rounding of the textbook's head to float32 shows in probabilities, that of the centred one does
+    not.
+    """
+    features, labels = data(seed, classes=4)
+    features = features + apart
+    statistics = measure_classes(features.unsqueeze(0), labels, 4)
+    head = discriminant_head(statistics, shrinkage)
+    weight, bias = uncentred(statistics, shrinkage)
+    exact = linear(features.double(), weight, bias)
+    centred = linear(features.double(), head["weight"].double(), head["bias"].double())
+    assert centred.abs().max() < exact.abs().max()
+    tolerance = 1e-6 * (10 + apart)  # float32 rounds w^T x and b, which cancel, to 6e-8 of each
+    torch.testing.assert_close(centred.softmax(1), exact.softmax(1), rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        head["weight"].sum(0), torch.zeros(5), rtol=0, atol=1e-6 * float(head["weight"].abs().sum())
+    )
+
+
+def test_float32_is_enough_where_features_vary_little() -> None:
+    """Unit-length features with a large common part, which spread 10,000 times less in some
+    directions than in others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 8
+    scale = torch.logspace(-2, -4, 60)
+    noise = (
+        torch.randn(400, 60, generator=generator) + torch.randn(8, 60, generator=generator)[labels]
+    )
+    features = power_normalise(0.13 + noise * scale, 1.0)
+    statistics = measure_classes(features.unsqueeze(0), labels, 8)
+    head, (weight, bias) = discriminant_head(statistics, 0.05), uncentred(statistics, 0.05)
+    exact = linear(features.double(), weight, bias)
+
+    def error(weight: torch.Tensor, bias: torch.Tensor) -> float:
+        logits = linear(features, weight.float(), bias.float())
+        return float((logits.double().softmax(1) - exact.softmax(1)).abs().max())
+
+    assert error(weight, bias) > 1e-4
+    assert error(head["weight"], head["bias"]) < 1e-6
+    assert head["bias"].abs().max() < 1e-3 * bias.abs().max()
+
+
+def test_forgetting_leaves_the_temperature_alone() -> None:
+    """Also of a head that earlier versions made, which is not centred, and of a single class."""
+    features, labels = data(5)
+    rule, config = HEAD_RULES["discriminant"](), HeadConfig(shrinkage=0.3)
+    before = measure_classes(features.unsqueeze(0), labels, 3)
+    now = drop_classes(before, [0, 2])
+    expected = {name: value / 7 for name, value in discriminant_head(now, 0.3).items()}
+    for own in (discriminant_head(before, 0.3).values(), uncentred(before, 0.3)):
+        weight, bias = own
+        head = {"weight": weight.float() / 7, "bias": bias.float() / 7}
+        after = rule.again(head, before, now, config)
+        torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
+    one = drop_classes(before, [1])
+    alone = rule.again(discriminant_head(one, 0.3), one, one, config)
+    assert alone["weight"].abs().max() == 0 == alone["bias"][0]

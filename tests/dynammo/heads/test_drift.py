@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynammo.heads.drift import measure_drift
-from dynammo.heads.statistics import ClassStatistics, measure_classes
+from dynammo.heads.statistics import ClassStatistics, Pooling, measure_classes
 from tests.dynammo.heads.samples import samples
 
 
@@ -24,8 +24,8 @@ def test_features_that_did_not_change_change_no_statistics() -> None:
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**31))
-def test_an_affine_change_is_followed_exactly(seed: int) -> None:
+@given(st.integers(0, 2**31), st.sampled_from(["samples", "classes"]))
+def test_an_affine_change_is_followed_exactly(seed: int, pooling: Pooling) -> None:
     """What the images at hand show of it holds for classes that are not among them."""
     generator = torch.Generator().manual_seed(seed)
     change = torch.eye(4) + 0.3 * torch.randn(4, 4, generator=generator)
@@ -33,9 +33,9 @@ def test_an_affine_change_is_followed_exactly(seed: int) -> None:
     features, labels = samples(seed=seed)
     probes = torch.randn(50, 4, generator=generator)
     corrected = correct_drift(
-        measure_classes(features, labels, 3), probes, probes @ change + shift, ridge=1e-9
+        measure_classes(features, labels, 3, pooling), probes, probes @ change + shift, ridge=1e-9
     )
-    expected = measure_classes(features @ change + shift, labels, 3)
+    expected = measure_classes(features @ change + shift, labels, 3, pooling)
     for one, other in zip(corrected, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

@@ -4,13 +4,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynammo.heads.statistics import (
+    ClassStatistics,
+    Pooling,
     add_samples,
     append_classes,
     drop_classes,
     measure_classes,
+    pack,
     remove_samples,
+    unpack,
 )
 from tests.dynammo.heads.samples import samples
+
+POOLINGS = st.sampled_from(["samples", "classes"])
 
 
 def test_means_and_scatter_by_hand() -> None:
@@ -21,6 +27,25 @@ def test_means_and_scatter_by_hand() -> None:
     assert result.scatter.tolist() == [[2.0, 0.0], [0.0, 0.0]]
     assert result.counts.tolist() == [2.0, 1.0]
     assert result.covariance[0, 0] == pytest.approx(2 / 3)
+    each = measure_classes(features, torch.tensor([0, 0, 1]), 2, "classes")
+    assert each.scatter.tolist() == [[[2.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
+    assert each.covariance.tolist() == [[0.5, 0.0], [0.0, 0.0]]  # of 1 and of 0, either the same
+    assert torch.equal(each.pooled("samples").scatter, result.scatter)
+    with pytest.raises(ValueError, match="scatter of each class is not known"):
+        result.pooled("classes")
+
+
+@pytest.mark.parametrize("pooling", ["samples", "classes"])
+def test_what_is_stored_is_what_comes_back(pooling: Pooling) -> None:
+    features, labels = samples()
+    known = measure_classes(features, labels, 3, pooling)
+    for one, other in zip(known, ClassStatistics.of(known.state()), strict=True):
+        assert torch.equal(one, other)
+    if pooling == "classes":
+        packed = pack(known)
+        assert packed["scatter"].dtype == torch.float32
+        for one, other in zip(known, unpack(packed), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_every_view_counts_as_a_sample() -> None:
@@ -39,22 +64,26 @@ def test_a_class_without_samples_is_named() -> None:
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**31), st.integers(1, 4))
-def test_classes_measured_apart_or_together_are_the_same(seed: int, first: int) -> None:
+@given(st.integers(0, 2**31), st.integers(1, 4), POOLINGS)
+def test_classes_measured_apart_or_together_are_the_same(
+    seed: int, first: int, pooling: Pooling
+) -> None:
     features, labels = samples(classes=5, seed=seed)
-    together = measure_classes(features, labels, 5)
+    together = measure_classes(features, labels, 5, pooling)
     old, new = labels < first, labels >= first
     apart = append_classes(
-        measure_classes(features[:, old], labels[old], first),
-        measure_classes(features[:, new], labels[new] - first, 5 - first),
+        measure_classes(features[:, old], labels[old], first, pooling),
+        measure_classes(features[:, new], labels[new] - first, 5 - first, pooling),
     )
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one, other)
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**31), st.booleans())
-def test_adding_samples_is_measuring_all_and_removing_undoes_it(seed: int, known: bool) -> None:
+@given(st.integers(0, 2**31), st.booleans(), POOLINGS)
+def test_adding_samples_is_measuring_all_and_removing_undoes_it(
+    seed: int, known: bool, pooling: Pooling
+) -> None:
     features, labels = samples(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     late = torch.rand(len(labels), generator=generator) < 0.5
@@ -62,13 +91,16 @@ def test_adding_samples_is_measuring_all_and_removing_undoes_it(seed: int, known
         late[(labels == label).nonzero().flatten()[:2]] = torch.tensor([False, True])
     if not known:
         late[labels == 2], late[labels == 0] = True, False
-    old = measure_classes(features[:, ~late], labels[~late], 3 if known else 2)
+    old = measure_classes(features[:, ~late], labels[~late], 3 if known else 2, pooling)
     owner = labels[late].unique().tolist()
     new = measure_classes(
-        features[:, late], torch.searchsorted(torch.tensor(owner), labels[late]), len(owner)
+        features[:, late],
+        torch.searchsorted(torch.tensor(owner), labels[late]),
+        len(owner),
+        pooling,
     )
     together = add_samples(old, new, owner)
-    expected = measure_classes(features, labels, 3)
+    expected = measure_classes(features, labels, 3, pooling)
     for one, other in zip(together, expected, strict=True):
         torch.testing.assert_close(one, other)
     left = drop_classes(remove_samples(together, new, owner), range(len(old.means)))

@@ -11,6 +11,7 @@ NEEDS = {
     "average": set(),
     "dare": {"base", "seed"},
     "ema": set(),
+    "last": set(),
     "fisher": {"fisher"},
     "magmax": {"base"},
     "regmean": {"grams"},

@@ -31,6 +31,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "dare": {"drop": 0.0},
     "ema": {},
     "fisher": {},
+    "last": {},
     "magmax": {},
     "regmean": {},
     "task_arithmetic": {},
@@ -38,7 +39,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "weighted": {},
 }
 SYMMETRIC = ["average", "fisher", "magmax", "regmean", "task_arithmetic", "ties", "weighted"]
-ORDERED = ["dare", "ema"]
+ORDERED = ["dare", "ema", "last"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -83,6 +84,11 @@ def test_the_order_matters(rule: str) -> None:
     assert (
         merge(rule, states, inputs)["down.weight"] - backwards["down.weight"]
     ).abs().max() > 0.01
+
+
+def test_the_newest_adapter_alone() -> None:
+    states = conv_states(3, seed=4)
+    assert_same(merge("last", states, {}), states[-1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rule", ["task_arithmetic", "ties", "dare", "magmax", "fisher"])

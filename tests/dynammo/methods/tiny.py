@@ -25,7 +25,12 @@ def configured(**overrides: Any) -> Config:
         "train.batch_size": 4,
         "train.flip": False,
         "head.epochs": 2,
-        "method_options": {"ranpac": {"projection": 40}, "ewc": {"samples": 3}},
+        "method_options": {
+            "ranpac": {"projection": 40},
+            "klda": {"projection": 40},
+            "anacp": {"projection": 40, "samples": 5},
+            "ewc": {"samples": 3},
+        },
     }
     return load_config(None, chosen | {k.replace("__", "."): v for k, v in overrides.items()})
 
