@@ -12,16 +12,14 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from dynammo.checks import check_parts
-from dynammo.config import Config, load_config
-from dynammo.config.reading import layered
+from dynammo.config import Config
 from dynammo.data.checks import check_image_set
 from dynammo.errors import ConfigError
 from dynammo.learner.batch import load_batch
 from dynammo.learner.folder import LearnerFolder, now
 from dynammo.learner.ledger import Ledger
+from dynammo.learner.settings import DEPLOYED, check_again, first_settings, next_settings
 from dynammo.memory.herding import quota
-from dynammo.methods import METHODS
 from flows.learning import at, learn_batch, start
 from flows.notify import notify
 from flows.versions import (
@@ -39,7 +37,6 @@ from tasks.retain import carry_features
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.stage import Stage, known_classes, measured
 from tasks.support.version import (
-    DEPLOYED,
     Tested,
     Version,
     config_of,
@@ -49,18 +46,6 @@ from tasks.support.version import (
 )
 from tasks.version_data import prepare_images, write_batch
 
-# What may change between two batches; the rest is what the learner is.
-_MAY_CHANGE = (
-    "device",
-    "train",
-    "retention",
-    "gate",
-    "tracking",
-    "data.repeats",
-    "data.test_share",
-    "memory.size",  # of a learner that comes to know more classes than its memory has places
-    "memory.per_class",
-)
 shorten_expected_errors()
 
 
@@ -106,7 +91,7 @@ def learn(
     check_image_set(image_set, config.data.repeats)
     known = known_classes(before["stage"]) if before else []
     quota(config.memory, len(set(image_set.classes) | set(known)))  # there is a place for each
-    _check_methods(config, sorted(set(image_set.classes) & set(known)))
+    check_again(config, sorted(set(image_set.classes) & set(known)))
     number = max((own["number"] for own in before["batches"]), default=0) + 1 if before else 1
     step = {
         "learn": image_set.content_hash,
@@ -196,52 +181,12 @@ def _configured(
 ) -> tuple[Config, Version | None]:
     """The configuration, and the version that is gone on from."""
     if not folder.exists:
-        fixed = {"data.name": folder.name}
-        config = load_config(params, layered(overrides, fixed))
-        if "methods" not in config.model_fields_set:
-            config = load_config(params, layered(overrides, fixed, {"methods": _revisable()}))
-        if DEPLOYED not in config.methods:
-            raise ConfigError([f"methods: a learner needs {DEPLOYED}, whose model is deployed"])
-        if config.retention.test == "features" and set(config.methods) - set(_revisable()):
-            raise ConfigError(
-                [f"retention.test features is for {' and '.join(_revisable())} alone"]
-            )
-        check_parts(config)
-        return config, None
+        return first_settings(folder.name, params, overrides), None
     current: Any = folder.current()
     before: Version = current
     if params is not None:
         raise ConfigError([f"{folder.name} has its settings; a params file is for a new learner"])
-    changes = layered(overrides)
-    if fixed_keys := [
-        key
-        for key in changes
-        if not any(key == own or key.startswith(f"{own}.") for own in _MAY_CHANGE)
-    ]:
-        raise ConfigError(
-            [
-                f"{fixed_keys[0]} cannot change after the first batch; these can: "
-                + ", ".join(_MAY_CHANGE)
-            ]
-        )
-    config = load_config(None, layered(config_of(before).model_dump(mode="json"), changes))
-    return config, before
-
-
-def _revisable() -> list[str]:
-    """The methods that take further images of classes they know."""
-    return [name for name, method in METHODS.items() if method.revisable]
-
-
-def _check_methods(config: Config, again: list[str]) -> None:
-    others = [name for name in config.methods if name not in _revisable()]
-    if again and others:
-        raise ConfigError(
-            [
-                f"methods: {', '.join(others)} cannot learn further images of known classes "
-                f"({', '.join(again[:3])}); {' and '.join(_revisable())} can"
-            ]
-        )
+    return next_settings(config_of(before), overrides), before
 
 
 def _drift(stage: Stage, number: int) -> Any:

@@ -12,6 +12,7 @@ from prefect import get_run_logger
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.config import Config
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.settings import DEPLOYED
 from flows.learning import evaluate_methods
 from tasks.compare_versions import answers_known, compare_with_champion, decide
 from tasks.judge_plan import Other, judge_version
@@ -23,7 +24,6 @@ from tasks.support.caching import code_version
 from tasks.support.stage import Stage, known_classes
 from tasks.support.sweep import sweep
 from tasks.support.version import (
-    DEPLOYED,
     Tested,
     Version,
     config_of,

@@ -11,8 +11,9 @@ from torch import Tensor
 from dynammo.config import Config
 from dynammo.data.marks import NOBODY, rows
 from dynammo.evaluation.gate import Comparison, Decision, Outcome, compare, judge
+from dynammo.learner.settings import DEPLOYED
 from tasks.support.stage import Stage, known_classes
-from tasks.support.version import DEPLOYED, Forgotten, Tested, Version
+from tasks.support.version import Forgotten, Tested, Version
 from tasks.support.workspace import Context
 
 

@@ -32,10 +32,11 @@ from dynammo.evaluation.protocol import (
 from dynammo.heads.mahalanobis import mahalanobis
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.settings import DEPLOYED
 from tasks.compare_versions import common_answers, groups_of
 from tasks.evaluate import as_predictions, head_inputs
 from tasks.support.stage import Stage, known_classes
-from tasks.support.version import DEPLOYED, Tested, Version
+from tasks.support.version import Tested, Version
 from tasks.support.workspace import Context
 
 # A change of these is a modification that no plan of this form allows.

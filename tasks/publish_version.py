@@ -12,12 +12,13 @@ from prefect import get_run_logger, task
 
 from dynammo.checkpoint import references_in, to_json, write_atomically
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.settings import DEPLOYED
 from tasks.publish import replaced_folder, save_merged
 from tasks.support.mlflow import champion as aliases
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow import served_model
 from tasks.support.stage import known_classes, measured
-from tasks.support.version import DEPLOYED, Version, config_of
+from tasks.support.version import Version, config_of
 
 _PREFIX = "models:/"
 REGISTERED = "registered.json"  # version of the learner -> version of the registered model

@@ -12,10 +12,9 @@ from dynammo.evaluation.gate import Comparison, Decision
 from dynammo.evaluation.protocol import Judgement, Step
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.ledger import Ledger
+from dynammo.learner.settings import DEPLOYED
 from tasks.support.stage import Stage
 from tasks.support.workspace import Context, Kept, context_of
-
-DEPLOYED = "merged"  # the method whose model is published, and which the gate is about
 
 
 class Learnt(TypedDict):
