@@ -123,7 +123,7 @@ def test_no_classes() -> None:
 
 
 def test_the_memory_must_hold_one_exemplar_of_each_class() -> None:
-    message = "^memory.size 4 cannot hold one exemplar of each of 8 classes: "
+    message = "^memory.size 4 cannot hold one exemplar of each of 8 classes$"
     with pytest.raises(DataError, match=message):
         build("abcdefgh", memory=4, classes_per_task=2)
     build("abcdefgh", memory=8, classes_per_task=2)
