@@ -13,7 +13,6 @@ from dynammo.heads.statistics import ClassStatistics, append_classes, measure_cl
 from dynammo.methods.analytic import Analytic
 from dynammo.methods.base import About, Style, Task
 from dynammo.methods.prototypes import similarity_scores
-from dynammo.methods.ranpac import solve_ridge
 from dynammo.state import State
 
 PROJECTIONS = 3
@@ -92,16 +91,16 @@ class AnalyticProjection(Analytic):
         self.grams = self.grams + z.mT @ z
         self.sums = functional.pad(self.sums, (0, grown)) + z.mT @ onehot
         targets = target_means(known.means, covariance)
-        self.thetas = torch.stack(
-            [
-                solve_ridge(gram, sums @ targets, self.ridge)
-                for gram, sums in zip(self.grams, self.sums, strict=True)
-            ]
-        )
+        self.thetas = self._solve(self.grams, self.sums @ targets)
         drawn, labels = self._draw(covariance, self.seed("draw", task.number))
         g = functional.gelu(self.pull(drawn) @ self.last)
         onehot = functional.one_hot(labels, task.classes).double()
-        self.head = solve_ridge(g.T @ g, g.T @ onehot, self.ridge)
+        self.head = self._solve(g.T @ g, g.T @ onehot)
+
+    def _solve(self, gram: Tensor, sums: Tensor) -> Tensor:
+        """(G + ridge I)^-1 Q, of one or of several."""
+        regular = gram + self.ridge * torch.eye(gram.shape[-1], dtype=torch.float64)
+        return torch.linalg.solve(regular, sums)
 
     def _draw(self, covariance: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Features (C * samples, D) of all classes, and their labels."""
