@@ -100,7 +100,8 @@ class AnalyticProjection(Analytic):
     def _solve(self, gram: Tensor, sums: Tensor) -> Tensor:
         """(G + ridge I)^-1 Q, of one or of several."""
         regular = gram + self.ridge * torch.eye(gram.shape[-1], dtype=torch.float64)
-        return torch.linalg.solve(regular, sums)
+        solution: Tensor = torch.linalg.solve(regular, sums)
+        return solution
 
     def _draw(self, covariance: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Features (C * samples, D) of all classes, and their labels."""
