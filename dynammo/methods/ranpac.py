@@ -21,7 +21,11 @@ class RanPac(Method):
     """h = ReLU(f W) with W drawn once from N(0, 1); class scores are h (G + ridge I)^-1 Q.
 
     G = sum h^T h and Q = sum h^T onehot(y) over all images seen: learning task by task gives what
-    learning at once would.
+    learning at once would. Of several W the scores' mean is taken, for one draw may be lucky.
+
+    With `cosine` the scores are the cosines of h and the columns of (G + ridge I)^-1 Q, which a
+    class of many images makes longer. The authors' program does not; a widely used one (PILOT,
+    arXiv 2309.07117) does.
 
     Args:
         config: as of every method.
@@ -29,6 +33,8 @@ class RanPac(Method):
         device: likewise.
         projection: M, the length of h. The paper takes 10,000; G has M^2 numbers.
         ridge: the penalty; none chooses it as `choose_ridge` says.
+        cosine: whether scores are cosines.
+        projections: how many W.
     """
 
     about = About(
@@ -46,37 +52,47 @@ class RanPac(Method):
         device: torch.device | str = "cpu",
         projection: int = 2000,
         ridge: float | None = None,
+        cosine: bool = False,
+        projections: int = 1,
     ) -> None:
         super().__init__(config, weights, device)
-        if projection < 1:
-            raise ValueError(f"projection must be at least 1, got {projection}")
-        self.ridge = ridge
+        if projection < 1 or projections < 1:
+            wrong = projection if projection < 1 else projections
+            raise ValueError(f"projection and projections must be at least 1, got {wrong}")
+        self.ridge, self.cosine = ridge, cosine
         generator = torch.Generator().manual_seed(self.seed("projection"))
-        self.projection = torch.randn(self.feature_size, projection, generator=generator)
-        self.gram = torch.zeros(projection, projection, dtype=torch.float64)
-        self.sums = torch.zeros(projection, 0, dtype=torch.float64)
-        self.head = torch.zeros(projection, 0, dtype=torch.float64)
+        self.projection = torch.randn(
+            projections, self.feature_size, projection, generator=generator
+        )
+        shape = (projections, projection)
+        self.gram = torch.zeros(*shape, projection, dtype=torch.float64)
+        self.sums = torch.zeros(*shape, 0, dtype=torch.float64)
+        self.head = torch.zeros(*shape, 0, dtype=torch.float64)
 
     def project(self, features: Tensor) -> Tensor:
-        """(N, D) -> h, (N, M) float64."""
+        """(N, D) -> h of each W, (P, N, M) float64."""
         return (features @ self.projection).relu().double()
 
     def learn(self, task: Task, watch: Watch) -> list[Epoch]:
         features = extract_features(self.network, task.new.images, progress=watch.progress)
-        h = self.project(features)
         targets = functional.one_hot(task.new.labels, task.classes).double()
-        self.gram += h.T @ h
-        self.sums = (
-            functional.pad(self.sums, (0, task.classes - self.sums.shape[1])) + h.T @ targets
-        )
-        ridge = self.ridge
-        if ridge is None:
-            ridge = choose_ridge(h, targets, self.seed("ridge", task.number))
-        self.head = solve_ridge(self.gram, self.sums, ridge)
+        self.sums = functional.pad(self.sums, (0, task.classes - self.sums.shape[2]))
+        heads = []
+        for h, gram, sums in zip(self.project(features), self.gram, self.sums, strict=True):
+            gram += h.T @ h
+            sums += h.T @ targets
+            ridge = self.ridge
+            if ridge is None:
+                ridge = choose_ridge(h, targets, self.seed("ridge", task.number))
+            heads.append(solve_ridge(gram, sums, ridge))
+        self.head = torch.stack(heads)
         return []
 
     def scores(self, features: Tensor) -> Scores:
-        return similarity_scores(self.project(features) @ self.head)
+        h, head = self.project(features), self.head
+        if self.cosine:
+            h, head = functional.normalize(h, dim=2), functional.normalize(head, dim=1)
+        return similarity_scores((h @ head).mean(0))
 
     @property
     def head_weights(self) -> int:

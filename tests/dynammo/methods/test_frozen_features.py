@@ -32,12 +32,12 @@ def test_ncm_agrees_with_scikit_learn() -> None:
 def test_ranpac_agrees_with_scikit_learn() -> None:
     method = create("ranpac", configured(method_options__ranpac={"projection": 40, "ridge": 0.3}))
     method.learn(AT_ONCE, Watch())
-    h = method.project(extract_features(method.network, ALL.images)).numpy()
+    (h,) = method.project(extract_features(method.network, ALL.images)).numpy()
     assert h.shape == (24, 40)
     assert (h == 0).any() and (h >= 0).all()
     targets = np.eye(4)[ALL.labels.numpy()]
     ridge = Ridge(alpha=0.3, fit_intercept=False, solver="svd").fit(h, targets)
-    np.testing.assert_allclose(method.head.T.numpy(), ridge.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(method.head[0].T.numpy(), ridge.coef_, rtol=1e-6, atol=1e-9)
 
 
 def test_ranpac_learns_in_parts_what_it_learns_at_once() -> None:
@@ -48,6 +48,32 @@ def test_ranpac_learns_in_parts_what_it_learns_at_once() -> None:
     whole.learn(AT_ONCE, Watch())
     for name, value in whole.state().items():
         torch.testing.assert_close(parts.state()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_several_projections_are_averaged_and_cosines_ignore_lengths() -> None:
+    options = {"projection": 40, "ridge": 1.0, "projections": 2}
+    plain = create("ranpac", configured(method_options__ranpac=options))
+    cosine = create("ranpac", configured(method_options__ranpac={**options, "cosine": True}))
+    for method in (plain, cosine):
+        method.learn(AT_ONCE, Watch())
+    features = extract_features(plain.network, ALL.images)
+    targets = torch.eye(4).double()[ALL.labels]
+    means, cosines = torch.zeros(2, 24, 4, dtype=torch.float64)
+    for drawn in plain.projection:
+        h = (features @ drawn).relu().double()
+        head = torch.linalg.solve(h.T @ h + torch.eye(40), h.T @ targets)
+        means += h @ head / 2
+        cosines += h @ head / h.norm(dim=1, keepdim=True) / head.norm(dim=0) / 2
+    assert not torch.equal(*plain.projection)
+    for method, expected in ((plain, means), (cosine, cosines)):
+        torch.testing.assert_close(
+            method.scores(features).probabilities, (expected / 0.1).softmax(1), rtol=1e-4, atol=1e-4
+        )
+    lengths = cosine.head.norm(dim=1).max()
+    cosine.head[:, :, 0] *= 10 * lengths
+    torch.testing.assert_close(
+        cosine.scores(features).probabilities, (cosines / 0.1).softmax(1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_ridge_is_the_one_that_predicts_held_out_images_best() -> None:
