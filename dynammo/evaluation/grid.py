@@ -255,7 +255,8 @@ def estimate_gmacs(config: Config, images: Sequence[int], classes: Sequence[int]
     total, seen, classes_seen = 0.0, 0, 0
     for count, new in zip(images, classes, strict=True):
         memory = config.memory.size or (config.memory.per_class or 0) * classes_seen
-        old = {"none": 0, "exemplars": min(memory, seen), "all": seen}[about.memory]
+        kept = min(memory, seen)  # of smaller images a method's own choice has more
+        old = {"none": 0, "exemplars": kept, "own": kept, "all": seen}[about.memory]
         total += count + old
         seen, classes_seen = seen + count, classes_seen + new
     passes = 3 * config.train.epochs if trains(config.methods[0]) else 1

@@ -43,8 +43,10 @@ def fine_tune_head(
     config: HeadConfig,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
 ) -> State:
-    """Stage 2: minimise the cross-entropy of a linear head on features that do not change.
+    """Stage 2: minimise the cross-entropy, or another loss, of a linear head on features that do
+    not change.
 
     Every epoch visits each image once, in a random order, under a random one of its views.
 
@@ -55,6 +57,7 @@ def fine_tune_head(
         config: epochs, learning rate (Adam), batch size.
         seed: of the order and the views.
         progress: called with (epochs done, epochs).
+        loss: of logits (B, C) and labels (B,).
 
     Returns:
         The trained head.
@@ -71,9 +74,8 @@ def fine_tune_head(
         view = torch.randint(views, (count,), generator=generator)
         for batch in order.split(config.batch_size):
             logits = functional.linear(features[view[batch], batch], weight, bias)
-            loss = functional.cross_entropy(logits, labels[batch])
             optimiser.zero_grad()
-            loss.backward()
+            loss(logits, labels[batch]).backward()
             optimiser.step()
         if progress is not None:
             progress(epoch + 1, config.epochs)

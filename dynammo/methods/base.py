@@ -33,12 +33,12 @@ class About(NamedTuple):
 
     `meaning` is one line without a full stop, `source` where the method was published, `memory`
     which images of earlier classes it learns from: none, herded exemplars within the common budget,
-    or all of them.
+    its own choice within the bytes of that budget, or all of them.
     """
 
     meaning: str
     source: str
-    memory: Literal["none", "exemplars", "all"]
+    memory: Literal["none", "exemplars", "own", "all"]
     style: Style
 
 
@@ -225,7 +225,7 @@ def check_methods(config: Config) -> None:
         needing = [
             name
             for name in config.methods
-            if name not in own_head and METHODS[name].about.memory == "exemplars"
+            if name not in own_head and METHODS[name].about.memory in ("exemplars", "own")
         ]
         if needing:
             problems.append(

@@ -66,19 +66,11 @@ class DynamicExpansion(TrainedNetwork):
         self.networks: list[nn.Module] = []  # one a task
 
     def learn(self, task: Task, watch: Watch) -> list[Epoch]:
-        newest = build_network(self.config.backbone, self.weights, self.config.image.size)
-        if self.networks:
-            newest.load_state_dict(self.networks[-1].state_dict())
-        self._use([*self.networks, newest])
-        self.grow(task)
-        count = task.classes - task.first
-        extra = nn.Linear(self.single, count + 1)
-        for parameter in extra.to(self.device).parameters():
-            nn.init.zeros_(parameter)  # as `grow` does, and for its reason
+        newest, extra = self.expand(task)
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
             features = self.network(batch.images)
-            logits = functional.linear(features, self.weight, self.bias).float()
+            logits = self.outputs(features, self.head_parameters()).float()
             value = functional.cross_entropy(logits, batch.labels)
             if task.first:
                 own = extra(features[:, -self.single :]).float()
@@ -87,9 +79,25 @@ class DynamicExpansion(TrainedNetwork):
                 )
             return value, logits
 
-        newest.requires_grad_(True)
         parameters = [*newest.parameters(), *extra.parameters()]
         return self.fit(task.new.with_(task.old), loss, task, watch, parameters)
+
+    def expand(self, task: Task) -> tuple[nn.Module, nn.Module]:
+        """Add a backbone, which alone is to be trained, and grow the head for the task.
+
+        Returns:
+            The backbone, which starts from the last one, and the auxiliary classifier of its
+            features: old, and each of the task's classes.
+        """
+        newest = build_network(self.config.backbone, self.weights, self.config.image.size)
+        if self.networks:
+            newest.load_state_dict(self.networks[-1].state_dict())
+        self._use([*self.networks, newest])
+        self.grow(task)
+        extra = nn.Linear(self.single, task.classes - task.first + 1)
+        for parameter in extra.to(self.device).parameters():
+            nn.init.zeros_(parameter)  # as `grow` does, and for its reason
+        return newest.requires_grad_(True), extra
 
     def remember(self, memory: TaskImages) -> None:
         classes = len(self.bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import ClassVar, NamedTuple
 
@@ -28,7 +28,7 @@ Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
 class TrainedNetwork(Method):
-    """The whole backbone and one linear head over all classes seen, trained together.
+    """The whole backbone and one head over all classes seen, linear here, trained together.
 
     Trained as the adapters are (`config.train`: SGD with momentum, epochs, batch size, flips), with
     a learning rate of its own, `network_learning_rate`.
@@ -44,6 +44,10 @@ class TrainedNetwork(Method):
     ) -> None:
         super().__init__(config, weights, device)
         self.network.requires_grad_(True)
+        self.start_head()
+
+    def start_head(self) -> None:
+        """Take a head without outputs."""
         self.use_head({"weight": torch.zeros(0, self.feature_size), "bias": torch.zeros(0)})
 
     def grow(self, task: Task) -> None:
@@ -58,9 +62,13 @@ class TrainedNetwork(Method):
         weight = functional.pad(self.weight.detach(), (0, columns, 0, rows))
         self.use_head({"weight": weight, "bias": functional.pad(self.bias.detach(), (0, rows))})
 
+    def outputs(self, features: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+        """(B, D) -> (B, C), what a head says of features."""
+        return functional.linear(features, head["weight"], head["bias"])
+
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C), as they are trained."""
-        return functional.linear(self.network(images), self.weight, self.bias).float()
+        return self.outputs(self.network(images), self.head_parameters()).float()
 
     def cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss over all classes seen, mean over the batch; a `Loss`."""
@@ -74,11 +82,11 @@ class TrainedNetwork(Method):
     def frozen_copy(self) -> Callable[[Tensor], Tensor]:
         """`logits` as they are now, whatever is learnt later."""
         network = deepcopy(self.network)
-        weight, bias = self.weight.detach().clone(), self.bias.detach().clone()
+        head = {name: value.detach().clone() for name, value in self.head_parameters().items()}
 
         @torch.no_grad()
         def logits(images: Tensor) -> Tensor:
-            return functional.linear(network(images), weight, bias)
+            return self.outputs(network(images), head)
 
         return logits
 
@@ -108,7 +116,7 @@ class TrainedNetwork(Method):
         self.network.eval()
         body = self.network.parameters() if parameters is None else parameters
         seed = self.seed("learn", task.number)
-        trained = [*body, self.weight, self.bias]
+        trained = [*body, *self.head_parameters().values()]
         settings = self.config.train
         rate = "network_learning_rate"
         return fit(trained, of, len(data.labels), settings, seed, *watch, rate=rate)
@@ -122,12 +130,16 @@ class TrainedNetwork(Method):
     def scores(self, features: Tensor) -> Scores:
         return unified_scores(features, self.head())
 
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained beside the network: `weight` (C, D) and `bias` (C,)."""
+        return {"weight": self.weight, "bias": self.bias}
+
     def head(self) -> State:
-        """`weight` (C, D) and `bias` (C,), on the CPU."""
-        return {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
+        """A copy of `head_parameters`, on the CPU."""
+        return {name: value.detach().cpu() for name, value in self.head_parameters().items()}
 
     def use_head(self, head: State) -> None:
-        """Take `weight` (C, D) and `bias` (C,) as they are."""
+        """Take what `head` gave, as it is."""
         self.weight = nn.Parameter(head["weight"].to(self.device))
         self.bias = nn.Parameter(head["bias"].to(self.device))
 

@@ -82,7 +82,7 @@ def test_every_method_is_described() -> None:
     for name in METHODS:
         about = METHODS[name].about
         assert about.meaning and not about.meaning.endswith("."), name
-        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|baseline", about.source), name
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|[A-Z]+ \d{4}|baseline", about.source), name
     styles = [METHODS[name].about.style for name in METHODS]
     assert len(set(styles)) == len(styles), "two methods look the same in a figure"
 
@@ -94,7 +94,10 @@ def test_every_method_is_described() -> None:
         ({"ncm": {"k": 1}}, "ncm: unknown option 'k'; it takes none"),
         ({"ewc": {"strength": "high"}}, "ewc.strength must be like 100.0, got 'high'"),
         ({"ewc": {"samples": 0.5}}, "ewc.samples must be like 256, got 0.5"),
-        ({"ranpac": {"projection": 0}}, "ranpac: projection must be at least 1, got 0"),
+        (
+            {"ranpac": {"projection": 0}},
+            "ranpac: projection and projections must be at least 1, got 0",
+        ),
         ({"lda": {"shrinkage": 2}}, "lda: shrinkage must be from 0 to 1, got 2"),
         ({"fsa": {"shrinkage": -1}}, "fsa: shrinkage must be from 0 to 1, got -1"),
         ({"slda": {"shrinkage": 0}}, "slda: shrinkage must be above 0 and at most 1, got 0"),
@@ -103,6 +106,14 @@ def test_every_method_is_described() -> None:
         ({"layup": {"ridge": 0}}, "layup: ridge must be above 0, got 0"),
         ({"anacp": {"ridge": 0}}, "anacp: ridge must be above 0, shrinkage above 0 and at most 1"),
         ({"anacp": {"samples": 0}}, "anacp: projection and samples must be at least 1"),
+        ({"ranpac": {"projections": 0}}, "projection and projections must be at least 1, got 0"),
+        ({"clsnet": {"hidden": 0}}, "clsnet: hidden must be at least 1, and strength at least 0"),
+        ({"bic": {"held_out": 1.0}}, "bic: held_out must be within 0 and 1, and decay above 0"),
+        ({"ucir": {"scale": 0.0}}, "ucir: scale must be above 0, and proxies at least 1"),
+        ({"ucir": {"hardest": 0}}, "ucir: hardest must be at least 1, got 0"),
+        ({"podnet": {"balanced": -1}}, "podnet: balanced must be at least 0, got -1"),
+        ({"mecil": {"reduction": 0.5}}, "mecil: reduction must be from 1 to the image's pixels"),
+        ({"dflm": {"mixed": 2}}, "dflm: mixed must be from 0 to 1, got 2"),
         ({"merged": {"size": 1}}, "merged: it takes none, but those of the sections"),
     ],
 )

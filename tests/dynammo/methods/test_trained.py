@@ -38,6 +38,8 @@ STILL = {
     "train__weight_decay": 0.0,
 }
 TRAINED = [name for name, kind in METHODS.items() if issubclass(kind, TrainedNetwork)]
+# A head of directions cannot start at zero.
+LINEAR = [name for name in TRAINED if METHODS[name].grow is TrainedNetwork.grow]
 ONE = TaskImages(FIRST.images[:1], FIRST.labels[:1])  # every draw from such a memory is known
 
 
@@ -62,7 +64,7 @@ def learnt(name: str, config: Config) -> Any:
     return method
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LINEAR)
 def test_new_outputs_and_inputs_of_the_head_start_at_zero_and_old_ones_stay(name: str) -> None:
     method = learnt(name, configured())
     head, width = method.head(), method.feature_size
@@ -74,7 +76,7 @@ def test_new_outputs_and_inputs_of_the_head_start_at_zero_and_old_ones_stay(name
     assert method.weight.shape == (4, width + 3) and method.bias[2:].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LINEAR)
 def test_the_first_step_of_a_fresh_head_leaves_the_network_as_it_is(name: str) -> None:
     config = configured(train__batch_size=12, train__weight_decay=0.0)
     method = create(name, config)
@@ -109,7 +111,7 @@ def test_bfloat16_is_near_float32(name: str) -> None:
             assert all(math.isfinite(epoch.loss) for epoch in history)
         heads.append(method.head()["weight"])
     assert heads[1].dtype == torch.float32 and not torch.equal(*heads)
-    assert torch.allclose(*heads, atol=1e-3)
+    assert torch.allclose(*heads, atol=2e-3 * max(1.0, float(heads[0].abs().max())))
 
 
 def test_the_network_has_a_learning_rate_of_its_own() -> None:

@@ -30,6 +30,7 @@ def configured(**overrides: Any) -> Config:
             "klda": {"projection": 40},
             "anacp": {"projection": 40, "samples": 5},
             "ewc": {"samples": 3},
+            "podnet": {"balanced": 2},
         },
     }
     return load_config(None, chosen | {k.replace("__", "."): v for k, v in overrides.items()})
@@ -72,7 +73,8 @@ def memory(count: int, *parts: TaskImages) -> TaskImages:
 
 def old_images(method: Method) -> TaskImages:
     """What a method sees of the first task when it learns the second."""
-    return {"none": NOTHING, "exemplars": memory(3, FIRST), "all": FIRST}[method.about.memory]
+    kinds = {"none": NOTHING, "own": NOTHING, "exemplars": memory(3, FIRST), "all": FIRST}
+    return kinds[method.about.memory]
 
 
 def task(number: int, method: Method) -> Task:
