@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dynammo.data import DATA_SOURCES
     from dynammo.data.sources.loading import load_source
     from dynammo.deploy.export import export_model
+    from dynammo.deploy.graph import load_predictor
     from dynammo.deploy.predictor import Predictor
     from dynammo.evaluation.metrics import evaluate_stage
     from dynammo.heads import HEAD_RULES
@@ -40,6 +41,7 @@ __all__ = [
     "export_model",
     "herd",
     "load_config",
+    "load_predictor",
     "load_source",
     "train_adapter",
 ]
@@ -57,6 +59,7 @@ _MODULES = {
     "export_model": "dynammo.deploy.export",
     "herd": "dynammo.memory.herding",
     "load_config": "dynammo.config",
+    "load_predictor": "dynammo.deploy.graph",
     "load_source": "dynammo.data.sources.loading",
     "train_adapter": "dynammo.training.loop",
 }

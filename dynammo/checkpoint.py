@@ -12,16 +12,18 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from dynammo.errors import CheckpointError
 from dynammo.state import State
+
+if TYPE_CHECKING:  # documents and files need no torch, and who predicts has none loaded
+    from torch import Tensor
 
 
 class Ref(TypedDict):
@@ -33,11 +35,18 @@ class Ref(TypedDict):
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: temporary name in the same folder, then rename."""
+    with written_atomically(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """As `write_atomically`, piece by piece: the file appears when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -115,6 +124,8 @@ class CheckpointStore:
 
         The reference's hash is that of the weights file; the metadata names its parents' hashes.
         """
+        from safetensors.torch import save
+
         # Cloned, because safetensors refuses tensors that share memory.
         content = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
         digest = hashlib.sha256(content).hexdigest()
@@ -131,6 +142,8 @@ class CheckpointStore:
             CheckpointError: the file is missing, its content is not what the reference names, or it
                 is no safetensors file.
         """
+        from safetensors.torch import load
+
         try:
             return load(self._read(ref))
         except SafetensorError as error:

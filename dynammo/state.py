@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:  # what only hands tensors on does not load torch
+    from torch import Tensor
+
+State = dict[str, "Tensor"]

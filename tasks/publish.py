@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ import dynammo
 from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
+from dynammo.deploy.graph import copy_graph
 from dynammo.deploy.predictor import save_model
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, DynammoError
 from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
 from tasks.support.exchange import exchanged
@@ -29,6 +31,8 @@ from tasks.support.stage import Stage, known_classes, measured
 from tasks.support.sweep import in_use
 from tasks.support.workspace import CHECKPOINTS, versions
 from tasks.version_data import DataVersion
+
+_log = logging.getLogger(__name__)
 
 CURVES = (
     "task",
@@ -80,6 +84,7 @@ def publish(
         _write_tables(config, data, stages, results, folder)
         if deployable:
             unfolded = save_merged(config, data["hash"], backbone, stages[-1], folder / "model")
+            put_graph(config, folder / "model")
     show(results, runs)
     logger = get_run_logger()
     if unfolded:
@@ -118,6 +123,27 @@ def save_merged(
             "versions": {"dynammo": dynammo.__version__, **versions()},
         },
     )
+
+
+def put_graph(config: Config, folder: Path, earlier: Path | None = None) -> None:
+    """Put the ONNX graph into a model's folder, as `tracking.onnx_graph` says.
+
+    A network that cannot be exported is published all the same, and a line of the log says why it
+    has no graph: torch can answer with it.
+
+    Args:
+        config: of the experiment.
+        folder: of the model.
+        earlier: a folder whose graph is taken if its model is the same.
+    """
+    if not config.tracking.onnx_graph or (earlier is not None and copy_graph(earlier, folder)):
+        return
+    try:
+        from dynammo.deploy.export import add_graph
+
+        add_graph(folder)
+    except DynammoError as error:
+        _log.warning("the model has no ONNX graph, torch will answer: %s", error)
 
 
 def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str, Any]:

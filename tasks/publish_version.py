@@ -13,7 +13,7 @@ from prefect import get_run_logger, task
 from dynammo.checkpoint import references_in, to_json, write_atomically
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from dynammo.learner.settings import DEPLOYED
-from tasks.publish import replaced_folder, save_merged
+from tasks.publish import put_graph, replaced_folder, save_merged
 from tasks.support.mlflow import champion as aliases
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow import served_model
@@ -44,11 +44,12 @@ def write_model(folder: LearnerFolder) -> None:
         write_atomically(fresh / "version.json", to_json(note))
 
 
-def _save(folder: LearnerFolder, version: Any, target: Path) -> None:
+def _save(folder: LearnerFolder, version: Any, target: Path, earlier: Path | None = None) -> None:
     document: Version = version
     hashes = document["batches"][-1]["hash"]
     config = config_of(document)
     save_merged(config, hashes, document["backbone"], document["stage"], target, folder.store)
+    put_graph(config, target, earlier)
 
 
 @task(name="register version", retries=2, retry_delay_seconds=3)
@@ -90,7 +91,7 @@ def register_version(folder_path: str, number: int) -> str | None:
     example = served_model.plain_example(config.image.size)
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".model.") as temporary:
         model, whole = Path(temporary) / "model", Path(temporary) / "learner"
-        _save(folder, version, model)
+        _save(folder, version, model, model_of(folder))
         pack(folder, number, whole)
         logged = served_model.log_model(run, model, config.model_name, example, learner=whole)
     registered = served_model.register(

@@ -1,4 +1,4 @@
-"""Changed model folders, with or without their hashes made anew."""
+"""Model folders: changed ones, with or without their hashes made anew, and a graph made by hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import onnx
 from safetensors.torch import load_file, save
 
 from dynammo.checkpoint import sealed
@@ -30,3 +32,49 @@ def reseal(folder: Path, change: Mapping[str, object], tensors: State | None = N
         key: value for key, value in manifest.items() if value is not None or key == "adapter"
     }
     (folder / "model.json").write_bytes(sealed(manifest))
+
+
+# Weights of `graph_folder`: what a class makes of the mean red, green and blue, 0 to 255.
+BY_COLOUR = {"red": [0.1, 0, 0], "green": [0, 0.1, 0], "blue": [0, 0, 0.1]}
+
+
+def graph_folder(folder: Path, size: int = 16) -> Path:
+    """A model folder with nothing but a graph: softmax of a linear function of the mean colour."""
+    helper, types = onnx.helper, onnx.TensorProto
+    weights = np.array(list(BY_COLOUR.values()), dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["pixels"], to=types.FLOAT),
+            helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
+            helper.make_node("Gemm", ["means", "weights"], ["logits"], transB=1),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "by colour",
+        [helper.make_tensor_value_info("images", types.UINT8, ["batch", 3, size, size])],
+        [
+            helper.make_tensor_value_info(name, types.FLOAT, ["batch", 3])
+            for name in ("logits", "probabilities")
+        ],
+        [
+            onnx.numpy_helper.from_array(weights, "weights"),
+            onnx.numpy_helper.from_array(np.array([2, 3]), "axes"),
+        ],
+    )
+    opset = helper.make_opsetid("", 18)
+    content = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    document = {"format": 2, "classes": list(BY_COLOUR), "image_size": size}
+    manifest = sealed(document)
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(content)
+    (folder / "model.json").write_bytes(manifest)
+    record(folder)
+    return folder
+
+
+def record(folder: Path) -> None:
+    """Make `graph.json` anew for what is in the folder."""
+    hashes = {
+        key: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for key, name in (("model_sha256", "model.json"), ("sha256", "model.onnx"))
+    }
+    (folder / "graph.json").write_bytes(sealed(hashes))

@@ -371,13 +371,18 @@ class GateConfig(Section):
 
 
 class TrackingConfig(Section):
-    """What goes to MLflow beside metrics and artifacts."""
+    """What is published beside metrics and artifacts."""
 
     experiment: str | None = Field(
         None, description="MLflow experiment; default: dynammo-<data.name>"
     )
     register_model: bool = Field(
         True, description="register the merged model as dynammo-<data.name>"
+    )
+    onnx_graph: bool = Field(
+        True,
+        description="put the ONNX graph, checked, into the merged model's folder, with which "
+        "predict and the served model answer; making it takes some 20 s of processor time",
     )
 
 

@@ -29,25 +29,25 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import dynammo
-from dynammo.checkpoint import to_json, write_atomically
+from dynammo.checkpoint import sealed, to_json, write_atomically
 from dynammo.data.formats.pictures import load_image
+from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, open_session
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.errors import ConfigError, ExportError
 from dynammo.extras import needs
 from dynammo.network.folding import cheapen
 from dynammo.network.fusion import batch_norms, fuse_batch_norms
 
-with needs("export", "onnx", "onnxruntime"):
+with needs("export", "onnx"):
     import onnx
-    import onnxruntime
 
 OPSET = 18
 LOGIT_TOLERANCE = 1e-4  # of the largest logit of the source
 PROBABILITY_TOLERANCE = 1e-3  # or what the source's own rounding makes of it, if that is more
 _ROUNDINGS = 4  # of the source's own that a form's may amount to: its sums are in another order
 
-_MANIFEST, _EXPORT = "model.json", "export.json"
-_FILES = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx"}
+_EXPORT = "export.json"
+_FILES = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": GRAPH}
 FORMATS = tuple(_FILES)
 _PREPROCESSING = (
     "RGB as uint8, EXIF orientation applied, transparency on black; resized to image_size x "
@@ -79,10 +79,12 @@ def export_model(
     """Write a model folder in other forms, checked, or change nothing.
 
     `folder` gets `model.json` (class names, size, provenance), `export.json` (what this returns)
-    and a file a form. `model.safetensors` with `model.json` is again a model folder. `model.pt2`
-    and `model.onnx` take `images`, (B, 3, S, S) uint8 RGB with any B, and give `logits` and
-    `probabilities`, (B, C) float32; adapters and BatchNorms are in their convolutions as far as
-    that goes (`dynammo.network.folding.cheapen`, `dynammo.network.fusion`).
+    and a file a form; beside `model.onnx` also `graph.json`, by which `dynammo.deploy.graph` knows
+    it. `model.safetensors` with `model.json` is again a model folder, and so is `model.onnx` with
+    `graph.json` and `model.json`. `model.pt2` and `model.onnx` take `images`, (B, 3, S, S) uint8
+    RGB with any B, and give `logits` and `probabilities`, (B, C) float32; adapters and BatchNorms
+    are in their convolutions as far as that goes (`dynammo.network.folding.cheapen`,
+    `dynammo.network.fusion`).
 
     Args:
         source: a model folder, or a results folder with one called `model`.
@@ -117,10 +119,10 @@ def export_model(
     model_folder = _model_folder(Path(source))
     predictor = Predictor(model_folder)
     pixels, checked_on = _pixels(images, predictor.size)
-    manifest = (model_folder / _MANIFEST).read_bytes()
+    manifest = (model_folder / MANIFEST).read_bytes()
     metadata = _metadata(predictor, manifest)
     with _appearing(target) as temporary:
-        (temporary / _MANIFEST).write_bytes(manifest)
+        (temporary / MANIFEST).write_bytes(manifest)
         if set(formats) - {"safetensors"}:
             program, remaining = _program(predictor.model, predictor.size)
         for name in FORMATS:
@@ -160,6 +162,28 @@ def export_model(
                 **_differences(name, exact, answer, tolerated),
             }
         write_atomically(temporary / _EXPORT, to_json(report))
+        if "onnx" in formats:
+            write_atomically(temporary / RECORD, _record(report, manifest))
+    return report
+
+
+def _record(report: Mapping[str, Any], manifest: bytes) -> bytes:
+    """What ties the graph to its model, and how it was checked."""
+    about = ("checked_on", "opset", "tolerance", "versions")
+    checked = {name: report[name] for name in about} | report["files"]["onnx"]
+    return sealed({"model_sha256": hashlib.sha256(manifest).hexdigest(), **checked})
+
+
+def add_graph(folder: Path) -> dict[str, Any]:
+    """Put the ONNX graph and its record into a model folder, checked as `export_model` does.
+
+    Raises:
+        ExportError, CheckpointError: as `export_model` does; the folder is as it was.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        report = export_model(folder, Path(temporary) / "export", ["onnx"])
+        for name in (GRAPH, RECORD):
+            os.replace(Path(temporary) / "export" / name, folder / name)
     return report
 
 
@@ -193,7 +217,7 @@ def _pixels(images: Sequence[Path] | None, size: int) -> tuple[Tensor, dict[str,
 
 def _model_folder(source: Path) -> Path:
     inner = source / "model"
-    return inner if not (source / _MANIFEST).is_file() and inner.is_dir() else source
+    return inner if not (source / MANIFEST).is_file() and inner.is_dir() else source
 
 
 def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
@@ -203,7 +227,7 @@ def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
         "image_size": str(predictor.size),
         "preprocessing": _PREPROCESSING,
         "dynammo": dynammo.__version__,
-        _MANIFEST: manifest.decode(),
+        MANIFEST: manifest.decode(),
     }
 
 
@@ -275,9 +299,7 @@ def _loaded(name: str, folder: Path) -> Callable[[Tensor], _Outputs]:
     if name == "pt2":
         program = torch.export.load(folder / _FILES[name]).module()
         return lambda images: program(images)
-    session = onnxruntime.InferenceSession(
-        folder / _FILES[name], providers=["CPUExecutionProvider"]
-    )
+    session = open_session((folder / _FILES[name]).read_bytes())
 
     def run(images: Tensor) -> _Outputs:
         logits, probabilities = session.run(["logits", "probabilities"], {"images": images.numpy()})
@@ -334,7 +356,7 @@ def _refuse_foreign(folder: Path) -> None:
     """Raises `ExportError` unless the folder is missing, empty, or an earlier export."""
     if folder.is_dir():
         found = {path.name for path in folder.iterdir()}
-        strange = sorted(found - {*_FILES.values(), _MANIFEST, _EXPORT})
+        strange = sorted(found - {*_FILES.values(), MANIFEST, RECORD, _EXPORT})
         if found and (strange or _EXPORT not in found):
             what = strange[0] if strange else f"no {_EXPORT}"
             raise ExportError(

@@ -4,12 +4,13 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from dynammo.checkpoint import sealed, write_atomically
 from dynammo.config import AdapterConfig, ArchitectureConfig
-from dynammo.data.formats.pictures import load_image
+from dynammo.data.formats.pictures import Pixels
+from dynammo.deploy.answers import Answering
 from dynammo.deploy.manifest import (
     DeployedAdapter,
     Manifest,
@@ -67,14 +69,6 @@ class Classifier(nn.Module):
             {} if self.power is None else {"power": torch.tensor(self.power, dtype=torch.float64)}
         )
         return {**state, **power}
-
-
-class Answer(NamedTuple):
-    """What the model says of one image."""
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
 
 
 def save_model(
@@ -146,8 +140,8 @@ def save_model(
     return [f"{name}: {problem}" for name, kept in folded.kept.items() for problem in kept]
 
 
-class Predictor:
-    """A model loaded from the folder that `save_model` wrote.
+class Predictor(Answering):
+    """A model loaded in torch from the folder that `save_model` wrote.
 
     Args:
         folder: with `model.safetensors` and `model.json`.
@@ -200,41 +194,18 @@ class Predictor:
         check_finite(tensors)
         return Classifier(network, head)
 
-    def predict(
-        self,
-        images: Sequence[Any],
-        batch_size: int = 32,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Answer]:
-        """Classify images.
-
-        Args:
-            images: paths, encoded files as bytes, or arrays, in any mix; see `data.images.decode`.
-            batch_size: images at a time.
-            progress: called with (images done, images).
-
-        Raises:
-            DataError: an image cannot be read.
-        """
-        answers: list[Answer] = []
-        for start in range(0, len(images), batch_size):
-            batch = [load_image(image, self.size) for image in images[start : start + batch_size]]
-            answers.extend(self._answers(np.stack(batch)))
-            if progress is not None:
-                progress(len(answers), len(images))
-        return answers
-
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) pixels in 0..255 -> class probabilities (B, C), float64 on the CPU."""
         logits: Tensor = self.model(pixels.to(self.device))
         return logits.double().softmax(1).cpu()
 
-    def _answers(self, batch: np.ndarray[Any, Any]) -> Iterator[Answer]:
-        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
-        for row in self.probabilities(pixels).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            yield Answer(self.classes[best], row[best], dict(zip(self.classes, row, strict=True)))
+    def scores(self, batch: Pixels) -> NDArray[np.float64]:
+        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+        scores: NDArray[np.float64] = self.probabilities(
+            torch.from_numpy(batch).permute(0, 3, 1, 2)
+        ).numpy()
+        return scores
 
 
 def _named(backbone: State, adapter: State, head: State) -> State:

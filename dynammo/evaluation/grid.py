@@ -287,8 +287,8 @@ def _config(grid: Grid, name: str, column: str, seed: int) -> Config:
     return load_config(
         base,
         layered(
-            # Cells are for comparing: a grid fills no registry unless it is told to.
-            {"data.name": name, "tracking.register_model": False},
+            # Cells are for comparing: a grid fills no registry and exports nothing unless told to.
+            {"data.name": name, "tracking.register_model": False, "tracking.onnx_graph": False},
             of_data,
             {"methods": [grid.method(column)]},
             grid.methods[column],

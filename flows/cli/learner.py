@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dynammo.config import parse_overrides
 from dynammo.errors import ConfigError
 from flows.cli.main import Params, Set, app, out, percent, readable_errors
 
@@ -57,6 +56,8 @@ def learn(
     the plan and failed, and 4 where it is outside the plan.
     """
     with readable_errors():
+        from dynammo.config import parse_overrides
+
         overrides = parse_overrides(set_ or [])
         _ready()
         from flows.learn import learn as flow

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import signal
 import sys
@@ -20,10 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dynammo.config import load_config, parse_overrides
-from dynammo.config.text import to_markdown, to_yaml
-from dynammo.data import DATA_SOURCES
 from dynammo.errors import ConfigError, DataError, expected_line
+from flows.cli.answers import Format, answers_to, format_of
 
 app = typer.Typer(
     name="dynammo",
@@ -55,11 +50,11 @@ Model = Annotated[
 ]
 
 
-class Format(StrEnum):
-    """How predictions are written."""
+class Engine(StrEnum):
+    """What computes the answers."""
 
-    csv = "csv"
-    json = "json"
+    onnx = "onnx"
+    torch = "torch"
 
 
 @app.callback()
@@ -75,6 +70,8 @@ def run(params: Params = None, set_: Set = None) -> None:
     Killed or failed, the same command takes up where it stopped.
     """
     with readable_errors():
+        from dynammo.config import load_config, parse_overrides
+
         overrides = parse_overrides(set_ or [])
         config = load_config(_params(params), overrides)  # a bad one is refused at once
         from flows.cli.show import run_locally
@@ -93,6 +90,9 @@ def config(
 ) -> None:
     """Print the configuration that `run` would use, every setting with its meaning."""
     with readable_errors():
+        from dynammo.config import load_config, parse_overrides
+        from dynammo.config.text import to_markdown, to_yaml
+
         chosen = load_config(_params(params), parse_overrides(set_ or []))
         # Not by rich: it would wrap long lines.
         typer.echo(to_markdown() if markdown else to_yaml(chosen), nl=False)
@@ -102,41 +102,50 @@ def config(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Model,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="Of the output.")] = Format.csv,
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", "-f", help="Default: as the file's name ends, else csv."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File; default: the terminal.")
     ] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="Default: onnx where the model has its graph, else torch."),
+    ] = None,
 ) -> None:
-    """Classify images: the most probable class, and every class's probability."""
-    with readable_errors():
-        from dynammo.checkpoint import check_writable, write_atomically
-        from dynammo.deploy.predictor import Predictor
+    """Classify images: the most probable class, and every class's probability.
 
+    An image that cannot be read has its error in its row; the others are classified, and the exit
+    status is 1.
+    """
+    with readable_errors():
+        from dynammo.checkpoint import check_writable
+        from dynammo.deploy.graph import has_graph, load_predictor
+
+        form = format_of(output, format_)
         if output is not None:
             check_writable(output)  # before all the work, not after it
         files = list(_image_files(images))
-        predictor = Predictor(model)
-        with _progress("classify", "image") as progress:
-            answers = predictor.predict(files, progress=progress)
-        rows = [
-            {
-                "file": str(file),
-                "label": a.label,
-                "probability": a.probability,
-                "probabilities": a.probabilities,
-            }
-            for file, a in zip(files, answers, strict=True)
-        ]
-        text = (
-            json.dumps(rows, indent=2) + "\n"
-            if format_ is Format.json
-            else _csv(rows, predictor.classes)
-        )
-        if output is None:
-            sys.stdout.write(text)
-        else:
-            write_atomically(output, text.encode())
-            err.print(Text(f"{len(rows)} predictions written to {output}"), soft_wrap=True)
+        predictor = load_predictor(model, engine)
+        if engine is None and not has_graph(model):
+            err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
+        bad: list[DataError] = []
+        with (
+            answers_to(output, form, predictor.classes) as write,
+            _progress("classify", "image") as progress,
+        ):
+            stream = zip(files, predictor.stream(files), strict=True)
+            for done, (file, answer) in enumerate(stream, start=1):
+                write(str(file), answer)
+                if isinstance(answer, DataError):
+                    bad.append(answer)
+                progress(done, len(files))
+        if output is not None:
+            line = f"{len(files) - len(bad)} predictions written to {output}"
+            err.print(Text(line), soft_wrap=True)
+        if bad:
+            raise DataError(f"{len(bad)} of {len(files)} images have no answer; first: {bad[0]}")
 
 
 @app.command()
@@ -217,6 +226,8 @@ def benchmark(
     dynammo benchmark benchmarks/grids/medical.yaml --data skin8 --seed 1 --dry-run
     """
     with readable_errors():
+        from dynammo.config import parse_overrides
+
         asked: dict[str, Any] = {
             "overrides": parse_overrides(set_ or []),
             "data": data,
@@ -256,6 +267,7 @@ def export(
 ) -> None:
     """Write a data set as image files: the layout your own images should have."""
     with readable_errors():
+        from dynammo.config import parse_overrides
         from dynammo.data.sources.about import written_sources
         from dynammo.data.sources.loading import load_source
 
@@ -274,6 +286,7 @@ def datasets(
     with readable_errors():
         from dataclasses import asdict
 
+        from dynammo.data import DATA_SOURCES
         from dynammo.data.sources.about import about
 
         for source in DATA_SOURCES if name is None else [name]:
@@ -389,16 +402,6 @@ def _image_files(paths: list[Path]) -> Iterator[Path]:
             yield path
         else:
             raise DataError(f"{path}: no such file or folder")
-
-
-def _csv(rows: list[dict[str, Any]], classes: list[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "probability", *classes])
-    for row in rows:
-        shares = [f"{row['probabilities'][name]:.6f}" for name in classes]
-        writer.writerow([row["file"], row["label"], f"{row['probability']:.6f}", *shares])
-    return text.getvalue()
 
 
 def percent(value: float | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prefect import get_run_logger
 from tqdm import tqdm
 
 
@@ -23,6 +22,8 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 def epoch_lines(epochs: int) -> Callable[[int, tuple[float, float]], None]:
     """A function `report(number, (loss, accuracy))` that logs each of so many epochs in a line."""
+    from prefect import get_run_logger  # here: a bar needs no Prefect
+
     logger = get_run_logger()
 
     def report(number: int, means: tuple[float, float]) -> None:

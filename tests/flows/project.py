@@ -32,6 +32,7 @@ PARAMS: dict[str, Any] = {
     "memory": {"per_class": 4},
     "head": {"epochs": 5},
     "gate": {"min_last_recall": 0.0, "max_gap_to_unmerged": 1.0},
+    "tracking": {"onnx_graph": False},  # seconds each; tests/tasks/test_publish.py makes one
 }
 
 

@@ -6,6 +6,10 @@ import csv
 import json
 import re
 import shutil
+import struct
+import subprocess
+import sys
+import zlib
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,14 +19,19 @@ import pytest
 import yaml
 from click.testing import Result
 from PIL import Image
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from dynammo.data import DATA_SOURCES
 from dynammo.data.sources.about import written_sources
+from dynammo.deploy.graph import load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.merging import MERGE_RULES
 from flows.cli import app
 from tests.flows.project import Project
+from tests.models import graph_folder
+
+ROOT = Path(__file__).parents[2]
 
 COMMANDS = [
     *("learn", "history", "forget", "merge", "rollback", "promote", "held", "purge"),
@@ -154,14 +163,108 @@ def test_predictions_as_json_into_a_file(model_folder: Path, images: Path) -> No
         assert row["probabilities"][row["label"]] == row["probability"]
 
 
-def test_images_that_cannot_be_classified_are_named(model_folder: Path, images: Path) -> None:
+def test_what_cannot_be_classified_is_named(model_folder: Path, images: Path) -> None:
     predict = ("predict", "-m", model_folder)
     assert error(*predict, images, "[red]no.png") == "[red]no.png: no such file or folder"
-    (images / "[bold]bad.png").write_bytes(b"no picture")
-    assert f"cannot read {images}/[bold]bad.png: not a readable PNG" in error(*predict, images)
     Path("empty").mkdir()
     assert error(*predict, "empty").startswith("empty: no image files (.bmp, .dcm")
     assert error("predict", "-m", "[no]model", images).startswith("[no]model holds no usable model")
+    told = error(*predict, images, "--engine", "onnx")
+    assert "no model.onnx in it; use the engine torch" in told
+    told = error(*predict, images, "-f", "parquet")
+    assert told.endswith("parquet is no text: give it a file with --output")
+
+
+@pytest.fixture
+def mixed(images: Path) -> list[Path]:
+    """Good images, and between them one that is none, one cut off, and one too large."""
+    (images / "[bold]bad.png").write_bytes(b"no picture")
+    good = (images / "a.JPG").read_bytes()
+    (images / "aa.jpg").write_bytes(good[: len(good) // 2])
+    Image.new("1", (8, 8)).save(images / "huge.png")
+    content = (images / "huge.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + content[24:29]  # it says so, at least
+    header += struct.pack(">I", zlib.crc32(header))
+    (images / "huge.png").write_bytes(content[:12] + header + content[33:])
+    return sorted(path for path in images.rglob("*.*") if path.suffix != ".txt")
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_a_bad_file_has_its_error_in_its_row(form: str, tmp_path: Path, mixed: list[Path]) -> None:
+    output, model = tmp_path / f"answers.{form}", graph_folder(tmp_path / "model")
+    result = dynammo("predict", "-m", model, mixed[0].parent, "-o", output)
+    assert result.exit_code == 1
+    assert f"3 predictions written to {output}" in result.stderr
+    told = f"error: 3 of 6 images have no answer; first: cannot read {mixed[0]}: not a readable PNG"
+    assert told in result.stderr
+    rows = rows_of(output)
+    assert [row["file"] for row in rows] == [str(file) for file in mixed]
+    problems = {Path(row["file"]).name: row["error"] for row in rows if row.get("error")}
+    assert problems.keys() == {"[bold]bad.png", "aa.jpg", "huge.png"}
+    assert "truncated" in problems["aa.jpg"] and "limit" in problems["huge.png"]
+    predictor = load_predictor(model)
+    for row in rows:
+        if row.get("error"):
+            assert not row.get("label") and not row.get("probability")
+            continue
+        (answer,) = predictor.predict([row["file"]])
+        assert row["label"] == answer.label
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6)
+        shares = dict(row.get("probabilities") or {name: row[name] for name in predictor.classes})
+        assert {k: float(v) for k, v in shares.items()} == pytest.approx(
+            answer.probabilities, abs=1e-6
+        )
+
+
+def test_parquet_without_pyarrow(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    model, output = graph_folder(tmp_path / "model"), tmp_path / "answers.parquet"
+    told = error("predict", "-m", model, images, "-o", output)
+    assert told == 'pyarrow is not installed; it comes with: pip install "dynammo[pipeline]"'
+    assert not output.exists()
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a table of answers, as its format's readers give them."""
+    if file.suffix == ".csv":
+        return list(csv.DictReader(file.open()))
+    if file.suffix == ".json":
+        return json.loads(file.read_text())
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    return parquet.read_table(file).to_pylist()
+
+
+def test_the_engine_is_chosen_and_told_of(model_folder: Path, images: Path, tmp_path: Path) -> None:
+    quiet = dynammo("predict", "-m", graph_folder(tmp_path / "model"), images)
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    told = dynammo("predict", "-m", model_folder, images)
+    assert told.stderr == f"{model_folder} has no ONNX graph: torch answers\n"
+    assert dynammo("predict", "-m", model_folder, images, "--engine", "torch").stderr == ""
+
+
+def test_predict_loads_nothing_that_it_does_not_need(tmp_path: Path, images: Path) -> None:
+    """In a process of its own, from the command's entry point to the last answer."""
+    model, output = graph_folder(tmp_path / "model"), tmp_path / "answers.csv"
+    code = f"""
+import sys
+sys.argv = ["dynammo", "predict", "-m", {str(model)!r}, {str(images)!r}, "-o", {str(output)!r}]
+from flows.command import app
+try:
+    app()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert len(rows_of(output)) == 3 and "onnxruntime" in loaded
+    slow = {"torch", "torchvision", "timm", "prefect", "mlflow", "dvc", "pandas", "scipy"}
+    assert not loaded & {*slow, "sklearn", "matplotlib", "onnx", "pydicom"}
 
 
 def test_a_model_is_measured_on_labelled_images(model_folder: Path, tmp_path: Path) -> None:

@@ -98,12 +98,12 @@ def test_what_the_machine_refuses_is_a_line(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("flows.cli.main.load_config", refuse)
+    monkeypatch.setattr("dynammo.config.load_config", refuse)
     assert line in told("config")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.cli.main.load_config", lambda *_: 1 / 0)
+    monkeypatch.setattr("dynammo.config.load_config", lambda *_: 1 / 0)
     assert isinstance(CliRunner().invoke(app, ["config"]).exception, ZeroDivisionError)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 import pytest
 
 from dynammo.config import load_config
-from dynammo.errors import ConfigError
-from tasks.publish import check_output, collect, replaced_folder
+from dynammo.deploy import export
+from dynammo.deploy.graph import GraphPredictor, load_predictor
+from dynammo.deploy.predictor import Predictor
+from dynammo.errors import ConfigError, ExportError
+from tasks.publish import check_output, collect, put_graph, replaced_folder
 from tasks.support.exchange import exchanged
 from tasks.support.workspace import CHECKPOINTS
 
@@ -172,3 +176,41 @@ def test_the_results_document_sums_up_all_stages() -> None:
     assert results["name"] == "shapes best seed 7"
     assert load_config(None, results["config"]) == config
     assert json.loads(json.dumps(results)) == results
+
+
+def test_a_published_model_holds_its_graph(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once; the same model elsewhere takes it over."""
+    config = load_config()
+    first, second = (Path(shutil.copytree(model_folder, tmp_path / name)) for name in "ab")
+    put_graph(config, first)
+    names = {"graph.json", "model.json", "model.onnx", "model.safetensors"}
+    assert {path.name for path in first.iterdir()} == names
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a", "b"]
+    answering = load_predictor(first)
+    assert isinstance(answering, GraphPredictor)
+    images = list(export.sample_pixels(80, 3))
+    for one, other in zip(answering.predict(images), Predictor(first).predict(images), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+    monkeypatch.setattr(export, "add_graph", lambda _: pytest.fail("made again"))
+    put_graph(config, second, earlier=first)
+    assert (second / "model.onnx").read_bytes() == (first / "model.onnx").read_bytes()
+    put_graph(load_config(None, {"tracking.onnx_graph": False}), tmp_path / "nowhere")
+
+
+def test_a_model_that_cannot_be_exported_is_published_and_told_of(
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ExportError("torch.export cannot trace this network: it thinks")
+
+    monkeypatch.setattr(export, "add_graph", refuse)
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    put_graph(load_config(), folder)
+    assert "no ONNX graph, torch will answer: torch.export cannot trace this" in caplog.text
+    assert isinstance(load_predictor(folder), Predictor)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
@@ -22,7 +22,7 @@ from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
 from dynammo.data.formats.pictures import Pixels, decode
-from dynammo.deploy.predictor import Predictor
+from dynammo.deploy.graph import has_graph, load_predictor
 from dynammo.errors import DataError
 
 
@@ -30,9 +30,18 @@ class ImageClassifier(PythonModel):
     """A classifier of images given as arrays or as encoded files."""
 
     def load_context(self, context: Any) -> None:
-        """Load the model folder that MLflow kept as the artifact `model`."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.predictor = Predictor(context.artifacts["model"], device)
+        """Load the model folder that MLflow kept as the artifact `model`.
+
+        ONNX Runtime answers, torch where the model has no graph or the environment variable
+        DYNAMMO_ENGINE says torch: then on a GPU if there is one.
+        """
+        folder, engine = context.artifacts["model"], os.environ.get("DYNAMMO_ENGINE") or None
+        device = "cpu"
+        if engine == "torch" or not has_graph(folder):
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.predictor = load_predictor(folder, engine, device)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

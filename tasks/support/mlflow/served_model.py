@@ -33,6 +33,7 @@ _CODE = Path(__file__).with_name("pyfunc_model.py")
 _PACKAGES = (
     "mlflow",
     "numpy",
+    "onnxruntime",
     "pandas",
     "pillow",
     "pydantic",

@@ -22,6 +22,7 @@ from dynammo.config import AdapterConfig, BackboneConfig, load_config
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy import export
 from dynammo.deploy.export import export_model, sample_pixels
+from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor, save_model
 from dynammo.errors import CheckpointError, ConfigError, DataError, ExportError
 from dynammo.heads.linear import new_head
@@ -113,8 +114,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_every_form_is_there_and_described(exported: tuple[Path, dict[str, Any]]) -> None:
     folder, report = exported
-    names = ["export.json", "model.json", "model.onnx", "model.pt2", "model.safetensors"]
-    assert sorted(contents(folder)) == names
+    names = ["export.json", "graph.json", "model.json", "model.onnx", "model.pt2"]
+    assert sorted(contents(folder)) == [*names, "model.safetensors"]
     assert json.loads((folder / "export.json").read_text()) == report
     assert report["checked_on"]["images"] == 16
     assert report["tolerance"] == {"logits": 1e-4, "probability": 1e-3}
@@ -258,6 +259,22 @@ def test_the_document_runs_without_torch(
     label, probability = done.stdout.split()
     assert label == answer.label
     assert float(probability) == pytest.approx(answer.probability, abs=1e-5)
+
+
+def test_both_engines_give_the_same_probabilities(
+    model: Path, exported: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Of files of other sizes, decoded and resized; to 1e-5, a hundredth of what is tolerated."""
+    files = [tmp_path / f"{index}.png" for index in range(7)]
+    for file, side, pixels in zip(files, range(40, 110, 10), sample_pixels(120, 7), strict=True):
+        Image.fromarray(pixels[: side + 7, :side]).save(file)
+    graph, torch_ = load_predictor(exported[0]), load_predictor(model, "torch")
+    assert isinstance(graph, GraphPredictor) and isinstance(torch_, Predictor)
+    for one, other in zip(graph.predict(files), torch_.predict(files), strict=True):
+        assert one.label == other.label
+        assert one.probabilities == pytest.approx(other.probabilities, rel=0, abs=1e-5)
+    probabilities = [answer.probability for answer in graph.predict(files)]
+    assert max(probabilities) - min(probabilities) > 0.01  # no constant model
 
 
 def test_given_images_are_what_is_compared(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -25,13 +26,14 @@ from PIL import Image
 
 from dynammo.config import load_config
 from dynammo.data.formats.pictures import Pixels
+from dynammo.deploy.graph import GraphPredictor
 from dynammo.deploy.predictor import Predictor
-from dynammo.errors import DataError
+from dynammo.errors import CheckpointError, DataError
 from tasks.support.mlflow.champion import promote
-from tasks.support.mlflow.pyfunc_model import read_image
+from tasks.support.mlflow.pyfunc_model import ImageClassifier, read_image
 from tasks.support.mlflow.runs import open_runs, tracking_uri
 from tasks.support.mlflow.served_model import ModelInfo, log_model, register
-from tests.models import reseal
+from tests.models import graph_folder, reseal
 
 NAME, DATA_HASH = "dynammo-skin8", "d" * 64
 SUMMARY = {"last_mean_class_recall": 0.75, "last_accuracy": 0.8, "forgetting_accuracy": None}
@@ -128,6 +130,26 @@ def test_batches_without_a_table(loaded: Any, predictor: Predictor) -> None:
     texts = [encode(image) for image in batch]
     assert_same(loaded.predict({"image": texts}), predictor, list(batch))
     assert_same(loaded.predict([{"image": image} for image in texts]), predictor, list(batch))
+
+
+def test_the_graph_answers_unless_torch_is_asked_for(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def engine(folder: Path) -> type:
+        model = ImageClassifier()
+        model.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+        return type(model.predictor)
+
+    whole = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    graph = graph_folder(tmp_path / "graph")
+    assert (engine(graph), engine(whole)) == (GraphPredictor, Predictor)
+    for name in ("model.onnx", "graph.json"):
+        shutil.copy(graph / name, whole / name)  # not its own: refused, but not by torch
+    monkeypatch.setenv("DYNAMMO_ENGINE", "torch")
+    assert engine(whole) is Predictor
+    monkeypatch.setenv("DYNAMMO_ENGINE", "onnx")
+    with pytest.raises(CheckpointError, match="exported from another"):
+        engine(whole)
 
 
 def test_every_bad_image_is_named(loaded: Any) -> None:

@@ -1,0 +1,177 @@
+"""Images in, answers out, whatever computes them: a few at a time, or a stream without end.
+
+Nothing here loads torch: `dynammo predict` answers before torch would be imported.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynammo.data.formats.pictures import Pixels, load_image
+from dynammo.errors import DataError
+
+_BATCHES = (1, 2, 4, 8, 16, 32)
+_ROUNDS = 3  # batches that a size is judged by
+_WORTH = 1.05  # times as many images a second, or a larger batch only costs memory
+
+
+class Answer(NamedTuple):
+    """What the model says of one image."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Answering(ABC):
+    """What a loaded model can do, with any engine.
+
+    Attributes:
+        classes: names in the order of the outputs.
+        size: images are resized to size x size pixels.
+    """
+
+    classes: list[str]
+    size: int
+
+    @abstractmethod
+    def scores(self, batch: Pixels) -> NDArray[np.float64]:
+        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+
+    def predict(
+        self,
+        images: Sequence[Any],
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Classify images.
+
+        Args:
+            images: paths, encoded files as bytes, or arrays, in any mix; see
+                `dynammo.data.formats.pictures.decode`.
+            batch_size: images at a time.
+            progress: called with (images done, images).
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        answers: list[Answer] = []
+        for start in range(0, len(images), batch_size):
+            batch = [load_image(image, self.size) for image in images[start : start + batch_size]]
+            answers.extend(self._answers(batch))
+            if progress is not None:
+                progress(len(answers), len(images))
+        return answers
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Answer | DataError]:
+        """Classify images one after another, in their order, however many there are.
+
+        Threads decode what comes next while a batch is classified; at most two of the largest
+        batches are held, at the network's size, and as many whole pictures as there are threads.
+        The size of the batches is found by measuring (`BatchSize`), on the images themselves.
+
+        Args:
+            images: as `predict` takes them.
+
+        Yields:
+            For each image its answer, or the error that says why it cannot be read: the images
+            after it are answered all the same.
+        """
+        size = BatchSize()
+        for batch in _batches(self._decoded(images), size):
+            begun = time.perf_counter()
+            answers = self._answers([one for one in batch if not isinstance(one, DataError)])
+            size.took(len(batch), time.perf_counter() - begun)
+            yield from (one if isinstance(one, DataError) else next(answers) for one in batch)
+
+    def _decoded(self, images: Iterable[Any]) -> Iterator[Pixels | DataError]:
+        ahead: deque[Future[Pixels | DataError]] = deque()
+        threads = ThreadPoolExecutor(decoding_threads())
+        try:
+            for image in images:
+                ahead.append(threads.submit(self._decode, image))
+                if len(ahead) > 2 * _BATCHES[-1]:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # also where nobody wants the rest
+            threads.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, image: Any) -> Pixels | DataError:
+        try:
+            return load_image(image, self.size)
+        except DataError as error:
+            return error
+
+    def _answers(self, batch: Sequence[Pixels]) -> Iterator[Answer]:
+        if not batch:
+            return iter(())
+        rows = self.scores(np.stack(batch)).tolist()
+        best = (max(range(len(row)), key=row.__getitem__) for row in rows)
+        return iter(
+            [
+                Answer(self.classes[i], row[i], dict(zip(self.classes, row, strict=True)))
+                for i, row in zip(best, rows, strict=True)
+            ]
+        )
+
+
+class BatchSize:
+    """The number of images at a time, found by measuring: doubled as long as that is faster.
+
+    The first batch is one image, so that the first answer comes at once.
+
+    Attributes:
+        value: what to take next.
+    """
+
+    def __init__(self) -> None:
+        self.value = _BATCHES[0]
+        self._best = 0.0  # images a second, at the size before
+        self._settled = False
+        self._seconds: list[float] = []
+
+    def took(self, images: int, seconds: float) -> None:
+        """Say how long a batch took. One of another number than asked for is not counted."""
+        if self._settled or images != self.value:
+            return
+        self._seconds.append(seconds)
+        if len(self._seconds) < _ROUNDS:
+            return
+        # The least of a few: what else the machine does only adds, and so does a first time.
+        rate = self.value / max(min(self._seconds), 1e-9)
+        self._seconds = []
+        position = _BATCHES.index(self.value)
+        if rate < _WORTH * self._best:
+            self.value, self._settled = _BATCHES[position - 1], True
+        elif position + 1 == len(_BATCHES):
+            self._settled = True
+        else:
+            self.value, self._best = _BATCHES[position + 1], rate
+
+
+def decoding_threads() -> int:
+    """As many as there are processors for this process, at most 8: Pillow lets go of the GIL."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+
+
+def _batches(
+    images: Iterator[Pixels | DataError], size: BatchSize
+) -> Iterator[list[Pixels | DataError]]:
+    batch: list[Pixels | DataError] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) >= size.value:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,180 @@
+"""The model as an ONNX graph: what `dynammo predict` and the served model answer with.
+
+A published model folder holds `model.onnx` beside the weights. `graph.json`, sealed, has its
+SHA-256 and that of the `model.json` it was made from, so a graph that was changed, or is another
+model's, is refused as changed weights are. Neither torch nor pydantic is loaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynammo.checkpoint import unsealed
+from dynammo.data.checks import problems_of_names
+from dynammo.data.formats.pictures import Pixels
+from dynammo.deploy.answers import Answering
+from dynammo.errors import CheckpointError, ConfigError, DynammoError
+
+if TYPE_CHECKING:
+    import torch
+
+GRAPH, RECORD, MANIFEST = "model.onnx", "graph.json", "model.json"
+ENGINES = ("onnx", "torch")
+
+
+def load_predictor(
+    folder: str | Path,
+    engine: str | None = None,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+) -> Answering:
+    """Load a model folder with the engine that answers fastest there.
+
+    Args:
+        folder: with model.json, and model.onnx with graph.json or model.safetensors.
+        engine: "onnx" or "torch"; none: ONNX Runtime where the folder has a graph, else torch.
+        device: where torch computes; ONNX Runtime's graph computes on the processor.
+        threads: of ONNX Runtime; default: as many as there are cores. torch's number is its own.
+
+    Raises:
+        CheckpointError: the folder holds no usable model, or no graph where that was asked for.
+        ConfigError: no such engine.
+    """
+    if engine not in (None, *ENGINES):
+        raise ConfigError([f"unknown engine {engine!r}; known: {', '.join(ENGINES)}"])
+    if engine == "onnx" or (engine is None and has_graph(folder)):
+        return GraphPredictor(folder, threads)
+    from dynammo.deploy.predictor import Predictor
+
+    return Predictor(folder, device)
+
+
+def has_graph(folder: str | Path) -> bool:
+    """Whether a model folder holds an ONNX graph."""
+    return Path(folder, GRAPH).is_file()
+
+
+def copy_graph(source: Path, folder: Path) -> bool:
+    """Take the graph of another folder that holds the same model; whether there is one."""
+    files = [source / name for name in (MANIFEST, GRAPH, RECORD)]
+    if not all(file.is_file() for file in files):
+        return False
+    if files[0].read_bytes() != (folder / MANIFEST).read_bytes():
+        return False
+    for file in files[1:]:
+        shutil.copy2(file, folder / file.name)
+    return True
+
+
+class GraphPredictor(Answering):
+    """A model's ONNX graph, loaded in ONNX Runtime.
+
+    Answers differ from those of torch by rounding: what `dynammo.deploy.export` tolerates.
+
+    Args:
+        folder: with `model.onnx`, `graph.json` and `model.json`.
+        threads: for one image; default: as many as there are cores.
+
+    Attributes:
+        session: the `onnxruntime.InferenceSession`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or changed, or they do not fit together.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        folder = Path(folder)
+        try:
+            content = (folder / MANIFEST).read_bytes()
+            graph = _checked(folder, content)
+            self.classes, self.size = _described(content)
+            self.session = open_session(graph, threads)
+            self._check_shapes()
+        except (DynammoError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{folder} holds no usable model: {reason}") from None
+
+    def scores(self, batch: Pixels) -> NDArray[np.float64]:
+        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+        images = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        (logits,) = self.session.run(["logits"], {"images": images})
+        return softmax(logits)
+
+    def _check_shapes(self) -> None:
+        """The sealed files fit each other; does the graph fit them?"""
+        given = {value.name: value.shape[1:] for value in self.session.get_inputs()}
+        made = {value.name: value.shape[1:] for value in self.session.get_outputs()}
+        wanted = [3, self.size, self.size]
+        if given != {"images": wanted} or made.get("logits") != [len(self.classes)]:
+            raise CheckpointError(
+                f"{GRAPH} takes {given} and gives {made}; expected images {wanted} and "
+                f"{len(self.classes)} logits"
+            )
+
+
+def open_session(graph: bytes, threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the processor.
+
+    Its threads sleep while they wait: spinning takes a core from whoever decodes the next images
+    or answers the next client.
+
+    Raises:
+        CheckpointError: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # what it cannot do is an exception
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base class of their own
+        raise CheckpointError(f"ONNX Runtime cannot load {GRAPH}: {error}") from None
+
+
+def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """(B, C) logits -> probabilities (B, C), computed in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _checked(folder: Path, manifest: bytes) -> bytes:
+    """The graph's bytes, if they are those that were exported from this model."""
+    if not has_graph(folder):
+        raise CheckpointError(f"no {GRAPH} in it; use the engine torch, or dynammo export-model")
+    try:
+        record = unsealed((folder / RECORD).read_bytes())
+    except CheckpointError as error:
+        raise CheckpointError(f"{RECORD}: {error}") from None
+    graph = (folder / GRAPH).read_bytes()
+    if record.get("model_sha256") != hashlib.sha256(manifest).hexdigest():
+        raise CheckpointError(f"{GRAPH} was exported from another {MANIFEST}")
+    if record.get("sha256") != hashlib.sha256(graph).hexdigest():
+        raise CheckpointError(f"{GRAPH} is not the one of this {RECORD}")
+    return graph
+
+
+def _described(content: bytes) -> tuple[list[str], int]:
+    """Class names and size of the images, from `model.json`."""
+    try:
+        document = unsealed(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{MANIFEST}: {error}") from None
+    classes, size = document.get("classes"), document.get("image_size")
+    if document.get("format") != 2:
+        raise CheckpointError(f"{MANIFEST}: format 2 expected")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"{MANIFEST}: classes: expected a list of names")
+    if not isinstance(size, int) or not classes:
+        raise CheckpointError(f"{MANIFEST}: expected class names and image_size, a number")
+    if problems := problems_of_names(classes):
+        raise CheckpointError(f"{MANIFEST}: {'; '.join(problems)}")
+    return classes, size

@@ -1,0 +1,229 @@
+"""The graph of a model: answers, a stream of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from dynammo.checkpoint import sealed
+from dynammo.data.formats.pictures import Pixels
+from dynammo.deploy import answers as answering
+from dynammo.deploy.answers import Answer, BatchSize
+from dynammo.deploy.graph import GraphPredictor, copy_graph, load_predictor, softmax
+from dynammo.deploy.predictor import Predictor
+from dynammo.errors import CheckpointError, ConfigError, DataError
+from tests.models import BY_COLOUR, graph_folder, record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return graph_folder(tmp_path / "model")
+
+
+def plain(red: int, green: int, blue: int) -> Pixels:
+    return np.full((20, 30, 3), (red, green, blue), dtype=np.uint8)
+
+
+def test_answers_are_those_of_the_graph(folder: Path) -> None:
+    predictor = load_predictor(folder)
+    assert isinstance(predictor, GraphPredictor)
+    assert (predictor.classes, predictor.size) == (["red", "green", "blue"], 16)
+    (answer,) = predictor.predict([plain(40, 30, 20)])
+    powers = np.exp([4.0, 3.0, 2.0])
+    assert answer.label == "red"
+    assert list(answer.probabilities.values()) == pytest.approx(powers / powers.sum(), abs=1e-6)
+    assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-15)
+    labels = [a.label for a in predictor.predict([plain(0, 9, 0), plain(0, 0, 9)], batch_size=1)]
+    assert labels == ["green", "blue"]
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = np.array([[1000.0, 999.0], [-1000.0, 0.0]], dtype=np.float32)
+    expected = [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], [0, 1]]
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-12)
+
+
+def test_the_engine(folder: Path, model_folder: Path) -> None:
+    assert isinstance(load_predictor(model_folder), Predictor)  # it has no graph
+    with pytest.raises(CheckpointError, match=r"no model\.onnx in it; use the engine torch"):
+        load_predictor(model_folder, "onnx")
+    with pytest.raises(CheckpointError, match=r"model\.json"):  # there are no weights for torch
+        load_predictor(folder, "torch")
+    with pytest.raises(ConfigError, match="unknown engine 'tpu'; known: onnx, torch"):
+        load_predictor(folder, "tpu")
+
+
+def change(folder: Path, **values: Any) -> None:
+    """Change `model.json` and make all hashes anew."""
+    document = json.loads((folder / "model.json").read_bytes())
+    del document["document_sha256"]
+    (folder / "model.json").write_bytes(sealed({**document, **values}))
+    record(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "graph.json", "model.onnx"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "one byte"])
+def test_a_damaged_file_is_refused(folder: Path, name: str, damage: str) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        other = bytes([content[-9] ^ 1])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "truncated": content[: len(content) // 2],
+                "one byte": content[:-9] + other + content[-8:],
+            }[damage]
+        )
+    with pytest.raises(CheckpointError, match=rf"{folder} holds no usable model: .*{name}"):
+        load_predictor(folder, "onnx")
+
+
+def test_the_graph_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = graph_folder(tmp_path / "other")
+    change(other, classes=["a", "b", "c"])
+    for name in ("model.onnx", "graph.json"):
+        (folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(CheckpointError, match=r"exported from another model\.json"):
+        load_predictor(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 1}, "format 2 expected"),
+        ({"classes": ["a", "b"]}, r"gives .*; expected images \[3, 16, 16\] and 2 logits"),
+        ({"image_size": 32}, r"takes .*; expected images \[3, 32, 32\]"),
+        ({"image_size": "16"}, "image_size, a number"),
+        ({"classes": []}, "expected class names"),
+        ({"classes": ["a", "b", 3]}, "expected a list of names"),
+        ({"classes": ["a", "b", "=1+1"]}, "would be a formula"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folder: Path, values: dict[str, Any], message: str) -> None:
+    change(folder, **values)
+    with pytest.raises(CheckpointError, match=message):
+        load_predictor(folder)
+
+
+def test_what_is_no_graph_is_refused_in_a_line(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"no graph")
+    record(folder)
+    with pytest.raises(CheckpointError, match=r"ONNX Runtime cannot load model\.onnx") as caught:
+        load_predictor(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_is_copied_to_the_same_model_only(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "model.json").write_bytes((folder / "model.json").read_bytes())
+    assert copy_graph(folder, bare)
+    assert load_predictor(bare).predict([plain(9, 0, 0)])[0].label == "red"
+    change(bare, classes=["a", "b", "c"])
+    before = (bare / "model.onnx").read_bytes()
+    assert not copy_graph(folder, bare) and not copy_graph(tmp_path / "nowhere", bare)
+    assert (bare / "model.onnx").read_bytes() == before
+
+
+def test_a_stream_answers_in_order_whatever_is_bad(folder: Path) -> None:
+    predictor = load_predictor(folder)
+    images: list[Any] = [plain(*([9 * (k == i % 3) for k in range(3)])) for i in range(200)]
+    for bad in (0, 7, 8, 150, 199):
+        images[bad] = b"no picture"
+    found = list(predictor.stream(iter(images)))
+    assert [i for i, one in enumerate(found) if isinstance(one, DataError)] == [0, 7, 8, 150, 199]
+    labels = list(BY_COLOUR)
+    for index, one in enumerate(found):
+        assert isinstance(one, DataError) or one.label == labels[index % 3]
+    assert list(predictor.stream([])) == []
+    assert [type(one) for one in predictor.stream([b"", b""])] == [DataError, DataError]
+
+
+def test_a_stream_holds_few_images_and_ends_its_threads(folder: Path) -> None:
+    """It never takes more from an endless source than it may hold, and stops when left."""
+    taken = 0
+
+    def endless() -> Iterator[Pixels]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield plain(taken % 256, 0, 0)
+
+    threads = threading.active_count()
+    stream = load_predictor(folder).stream(endless())
+    ahead = []
+    for done in range(1, 301):
+        assert isinstance(next(stream), Answer)
+        ahead.append(taken - done)
+    assert 2 < max(ahead) <= 2 * 32 + 1 + 32
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads
+
+
+def test_decoding_goes_on_while_a_batch_is_classified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch waits for an image to be decoded that is not of it."""
+    predictor, later = load_predictor(folder), threading.Event()
+    decode, classify = predictor._decode, predictor.scores
+
+    def decoded(image: Any) -> Any:
+        if isinstance(image, bytes):
+            later.set()
+        return decode(image)
+
+    def scored(batch: Pixels) -> Any:
+        assert later.wait(10)
+        return classify(batch)
+
+    monkeypatch.setattr(predictor, "_decode", decoded)
+    monkeypatch.setattr(predictor, "scores", scored)
+    first, *_, last = predictor.stream([plain(9, 0, 0), *[plain(0, 9, 0)] * 5, b"bad"])
+    assert isinstance(first, Answer) and isinstance(last, DataError)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settles_at"),
+    [
+        (lambda n: 0.01 * n, 1),  # a batch saves nothing
+        (lambda n: 0.01 + 0.001 * n, 32),
+        (lambda n: 0.01 * (4 + max(0, n - 4)), 4),
+    ],
+)
+def test_batches_grow_as_long_as_that_is_faster(seconds: Any, settles_at: int) -> None:
+    size = BatchSize()
+    assert size.value == 1  # the first answer comes at once
+    for _ in range(40):
+        size.took(size.value, seconds(size.value))
+    assert size.value == settles_at
+    size.took(size.value, 100.0)
+    assert size.value == settles_at
+
+
+def test_a_batch_that_the_end_cut_short_is_not_counted() -> None:
+    size = BatchSize()
+    for _ in range(answering._ROUNDS):
+        size.took(1, 1.0)
+    assert size.value == 2
+    for _ in range(10):
+        size.took(1, 50.0)
+    assert size.value == 2
+
+
+def test_a_graph_says_when_the_session_cannot_be_made(folder: Path) -> None:
+    """An operator that ONNX Runtime does not have."""
+    proto = onnx.load(folder / "model.onnx")
+    proto.graph.node[0].op_type = "Castle"
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    record(folder)
+    with pytest.raises(CheckpointError, match="Castle"):
+        load_predictor(folder)
