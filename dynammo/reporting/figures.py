@@ -111,7 +111,8 @@ def cost_curves(results: Mapping[str, Any]) -> Figure:
 
 def accuracy_against_cost(results: Mapping[str, Any]) -> Figure:
     """Accuracy after the last task against GMACs an image: up and to the left is better."""
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    tall = 3.9 * max(1.0, len(results["variants"]) / 16)  # a line of text for each
+    figure = Figure(figsize=(WIDTH, tall), layout="constrained")
     axes = figure.subplots()
     dress(axes, "Accuracy after the last task, against cost", "all test images right, %")
     ends = {}

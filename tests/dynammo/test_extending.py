@@ -39,7 +39,7 @@ import torch
 """
 
 MERGE_RULE = """
-def last(adapters):
+def newest(adapters):
     *_, state = adapters
     return dict(state)
 """
@@ -118,10 +118,10 @@ def test_options_of_a_new_adapter_are_checked(
 
 
 def test_a_new_merge_rule(register: Callable[[Registry, str, str, str], None]) -> None:
-    with pytest.raises(ConfigError, match=r"unknown merge rule 'last'; known: .*average"):
-        load_config(None, {"merge.rule": "last"})
-    register(MERGE_RULES, "last", "last", MERGE_RULE)
-    config = load_config(None, {**BACKBONE, "merge.rule": "last"})
+    with pytest.raises(ConfigError, match=r"unknown merge rule 'newest'; known: .*average"):
+        load_config(None, {"merge.rule": "newest"})
+    register(MERGE_RULES, "newest", "newest", MERGE_RULE)
+    config = load_config(None, {**BACKBONE, "merge.rule": "newest"})
 
     networks = [
         build_network(config.backbone, None, config.image.size, config.adapter, seed)
@@ -170,5 +170,5 @@ def test_a_new_data_set(
 
 def test_a_registration_lasts_for_its_test_only() -> None:
     for registry in (ADAPTERS, MERGE_RULES, DATA_SOURCES):
-        assert not {"gate", "last", "flat"} & set(registry)
+        assert not {"gate", "newest", "flat"} & set(registry)
     assert not [name for name in sys.modules if name.startswith("plugged_in_")]

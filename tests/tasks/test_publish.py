@@ -146,7 +146,7 @@ def stage(number: int, accuracy: float, gmacs: float) -> dict[str, Any]:
         "parameters": 1000,
     }
     evaluated = {"metrics": CHECKPOINTS.save_json("metrics-merged", document)}
-    return {"variants": {"merged": {"evaluated": evaluated}}, "peers": {}}
+    return {"methods": {"merged": {"evaluated": evaluated}}}
 
 
 def test_the_results_document_sums_up_all_stages() -> None:

@@ -1,6 +1,7 @@
 from prefect import Task
 
 from flows import learning
+from flows.methods import adapting, own_network, shared_features, task_heads
 from tasks import track
 from tasks.support.caching import StepCache
 
@@ -9,7 +10,8 @@ def test_a_runs_key_follows_from_the_code_of_every_step() -> None:
     """Else a run of changed code would be taken for one that is done."""
     steps = {
         value.fn.__module__
-        for value in vars(learning).values()
+        for module in (learning, adapting, own_network, shared_features, task_heads)
+        for value in vars(module).values()
         if isinstance(value, Task) and isinstance(value.cache_policy, StepCache)
     }
     assert len(steps) > 5
