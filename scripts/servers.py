@@ -232,7 +232,7 @@ def _start_server(
 def _start(name: str, command: Sequence[str], env: dict[str, str], address: str = "") -> None:
     """Start a process that outlives this one and its terminal."""
     with _log(name).open("wb") as log:
-        subprocess.Popen(
+        started = subprocess.Popen(
             [BIN / command[0], *command[1:]],
             cwd=ROOT,
             env=env | {MARK: _mark(name), ADDRESS: address},
@@ -241,6 +241,9 @@ def _start(name: str, command: Sequence[str], env: dict[str, str], address: str 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # Linux shows a new program's environment a moment after it began: till then nothing finds it.
+    while started.poll() is None and not _main_process(name):
+        time.sleep(0.05)
 
 
 def _deploy(env: dict[str, str]) -> None:

@@ -63,7 +63,7 @@ def set_plan(folder: LearnerFolder, path: Path) -> Plan:
     """
     plan = read_plan(path)
     with folder.lock():
-        _, version = _champion(folder)
+        version = _champion(folder)
         known, problems = known_classes(version["stage"]), []
         if set(plan.authorised) != set(known):
             problems.append(
@@ -88,7 +88,7 @@ def plan_of(folder: LearnerFolder, ref: Ref | None = None) -> Plan | None:
 
 def draft(folder: LearnerFolder) -> str:
     """A plan to be filled in, for the champion as it is."""
-    _, version = _champion(folder)
+    version = _champion(folder)
     classes = json.dumps(known_classes(version["stage"]), ensure_ascii=False)  # names may be YAML
     return f"""\
 device: {folder.name}
@@ -149,7 +149,7 @@ def with_step(
         "modifications": list(modifications),
         "new": new or {},
     }
-    return [*(before.get("steps", []) if before else []), step]
+    return [*(before["steps"] if before else []), step]
 
 
 def hash_of_tests(tests: Sequence[Tested], batches: Sequence[int] | None = None) -> str:
@@ -263,12 +263,13 @@ def judge_version(
     return judgement, decided
 
 
-def _champion(folder: LearnerFolder) -> tuple[int, Version]:
+def _champion(folder: LearnerFolder) -> Version:
     number = folder.pointer()["champion"]
     if not number:
         raise LearnerError(f"{folder.name} has no champion yet that a plan could authorise")
-    version: Any = folder.version(number)
-    return number, version
+    found: Any = folder.version(number)
+    version: Version = found
+    return version
 
 
 def _answers(
@@ -332,7 +333,7 @@ def _against(
 
 def _since(version: Version, authorised: int) -> list[Step] | None:
     """The steps from the authorised version to this one; none if they do not lead there."""
-    steps = version.get("steps", [])
+    steps = version["steps"]
     starts = [place for place, step in enumerate(steps) if step["parent"] == authorised]
     return steps[starts[-1] :] if starts else None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynammo.checkpoint import check_writable, references_in
 from dynammo.errors import ConfigError
-from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.folder import LearnerFolder
 from dynammo.reporting.change import ChangeReport, Flip, write_change
 from tasks.compare_versions import answers_of
 from tasks.judge_plan import plan_of
@@ -43,13 +43,11 @@ def write_change_report(
         The HTML file.
 
     Raises:
-        LearnerError: there is no such version, or it was made before versions were judged.
+        LearnerError: there is no such version.
         ConfigError: pictures in the learner's folder, or of images that are not kept.
     """
     found: Any = folder.version(number)
     version: Version = found
-    if "judgement" not in version:
-        raise LearnerError(f"version {number} of {folder.name} was made before reports were")
     flips: list[Flip] = []
     if pictures:
         if output is None or output.absolute().resolve().is_relative_to(folder.path.resolve()):
@@ -68,7 +66,9 @@ def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
     others = {judgement["champion"], judgement["authorised"] or 0} - {0}
     documents: list[Any] = [folder.version(other) for other in sorted(others)]
     known = {own["hash"] for other in documents for own in other["batches"]}
-    files = {ref["sha256"]: f"objects/{ref['path']}" for ref in _references([version, *documents])}
+    files = {
+        ref["sha256"]: f"objects/{ref['path']}" for ref in references_in([version, *documents])
+    }
     document = (folder.path / "versions" / f"{number:04d}.json").read_bytes()
     evidence = {hashlib.sha256(document).hexdigest(): f"versions/{number:04d}.json"}
     if judgement["plan"]:
@@ -79,7 +79,6 @@ def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
     back = judgement["champion"]
     if plan and plan.rollback.to == "authorised":
         back = judgement["authorised"] or back
-    steps = version.get("steps", [])
     return {
         "learner": folder.name,
         "version": number,
@@ -87,7 +86,7 @@ def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "operation": version["operation"],
         "at": version["at"],
         "passed": version["gate"]["passed"],
-        "modifications": steps[-1]["modifications"] if steps else [],
+        "modifications": version["steps"][-1]["modifications"],
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,
         "batches": [{**own} for own in version["batches"] if own["hash"] not in known],
@@ -98,11 +97,6 @@ def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "software": version["versions"],
         "notes": version["notes"],
     }
-
-
-def _references(documents: list[Any]) -> Iterator[Any]:
-    for document in documents:
-        yield from references_in(document)
 
 
 def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:

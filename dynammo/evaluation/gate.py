@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo.config import GateConfig
-from dynammo.evaluation.intervals import numbered
+from dynammo.evaluation.intervals import numbered, percentiles
 
 DRAWS = 2000
 _ROUNDING = 1e-9  # 0.80 - 0.75 exceeds 0.05 by rounding alone
@@ -55,6 +55,13 @@ class Outcome(NamedTuple):
     predicted_new: NDArray[np.integer[Any]]
     groups: Sequence[str | int | None]
     classes: Sequence[str]
+
+    @property
+    def flipped(self) -> NDArray[np.bool_]:
+        """(N,): the negative flips, right before and wrong now."""
+        right_then: NDArray[np.bool_] = self.predicted_old == self.targets
+        wrong_now: NDArray[np.bool_] = self.predicted_new != self.targets
+        return right_then & wrong_now
 
 
 class Change(TypedDict):
@@ -124,8 +131,7 @@ def compare(
         own * (answers == outcome.targets)[:, None]
         for answers in (outcome.predicted_old, outcome.predicted_new)
     ]
-    lost = (outcome.predicted_old == outcome.targets) & (outcome.predicted_new != outcome.targets)
-    flips = (own * lost[:, None]).sum(axis=0)
+    flips = (own * outcome.flipped[:, None]).sum(axis=0)
     group = numbered(outcome.groups)
     counts = np.zeros((group.max(initial=-1) + 1, 3, len(names)))  # images, right old, right new
     np.add.at(counts, group, np.stack([own, *right], axis=1))
@@ -425,7 +431,6 @@ def _change(
     if groups > 1:
         differences = drawn[:, 1] - drawn[:, 0]
         differences = differences[~np.isnan(differences)]
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(differences, (tail, 1 - tail)).tolist()
+        low, high = percentiles(differences, confidence)
         change |= {"low": low, "high": high}
     return change

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,14 @@ def bootstrap_interval(
     ]
     # A draw in which the statistic has no value is left out.
     kept = [own for own in again if own is not None]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(kept, (tail, 1 - tail)).tolist()
+    low, high = percentiles(kept, confidence)
     return {**found, "low": low, "high": high}
+
+
+def percentiles(
+    drawn: Sequence[float] | NDArray[np.floating[Any]], confidence: float
+) -> tuple[float, float]:
+    """The percentile interval of draws, which leaves out as many below as above."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail)).tolist()
+    return low, high

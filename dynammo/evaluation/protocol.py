@@ -290,8 +290,7 @@ def _flips(limits: Limits, measured: Measured) -> Iterator[Requirement]:
         own = np.ones(len(old.targets), dtype=bool)
         if name is not None:
             own = old.targets == list(old.classes).index(name)
-        lost = (old.predicted_old == old.targets) & (old.predicted_new != old.targets)
-        return share_interval(lost[own], _of(old.groups, own), limits.confidence)
+        return share_interval(old.flipped[own], _of(old.groups, own), limits.confidence)
 
     if flips.overall is not None:
         yield _bounded(

@@ -136,7 +136,7 @@ class LearnerFolder:
             "current": int(document["current"]),
             "champion": int(document["champion"]),
             "champions": document["champions"],
-            "plans": document.get("plans", []),  # learners of before have none
+            "plans": document["plans"],
         }
         return pointer
 

@@ -9,7 +9,12 @@ from torch.nn.functional import normalize
 
 from dynammo.config import Config
 from dynammo.heads.linear import Scores
-from dynammo.heads.statistics import ClassStatistics, append_classes, measure_classes
+from dynammo.heads.statistics import (
+    ClassStatistics,
+    append_classes,
+    measure_classes,
+    shrunk_covariance,
+)
 from dynammo.methods.analytic import Analytic
 from dynammo.methods.base import About, Style, Task
 from dynammo.methods.prototypes import similarity_scores
@@ -81,10 +86,7 @@ class AnalyticProjection(Analytic):
         new = measure_classes(x[None], task.new.labels - task.first, task.classes - task.first)
         known = append_classes(ClassStatistics(self.means, self.scatter, self.counts), new)
         self.means, self.scatter, self.counts = known
-        covariance = known.covariance
-        spread = covariance.diagonal().mean()
-        covariance = (1 - self.shrinkage) * covariance
-        covariance.diagonal().add_(self.shrinkage * spread)
+        covariance = shrunk_covariance(known, self.shrinkage)
         z = functional.gelu(x @ self.projections)
         onehot = functional.one_hot(task.new.labels, task.classes).double()
         grown = task.classes - self.sums.shape[2]

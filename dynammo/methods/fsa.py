@@ -8,7 +8,7 @@ from dynammo.config import Config
 from dynammo.heads.discriminant import linear_discriminant
 from dynammo.methods.analytic import of_classes
 from dynammo.methods.base import About, Style, Task, Watch
-from dynammo.methods.lda import with_classes
+from dynammo.methods.lda import no_classes, with_classes
 from dynammo.methods.training import TrainedNetwork
 from dynammo.network.features import extract_features
 from dynammo.state import State
@@ -43,11 +43,8 @@ class FirstSessionAdaptation(TrainedNetwork):
         shrinkage: float | None = None,
     ) -> None:
         super().__init__(config, weights, device)
-        if shrinkage is not None and not 0 <= shrinkage <= 1:
-            raise ValueError(f"shrinkage must be from 0 to 1, got {shrinkage}")
         self.shrinkage = shrinkage
-        self.means = torch.zeros(0, self.feature_size, dtype=torch.float64)
-        self.covariance = torch.zeros(self.feature_size, self.feature_size, dtype=torch.float64)
+        self.means, self.covariance = no_classes(self.feature_size, shrinkage)
 
     def learn(self, task: Task, watch: Watch) -> list[Epoch]:
         history: list[Epoch] = []

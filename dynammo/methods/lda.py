@@ -45,17 +45,26 @@ class LinearDiscriminant(LinearAnalytic):
         shrinkage: float | None = None,
     ) -> None:
         super().__init__(config, weights, device)
-        if shrinkage is not None and not 0 <= shrinkage <= 1:
-            raise ValueError(f"shrinkage must be from 0 to 1, got {shrinkage}")
         self.shrinkage = shrinkage
-        self.means = torch.zeros(0, self.feature_size, dtype=torch.float64)
-        self.covariance = torch.zeros(self.feature_size, self.feature_size, dtype=torch.float64)
+        self.means, self.covariance = no_classes(self.feature_size, shrinkage)
 
     def take(self, features: Tensor, task: Task) -> None:
         self.means, self.covariance = with_classes(
             self.means, self.covariance, of_classes(features, task), self.shrinkage
         )
         self.use_head(linear_discriminant(self.means, self.covariance))
+
+
+def no_classes(size: int, shrinkage: float | None) -> tuple[Tensor, Tensor]:
+    """What `with_classes` begins with.
+
+    Raises:
+        ValueError: the shrinkage is none.
+    """
+    if shrinkage is not None and not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage must be from 0 to 1, got {shrinkage}")
+    double = torch.float64
+    return torch.zeros(0, size, dtype=double), torch.zeros(size, size, dtype=double)
 
 
 def with_classes(

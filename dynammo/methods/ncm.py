@@ -7,14 +7,13 @@ from torch import Tensor
 
 from dynammo.config import Config
 from dynammo.heads.linear import Scores
-from dynammo.methods.base import About, Method, Style, Task, Watch
+from dynammo.methods.analytic import Analytic, of_classes
+from dynammo.methods.base import About, Style, Task
 from dynammo.methods.prototypes import cosine_scores
-from dynammo.network.features import extract_features
 from dynammo.state import State
-from dynammo.training.loop import Epoch
 
 
-class NearestClassMean(Method):
+class NearestClassMean(Analytic):
     """A class is the mean of its images' features; the one with the largest cosine is predicted.
 
     Args:
@@ -29,7 +28,7 @@ class NearestClassMean(Method):
         memory="none",
         style=Style("#595959", "D"),
     )
-    bare = True
+    kept = ("means",)
 
     def __init__(
         self, config: Config, weights: State | None, device: torch.device | str = "cpu"
@@ -37,12 +36,9 @@ class NearestClassMean(Method):
         super().__init__(config, weights, device)
         self.means = torch.zeros(0, self.feature_size)
 
-    def learn(self, task: Task, watch: Watch) -> list[Epoch]:
-        features = extract_features(self.network, task.new.images, progress=watch.progress)
-        new = range(task.first, task.classes)
-        means = [features[task.new.labels == label].mean(0) for label in new]
+    def take(self, features: Tensor, task: Task) -> None:
+        means = [own.mean(0) for own in of_classes(features.float(), task)]
         self.means = torch.cat([self.means, torch.stack(means)])
-        return []
 
     def scores(self, features: Tensor) -> Scores:
         return cosine_scores(features, self.means)
@@ -50,9 +46,3 @@ class NearestClassMean(Method):
     @property
     def head_weights(self) -> int:
         return self.means.numel()
-
-    def state(self) -> State:
-        return {"means": self.means}
-
-    def load_state(self, state: State) -> None:
-        self.means = state["means"]

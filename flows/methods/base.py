@@ -18,24 +18,30 @@ Network = tuple[ArchitectureConfig, ImageConfig, AdapterConfig]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Configured:
+    """What is done under a configuration."""
+
+    config: Config
+
+    @property
+    def network(self) -> Network:
+        """The sections that a network is built from."""
+        return self.config.backbone.architecture, self.config.image, self.config.adapter
+
+
+@dataclass(frozen=True)
+class Lesson(Configured):
     """A batch, and all that may be known when it is learnt.
 
     `stage` is what comes out, as far as it is made; `before` what there was, none for the first
     batch. No image of an earlier batch can be reached but those that `before` keeps.
     """
 
-    config: Config
     batch: Batch
     backbone: Ref
     before: Stage | None
     stage: Stage
     context: Context
-
-    @property
-    def network(self) -> Network:
-        """The sections that a network is built from."""
-        return network_of(self.config)
 
     @property
     def classes(self) -> Classes:
@@ -58,23 +64,17 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Exam:
+class Exam(Configured):
     """What methods are measured on after a batch.
 
     `tasks` are all classes by task, those not learnt yet last; `learnt` how many of them are.
     """
 
-    config: Config
     backbone: Ref
     tasks: list[list[str]]
     learnt: int
     tests: list[Kept]
     context: Context
-
-    @property
-    def network(self) -> Network:
-        """The sections that a network is built from."""
-        return network_of(self.config)
 
 
 class Steps(ABC):
@@ -100,11 +100,6 @@ class Steps(ABC):
     def before(self, lesson: Lesson) -> Learnt | None:
         """The method before the batch; none for the first."""
         return lesson.before["methods"][self.name] if lesson.before else None
-
-
-def network_of(config: Config) -> Network:
-    """The sections that a network is built from."""
-    return config.backbone.architecture, config.image, config.adapter
 
 
 def takes_statistics(config: Config) -> bool:

@@ -30,7 +30,7 @@ class OwnNetwork(Steps):
         if memory == "exemplars":
             remembered = remember(
                 method_config(lesson.config, self.name, "memory"),
-                [*lesson.known_before, *lesson.classes["names"]],
+                lesson.known,
                 lesson.classes,
                 lesson.backbone,
                 state,

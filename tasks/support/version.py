@@ -49,7 +49,7 @@ class Version(TypedDict):
     `parent` is the version it was made of, 0 for the first, and `operation` what was done to it, in
     words. `code` is the hash of the code of the steps and `versions` are those of the libraries;
     `notes` say where either differs from the parent's. `steps` are all changes that led here,
-    oldest first, and `judgement` what the plan says of it; versions of before have neither.
+    oldest first, and `judgement` what the plan says of it, of one that is written.
     """
 
     parent: int
@@ -67,7 +67,7 @@ class Version(TypedDict):
     code: str
     versions: dict[str, str]
     notes: list[str]
-    steps: NotRequired[list[Step]]
+    steps: list[Step]
     judgement: NotRequired[Judgement]
 
 
