@@ -134,14 +134,14 @@ def put_graph(config: Config, folder: Path, earlier: Path | None = None) -> None
     Args:
         config: of the experiment.
         folder: of the model.
-        earlier: a folder whose graph is taken if its model is the same.
+        earlier: a model folder whose graph is taken if its model is the same, or of a like network.
     """
     if not config.tracking.onnx_graph or (earlier is not None and copy_graph(earlier, folder)):
         return
     try:
         from dynammo.deploy.export import add_graph
 
-        add_graph(folder)
+        add_graph(folder, earlier)
     except DynammoError as error:
         _log.warning("the model has no ONNX graph, torch will answer: %s", error)
 

@@ -40,7 +40,7 @@ def write_model(folder: LearnerFolder) -> None:
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == note:
         return
     with replaced_folder(target) as fresh:
-        _save(folder, folder.version(number), fresh)
+        _save(folder, folder.version(number), fresh, target)
         write_atomically(fresh / "version.json", to_json(note))
 
 

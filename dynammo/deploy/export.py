@@ -31,12 +31,12 @@ from torch.export import Dim, ExportedProgram
 import dynammo
 from dynammo.checkpoint import sealed, to_json, write_atomically
 from dynammo.data.formats.pictures import load_image
-from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, open_session
+from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, open_session, read_graph
 from dynammo.deploy.predictor import Classifier, Predictor
-from dynammo.errors import ConfigError, ExportError
+from dynammo.errors import CheckpointError, ConfigError, ExportError
 from dynammo.extras import needs
 from dynammo.network.folding import cheapen
-from dynammo.network.fusion import batch_norms, fuse_batch_norms
+from dynammo.network.fusion import Fusion, batch_norms, fuse_batch_norms
 
 with needs("export", "onnx"):
     import onnx
@@ -75,6 +75,7 @@ def export_model(
     folder: str | Path,
     formats: Sequence[str] = FORMATS,
     images: Sequence[Path] | None = None,
+    template: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model folder in other forms, checked, or change nothing.
 
@@ -92,6 +93,8 @@ def export_model(
         formats: some of `FORMATS`.
         images: pictures to check with, at least two; default: crops of the two photographs that
             come with scikit-learn.
+        template: a model folder with the graph of a like network, the `formats` being `onnx` alone:
+            that graph gets this model's weights, and the network is not traced.
 
     Returns:
         `files` (form -> name, bytes, SHA-256, largest difference in logits relative to the source's
@@ -103,10 +106,10 @@ def export_model(
         ConfigError: an unknown form.
         DataError: a picture cannot be read.
         ExportError: `folder` holds something else or cannot be written, torch cannot export the
-            network, or a form's answers differ from those of the source in float64 by more than
-            `LOGIT_TOLERANCE` of the largest logit or `PROBABILITY_TOLERANCE` (or four times what
-            the source's own float32 differs by, where its logits are so large that this is more),
-            or are another class.
+            network, the template is another network's, or a form's answers differ from those of
+            the source in float64 by more than `LOGIT_TOLERANCE` of the largest logit or
+            `PROBABILITY_TOLERANCE` (or four times what the source's own float32 differs by, where
+            its logits are so large that this is more), or are another class.
     """
     if unknown := [name for name in formats if name not in _FILES]:
         raise ConfigError(
@@ -123,8 +126,10 @@ def export_model(
     metadata = _metadata(predictor, manifest)
     with _appearing(target) as temporary:
         (temporary / MANIFEST).write_bytes(manifest)
-        if set(formats) - {"safetensors"}:
-            program, remaining = _program(predictor.model, predictor.size)
+        fusions: dict[str, Fusion] = {}
+        remaining = None
+        if template is None and set(formats) - {"safetensors"}:
+            program, fusions, remaining = _program(predictor.model, predictor.size)
         for name in FORMATS:
             path = temporary / _FILES[name]
             if name not in formats:
@@ -135,8 +140,11 @@ def export_model(
                 path.write_bytes(save(load_file(model_folder / path.name), text))
             elif name == "pt2":
                 torch.export.save(program, path, extra_files=metadata)
-            else:
+            elif template is None:
                 path.write_bytes(_onnx(program, metadata))
+            else:
+                content, fusions = _filled(template, predictor, metadata)
+                path.write_bytes(content)
         exact = _in_two_batches(Deployed(copy.deepcopy(predictor.model).double()), pixels)
         rounded = _in_two_batches(Deployed(predictor.model), pixels)
         tolerated = max(PROBABILITY_TOLERANCE, _ROUNDINGS * _largest(rounded[1] - exact[1]))
@@ -150,7 +158,7 @@ def export_model(
         }
         if "onnx" in formats:
             report["opset"] = OPSET
-        if set(formats) - {"safetensors"}:
+        if remaining is not None:
             report["batch_norms_left"] = remaining
         for name in (name for name in FORMATS if name in formats):
             path = temporary / _FILES[name]
@@ -163,27 +171,41 @@ def export_model(
             }
         write_atomically(temporary / _EXPORT, to_json(report))
         if "onnx" in formats:
-            write_atomically(temporary / RECORD, _record(report, manifest))
+            write_atomically(temporary / RECORD, _record(report, manifest, fusions))
     return report
 
 
-def _record(report: Mapping[str, Any], manifest: bytes) -> bytes:
-    """What ties the graph to its model, and how it was checked."""
+def _record(report: Mapping[str, Any], manifest: bytes, fusions: Mapping[str, Fusion]) -> bytes:
+    """What ties the graph to its model, how it was checked, and what its weights are made of."""
     about = ("checked_on", "opset", "tolerance", "versions")
     checked = {name: report[name] for name in about} | report["files"]["onnx"]
-    return sealed({"model_sha256": hashlib.sha256(manifest).hexdigest(), **checked})
+    made_of = {name: fusion._asdict() for name, fusion in fusions.items()}
+    document = {"model_sha256": hashlib.sha256(manifest).hexdigest(), "fusions": made_of, **checked}
+    return sealed(document)
 
 
-def add_graph(folder: Path) -> dict[str, Any]:
+def add_graph(folder: Path, earlier: Path | None = None) -> dict[str, Any]:
     """Put the ONNX graph and its record into a model folder, checked as `export_model` does.
+
+    Args:
+        folder: of the model.
+        earlier: a folder of a model that may be of a like network: its graph is taken, if it has
+            one that gives this model's answers with this model's weights in it. That spares
+            tracing the network, most of the time an export takes.
 
     Raises:
         ExportError, CheckpointError: as `export_model` does; the folder is as it was.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        report = export_model(folder, Path(temporary) / "export", ["onnx"])
+        made = Path(temporary) / "export"
+        try:
+            report = export_model(folder, made, ["onnx"], template=earlier)
+        except ExportError:
+            if earlier is None:
+                raise
+            report = export_model(folder, made, ["onnx"])
         for name in (GRAPH, RECORD):
-            os.replace(Path(temporary) / "export" / name, folder / name)
+            os.replace(made / name, folder / name)
     return report
 
 
@@ -231,10 +253,15 @@ def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
     }
 
 
-def _program(model: Classifier, size: int) -> tuple[ExportedProgram, int]:
-    """The traced network with adapters and BatchNorms in its convolutions; BatchNorms left."""
-    network = Deployed(Classifier(cheapen(model.network), model.head_state))
-    fused = fuse_batch_norms(_trace(network, size))
+def _cheapened(model: Classifier) -> Deployed:
+    return Deployed(Classifier(cheapen(model.network), model.head_state))
+
+
+def _program(model: Classifier, size: int) -> tuple[ExportedProgram, dict[str, Fusion], int]:
+    """The traced network with adapters and BatchNorms in its convolutions; these, and how many
+    BatchNorms are left.
+    """
+    fused, fusions = fuse_batch_norms(_trace(_cheapened(model), size))
     # Its weights are laid out plainly: what torch.export.save cannot write otherwise it warns of.
     for owner in fused.modules():
         for parameter in owner.parameters(recurse=False):
@@ -246,7 +273,7 @@ def _program(model: Classifier, size: int) -> tuple[ExportedProgram, int]:
         # Paths and lines of this machine's files have no business in a published model.
         for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(name, None)
-    return program, batch_norms(fused)
+    return program, fusions, batch_norms(fused)
 
 
 def _trace(module: nn.Module, size: int) -> ExportedProgram:
@@ -277,7 +304,11 @@ def _onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
             reason = " ".join(str(error).split())[:300]
             raise ExportError(f"torch.onnx cannot convert this network: {reason}") from None
     assert exported is not None
-    proto = exported.model_proto
+    return _finished(exported.model_proto, metadata)
+
+
+def _finished(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    """The graph with a batch of any size and its texts, and nothing of this machine; checked."""
     del proto.graph.value_info[:]  # shapes of intermediate values: not needed
     for node in proto.graph.node:
         del node.metadata_props[:]  # lines of this machine's files
@@ -290,6 +321,36 @@ def _onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     onnx.checker.check_model(proto, full_check=True)
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _filled(
+    template: Path, predictor: Predictor, metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, Fusion]]:
+    """The template's graph with this model's weights, and what they are made of. Whether it then
+    gives this model's answers is for the caller to see.
+
+    Raises:
+        ExportError: there is no sound graph, or its weights have other names or shapes.
+    """
+    try:
+        graph, record = read_graph(template)
+        fusions = {name: Fusion(**fields) for name, fields in record["fusions"].items()}
+        values = _cheapened(predictor.model).state_dict()
+        for name, fusion in fusions.items():
+            parts = fusion.fused(values).items()
+            values |= {f"{name}_{part}": value for part, value in parts}
+    except (CheckpointError, OSError, KeyError, AttributeError, TypeError) as error:
+        raise ExportError(f"{template} holds no graph to fill: {error!r}") from None
+    proto = onnx.load_from_string(graph)
+    for tensor in proto.graph.initializer:
+        if (value := values.get(tensor.name)) is None:
+            continue  # a constant of the network
+        if list(tensor.dims[1:]) != list(value.shape[1:]):
+            raise ExportError(f"{template} holds the graph of another network")
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value.cpu().numpy(), tensor.name))
+    for output in proto.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = len(predictor.classes)
+    return _finished(proto, metadata), fusions
 
 
 def _loaded(name: str, folder: Path) -> Callable[[Tensor], _Outputs]:

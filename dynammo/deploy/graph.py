@@ -60,6 +60,26 @@ def has_graph(folder: str | Path) -> bool:
     return Path(folder, GRAPH).is_file()
 
 
+def read_graph(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """The graph of a model folder and its record, if they are those made from this model.
+
+    Raises:
+        CheckpointError: they are not, or are missing or damaged.
+    """
+    if not has_graph(folder):
+        raise CheckpointError(f"no {GRAPH} in it; use the engine torch, or dynammo export-model")
+    try:
+        record = unsealed((folder / RECORD).read_bytes())
+    except CheckpointError as error:
+        raise CheckpointError(f"{RECORD}: {error}") from None
+    graph = (folder / GRAPH).read_bytes()
+    if record.get("model_sha256") != hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest():
+        raise CheckpointError(f"{GRAPH} was exported from another {MANIFEST}")
+    if record.get("sha256") != hashlib.sha256(graph).hexdigest():
+        raise CheckpointError(f"{GRAPH} is not the one of this {RECORD}")
+    return graph, record
+
+
 def copy_graph(source: Path, folder: Path) -> bool:
     """Take the graph of another folder that holds the same model; whether there is one."""
     files = [source / name for name in (MANIFEST, GRAPH, RECORD)]
@@ -92,7 +112,7 @@ class GraphPredictor(Answering):
         folder = Path(folder)
         try:
             content = (folder / MANIFEST).read_bytes()
-            graph = _checked(folder, content)
+            graph, _ = read_graph(folder)
             self.classes, self.size = _described(content)
             self.session = open_session(graph, threads)
             self._check_shapes()
@@ -144,22 +164,6 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return shares
-
-
-def _checked(folder: Path, manifest: bytes) -> bytes:
-    """The graph's bytes, if they are those that were exported from this model."""
-    if not has_graph(folder):
-        raise CheckpointError(f"no {GRAPH} in it; use the engine torch, or dynammo export-model")
-    try:
-        record = unsealed((folder / RECORD).read_bytes())
-    except CheckpointError as error:
-        raise CheckpointError(f"{RECORD}: {error}") from None
-    graph = (folder / GRAPH).read_bytes()
-    if record.get("model_sha256") != hashlib.sha256(manifest).hexdigest():
-        raise CheckpointError(f"{GRAPH} was exported from another {MANIFEST}")
-    if record.get("sha256") != hashlib.sha256(graph).hexdigest():
-        raise CheckpointError(f"{GRAPH} is not the one of this {RECORD}")
-    return graph
 
 
 def _described(content: bytes) -> tuple[list[str], int]:

@@ -8,8 +8,8 @@ longer fit the backbone that it is named after.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,8 +21,51 @@ _TRANSPOSED = (_aten.conv_transpose2d.input,)
 _CONVOLUTIONS = (_aten.conv2d.default, _aten.conv2d.padding, *_TRANSPOSED)
 
 
+class Fusion(NamedTuple):
+    """A convolution and the BatchNorm behind it: the names of their tensors (none: it has no such)
+    and what else their fusion takes.
+    """
+
+    weight: str
+    bias: str | None
+    mean: str
+    variance: str
+    gain: str | None
+    shift: str | None
+    epsilon: float
+    transposed: bool
+
+    def fused(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`weight` and `bias` of the convolution that does both, float32."""
+
+        def named(name: str | None) -> Any:  # torch's types leave out that a bias may be missing
+            return None if name is None else values[name].detach().double()
+
+        weight, bias = fuse_conv_bn_weights(
+            named(self.weight),
+            named(self.bias),
+            named(self.mean),
+            named(self.variance),
+            self.epsilon,
+            named(self.gain),
+            named(self.shift),
+            self.transposed,
+        )
+        layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+        return {"weight": weight.float().contiguous(memory_format=layout), "bias": bias.float()}
+
+
+class Fused(NamedTuple):
+    """A `module` to call, or to export again, and what became one in it: `fusions[name]` are its
+    parameters `{name}_weight` and `{name}_bias`.
+    """
+
+    module: fx.GraphModule
+    fusions: dict[str, Fusion]
+
+
 @torch.no_grad()
-def fuse_batch_norms(program: ExportedProgram) -> fx.GraphModule:
+def fuse_batch_norms(program: ExportedProgram) -> Fused:
     """The program's graph, with every BatchNorm in the convolution before it where there is one.
 
     It is read off the traced operations, not off the modules, so it holds for a network of any
@@ -35,23 +78,26 @@ def fuse_batch_norms(program: ExportedProgram) -> fx.GraphModule:
         program: `torch.export.export` of a module in eval mode.
 
     Returns:
-        A module to call, or to export again. `batch_norms` counts what is left in it.
+        `batch_norms` counts what is left in its module.
     """
     module = program.module(check_guards=False)
     graph = module.graph
+    values: dict[str, Tensor] = {}
+    values |= module.named_parameters(remove_duplicate=False)
+    values |= module.named_buffers(remove_duplicate=False)
+    fusions = {}
     for norm in graph.find_nodes(op="call_function", target=_aten.batch_norm.default):
         convolution = norm.args[0]
-        numbers = _constants(module, norm, convolution)
-        if numbers is None:
+        fusion = _fusion(norm, convolution)
+        if fusion is None:
             continue
-        kernel, offset, mean, variance, epsilon, gain, shift = numbers
-        transposed = convolution.target in _TRANSPOSED
-        weight, bias = fuse_conv_bn_weights(
-            kernel, offset, mean, variance, epsilon, gain, shift, transposed
-        )
+        name = f"fused_{convolution.name}"
+        fusions[name] = fusion
         with graph.inserting_before(convolution):
-            named = zip(("weight", "bias"), (weight, bias), strict=True)
-            nodes = [_constant(module, f"{convolution.name}_{k}", v) for k, v in named]
+            nodes = [
+                _constant(module, f"{name}_{part}", value)
+                for part, value in fusion.fused(values).items()
+            ]
         convolution.args = (convolution.args[0], *nodes, *convolution.args[3:])
         norm.replace_all_uses_with(convolution)
         graph.erase_node(norm)
@@ -60,7 +106,7 @@ def fuse_batch_norms(program: ExportedProgram) -> fx.GraphModule:
     graph.eliminate_dead_code()
     _drop_unused(module)
     module.recompile()
-    return module
+    return Fused(module, fusions)
 
 
 def batch_norms(module: fx.GraphModule) -> int:
@@ -68,42 +114,30 @@ def batch_norms(module: fx.GraphModule) -> int:
     return len(module.graph.find_nodes(op="call_function", target=_aten.batch_norm.default))
 
 
-def _constants(module: fx.GraphModule, norm: fx.Node, convolution: Any) -> Any:
-    """What `fuse_conv_bn_weights` takes, in float64; None where the two cannot become one."""
+def _fusion(norm: fx.Node, convolution: Any) -> Fusion | None:
+    """How the two become one; None where they cannot."""
     if not isinstance(convolution, fx.Node) or convolution.target not in _CONVOLUTIONS:
         return None
     _, gain, shift, mean, variance, training, _, epsilon, *_ = norm.args
     rest = convolution.args[3:]
     # A transposed convolution's kernel is laid out otherwise: groups stand at another place.
-    groups = rest[3] if convolution.target in _TRANSPOSED and len(rest) > 3 else 1
+    transposed = convolution.target in _TRANSPOSED
+    groups = rest[3] if transposed and len(rest) > 3 else 1
     if training or len(convolution.users) != 1 or convolution.kwargs or groups != 1:
         return None
     weight, bias = convolution.args[1], (*convolution.args, None)[2]
-    tensors = [_value(module, node) for node in (weight, bias, mean, variance, gain, shift)]
-    given = [node is not None for node in (weight, bias, mean, variance, gain, shift)]
-    if any(one and value is None for one, value in zip(given, tensors, strict=True)):
+    nodes: list[Any] = [weight, bias, mean, variance, gain, shift]
+    if any(node is None for node in (weight, mean, variance)):
         return None
-    if tensors[0] is None or tensors[2] is None or tensors[3] is None:
+    # Else it is computed.
+    if any(node is not None and getattr(node, "op", None) != "get_attr" for node in nodes):
         return None
-    kernel, offset, mean, variance, gain, shift = tensors
-    return kernel, offset, mean, variance, epsilon, gain, shift
-
-
-def _value(module: fx.GraphModule, node: Any) -> Tensor | None:
-    """The parameter or buffer that a node stands for, in float64; None if it is computed."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    value: Any = module
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
-    return cast(Tensor, value).detach().double()
+    names = [None if node is None else str(node.target) for node in nodes]
+    return Fusion._make([*names, epsilon, transposed])
 
 
 def _constant(module: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
-    layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
-    name = f"fused_{name}"
-    tensor = value.detach().float().contiguous(memory_format=layout)
-    module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+    module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     return module.graph.get_attr(name)
 
 

@@ -194,7 +194,7 @@ def test_a_published_model_holds_its_graph(
     for one, other in zip(answering.predict(images), Predictor(first).predict(images), strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
-    monkeypatch.setattr(export, "add_graph", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr(export, "add_graph", lambda *_: pytest.fail("made again"))
     put_graph(config, second, earlier=first)
     assert (second / "model.onnx").read_bytes() == (first / "model.onnx").read_bytes()
     put_graph(load_config(None, {"tracking.onnx_graph": False}), tmp_path / "nowhere")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import dynammo
 from dynammo.config import AdapterConfig, BackboneConfig, load_config
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy import export
-from dynammo.deploy.export import export_model, sample_pixels
+from dynammo.deploy.export import add_graph, export_model, sample_pixels
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor, save_model
 from dynammo.errors import CheckpointError, ConfigError, DataError, ExportError
@@ -44,6 +45,8 @@ def saved(
     centred: bool = False,
     power: float | None = None,
     levels: int | None = None,
+    classes: Sequence[str] = CLASSES,
+    seed: int = 0,
 ) -> Path:
     """A model whose numbers are anything but neutral.
 
@@ -53,8 +56,8 @@ def saved(
     config = BackboneConfig(
         name=name, pretrained=False, positions=list(positions) or None, levels=levels
     )
-    weights = pretrained_weights(config, seed=0)
-    torch.manual_seed(0)
+    weights = pretrained_weights(config, seed)
+    torch.manual_seed(seed)
     for key, value in weights.items():
         if key.endswith("running_mean"):
             value.normal_(std=0.1)
@@ -69,10 +72,10 @@ def saved(
     normalised = {} if power is None else {"power": torch.tensor(power, dtype=torch.float64)}
     with torch.no_grad():
         features = head_features(network(pixels), normalised)
-    weight = new_head(network.feature_size, 3, seed=2)["weight"]
+    weight = new_head(network.feature_size, len(classes), seed=2)["weight"]
     weight = 20 * weight / (features @ weight.T).abs().max()
     bias = -weight @ features.mean(0)
-    head = {"weight": weight, "bias": bias if centred else torch.zeros(3), **normalised}
+    head = {"weight": weight, "bias": bias if centred else torch.zeros(len(classes)), **normalised}
     save_model(
         folder,
         backbone=config,
@@ -81,7 +84,7 @@ def saved(
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),
         head=head,
-        classes=CLASSES,
+        classes=classes,
         provenance={"data": "d" * 64},
     )
     return folder
@@ -286,6 +289,58 @@ def test_given_images_are_what_is_compared(model: Path, tmp_path: Path) -> None:
     tensor, _ = export._pixels(files, SIZE)
     expected = np.stack([load_image(file, SIZE) for file in files])
     assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), expected)
+
+
+def test_a_like_networks_graph_takes_new_weights(
+    exported: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights and one class more: nothing is traced."""
+    folder = saved(
+        tmp_path / "model",
+        "test_resnet",
+        AdapterConfig(options={"alpha": 0.5}),
+        centred=True,
+        power=0.5,
+        classes=[*CLASSES, "scar"],
+        seed=9,
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "_trace", lambda *_: pytest.fail("traced"))
+        add_graph(folder, exported[0])
+    images = list(sample_pixels(SIZE, 3))
+    for one, other in zip(
+        GraphPredictor(folder).predict(images), Predictor(folder).predict(images), strict=True
+    ):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    # And so on from version to version.
+    again = saved(
+        tmp_path / "again", "test_resnet", AdapterConfig(), centred=True, power=0.5, seed=10
+    )
+    monkeypatch.setattr(export, "_trace", lambda *_: pytest.fail("traced"))
+    add_graph(again, folder)
+    assert GraphPredictor(again).classes == CLASSES
+
+
+@pytest.mark.parametrize("what", ["another network", "another alpha", "no graph", "damaged"])
+def test_a_graph_that_does_not_fit_is_made_anew(
+    what: str, exported: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    name = "test_efficientnet" if what == "another network" else "test_resnet"
+    # In a graph alpha is a number among its nodes.
+    kind = AdapterConfig(options={"alpha": -0.3 if what == "another alpha" else 0.5})
+    folder = saved(tmp_path / "model", name, kind, centred=True, power=0.5)
+    earlier = Path(shutil.copytree(exported[0], tmp_path / "earlier"))
+    if what == "no graph":
+        (earlier / "model.onnx").unlink()
+    if what == "damaged":
+        (earlier / "graph.json").write_text("{}")
+    with pytest.raises(ExportError):
+        export_model(folder, tmp_path / "out", ["onnx"], template=earlier)
+    add_graph(folder, earlier)
+    image = sample_pixels(SIZE, 1)[0]
+    expected = Predictor(folder).predict([image])[0].probabilities
+    answer = GraphPredictor(folder).predict([image])[0].probabilities
+    assert answer == pytest.approx(expected, abs=1e-5)
 
 
 def test_sample_pixels_are_pictures() -> None:

@@ -54,7 +54,7 @@ def test_a_network_computes_the_same_without_batch_norms(
     images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
     traced = program(cheapen(network), images[:2])
     before = batch_norms(traced.module())
-    fused = fuse_batch_norms(traced)
+    fused = fuse_batch_norms(traced).module
     assert before > 5
     assert batch_norms(fused) == 0
     assert not [name for name, _ in fused.named_buffers() if "running" in name]
@@ -125,7 +125,7 @@ def test_only_a_batch_norm_right_behind_a_constant_kernel_goes(
 ) -> None:
     unsettled(module)
     x = torch.randn(2, 3, 7, 7)
-    fused: fx.GraphModule = fuse_batch_norms(program(module, x))
+    fused: fx.GraphModule = fuse_batch_norms(program(module, x)).module
     assert batch_norms(fused) == left
     with torch.no_grad():
         torch.testing.assert_close(fused(x), module(x), atol=1e-5, rtol=1e-4)
@@ -134,7 +134,7 @@ def test_only_a_batch_norm_right_behind_a_constant_kernel_goes(
 def test_a_fused_graph_can_be_exported_again_for_any_batch() -> None:
     module = unsettled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
     x = torch.randn(5, 3, 7, 7)
-    again = program(fuse_batch_norms(program(module, x[:2])), x[:2])
+    again = program(fuse_batch_norms(program(module, x[:2])).module, x[:2])
     assert len(again.state_dict) == 2  # one kernel, one bias
     with torch.no_grad():
         torch.testing.assert_close(again.module()(x), module(x), atol=1e-5, rtol=1e-4)
@@ -142,5 +142,5 @@ def test_a_fused_graph_can_be_exported_again_for_any_batch() -> None:
 
 def test_training_statistics_are_left_alone() -> None:
     module = unsettled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).train()
-    fused = fuse_batch_norms(program(module, torch.randn(2, 3, 7, 7)))
+    fused = fuse_batch_norms(program(module, torch.randn(2, 3, 7, 7))).module
     assert batch_norms(fused) == 1
