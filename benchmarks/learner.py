@@ -40,7 +40,7 @@ from dynammo.learner.folder import LearnerFolder
 PROGRAM = [sys.executable, "-c", "from flows.cli import app; app()"]
 ROOT = Path(__file__).resolve().parents[1]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["flows.cli", "flows.learn", "flows.revise"])
+FORK.set_forkserver_preload(["flows.cli", "flows.learn", "flows.forget"])
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from dynammo.checks import check_parts
 from dynammo.config import load_config
-from flows.learning import at, evaluate_methods, learn_batch, start
+from flows.support.learning import at, evaluate_methods, learn_batch, start
 from tasks.keep_images import keep_images
 from tasks.publish import check_output, publish
 from tasks.support.logs import shorten_expected_errors

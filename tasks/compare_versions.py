@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,22 @@ from torch import Tensor
 from dynammo.config import Config
 from dynammo.data.marks import NOBODY, rows
 from dynammo.evaluation.gate import Comparison, Decision, Outcome, compare, judge
+from dynammo.evaluation.protocol import Against
 from dynammo.learner.settings import DEPLOYED
-from tasks.support.stage import Stage, known_classes
-from tasks.support.version import Forgotten, Tested, Version
+from tasks.support.stage import known_classes
+from tasks.support.version import Draft, Tested, Version
 from tasks.support.workspace import Context
+
+CONFIDENCE = 0.95  # of the intervals that the gate tells of
+
+
+class Other(NamedTuple):
+    """Another version of the learner: its number, and its document, measured on test sets that the
+    new one is measured on, too.
+    """
+
+    number: int
+    version: Version
 
 
 class Answers(NamedTuple):
@@ -24,7 +37,7 @@ class Answers(NamedTuple):
     predicted: list[str]
 
 
-def answers_known(old: Version, tests: list[Tested]) -> bool:
+def answers_known(old: Version, tests: Sequence[Tested]) -> bool:
     """Whether a version's own answers, from when it was made, serve to compare it on test images.
 
     They do where the images it was measured on are still there, and those that came since are of
@@ -42,40 +55,35 @@ def answers_known(old: Version, tests: list[Tested]) -> bool:
     )
 
 
-@task(name="compare with champion")
-def compare_with_champion(
-    new: Stage,
-    tests: list[Tested],
-    old: Stage,
-    old_tests: list[Tested],
-    context: Context,
-) -> Comparison | None:
-    """`dynammo.evaluation.gate.compare` of `common_answers`."""
-    outcome = common_answers(new, tests, old, old_tests, context)
-    return None if outcome is None else compare(outcome)
-
-
-def common_answers(
-    new: Stage,
-    tests: list[Tested],
-    old: Stage,
-    old_tests: list[Tested],
-    context: Context,
-) -> Outcome | None:
-    """What two versions say of the images that both have answered, of the classes both know.
+@task(name="compare versions", task_run_name="compare with version {other.number}")
+def compare_with(
+    version: Draft, other: Other, context: Context, confidence: float = CONFIDENCE
+) -> Against | None:
+    """Compare a new version with another on the images that both have answered, of the classes that
+    both know (`dynammo.evaluation.gate.compare`).
 
     Args:
-        new: evaluated on `tests`.
-        tests: test sets.
-        old: the champion, evaluated on `old_tests`.
-        old_tests: test sets; of the same batches they hold the same images.
+        version: evaluated on its tests.
+        other: likewise; of the same batches its tests hold the same images.
         context: places.
+        confidence: of the intervals.
 
     Returns:
         None where nothing has been answered by both.
     """
-    ours, theirs = answers_of(new, tests, context), answers_of(old, old_tests, context)
-    both = [name for name in known_classes(old) if name in set(known_classes(new))]
+    evaluated = other.version["stage"]["methods"][DEPLOYED]["evaluated"]
+    outcome = _common_answers(version, other.version, context)
+    if outcome is None or evaluated is None or evaluated["predictions"] is None:
+        return None
+    compared = compare(outcome, confidence=confidence)
+    return Against(outcome, compared, [evaluated["predictions"]["sha256"]])
+
+
+def _common_answers(new: Draft, old: Draft, context: Context) -> Outcome | None:
+    """What two versions say of the images that both have answered; none if there are no such."""
+    ours, theirs = answers_of(new, context), answers_of(old, context)
+    known = set(known_classes(new["stage"]))
+    both = [name for name in known_classes(old["stage"]) if name in known]
     if not both or not ours or not theirs:
         return None
     index = {name: number for number, name in enumerate(both)}
@@ -83,7 +91,7 @@ def common_answers(
     before: list[int] = []
     after: list[int] = []
     groups: list[str | None] = []
-    for test in tests:
+    for test in new["tests"]:
         mine, other = ours.get(test["batch"]), theirs.get(test["batch"])
         if mine is None or other is None:
             continue
@@ -111,56 +119,50 @@ def groups_of(test: Tested, context: Context) -> list[str | None]:
 
 def decide(
     config: Config,
+    version: Draft,
     recall: float | None,
+    champion: Other | None,
     comparison: Comparison | None,
-    champion: Version | None,
-    number: int,
-    new: Stage,
-    batches: list[str],
-    forgotten: Forgotten,
 ) -> Decision:
     """The gate's decision on a new version.
 
     Args:
         config: of the new version.
+        version: the new version.
         recall: its mean class recall, if it has a value.
+        champion: the one in use, if there is one.
         comparison: with the champion.
-        champion: the champion's document; none if there is none.
-        number: the champion's.
-        new: the new version's stage.
-        batches: hashes of the batches that it has learnt.
-        forgotten: what was taken out of it.
     """
     if champion is None:
         return judge(config.gate, recall, None, champion=None)
-    known = set(known_classes(new))
-    lost = [name for name in known_classes(champion["stage"]) if name not in known]
+    known = set(known_classes(version["stage"]))
+    lost = [name for name in known_classes(champion.version["stage"]) if name not in known]
+    seen = {batch["hash"] for batch in version["batches"]} | {*version["forgotten"]["batches"]}
     missing = [
-        str(batch["number"])
-        for batch in champion["batches"]
-        if batch["hash"] not in (*batches, *forgotten["batches"])
+        str(batch["number"]) for batch in champion.version["batches"] if batch["hash"] not in seen
     ]
     less = f"it has not seen batch {', '.join(missing)}" if missing else None
     return judge(
         config.gate,
         recall,
         comparison,
-        champion=str(number),
+        champion=str(champion.number),
         lost_classes=lost,
-        forgotten=forgotten["classes"],
+        forgotten=version["forgotten"]["classes"],
         learnt_from_less=less,
     )
 
 
-def answers_of(stage: Stage, tests: list[Tested], context: Context) -> dict[int, Answers]:
-    """By batch. The classes of `tests` that the stage does not know follow those that it knows."""
+def answers_of(version: Draft, context: Context) -> dict[int, Answers]:
+    """By batch. Classes of its tests that a version does not know follow those that it knows."""
+    stage = version["stage"]
     evaluated = stage["methods"][DEPLOYED]["evaluated"]
     if evaluated is None or evaluated["predictions"] is None:
         return {}
     saved = context.checkpoints.load(evaluated["predictions"])
     names = known_classes(stage)
     found, start = {}, 0
-    for test in tests:
+    for test in version["tests"]:
         labels: Tensor = context.checkpoints.load(test["kept"]["labels"])["labels"]
         own = test["kept"]["names"]
         predicted = saved["predicted"][start : start + len(labels)]

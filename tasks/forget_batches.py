@@ -28,6 +28,7 @@ from tasks.support.images import remembered
 from tasks.support.kept import select_exemplars
 from tasks.support.networks import load_network
 from tasks.support.stage import Adapted, Learnt, Part, Stage, known_classes, learnt
+from tasks.support.version import Version
 from tasks.support.workspace import Context, provenance
 
 
@@ -44,16 +45,14 @@ class Left(NamedTuple):
 @task(name="forget batches", task_run_name="forget batches {batches}")
 def forget_batches(
     config: Config,
-    stage: Stage,
-    backbone: Ref,
+    version: Version,
     ledger: Ledger,
-    learnt: dict[int, list[str]],
     batches: list[int],
     classes: list[str],
     context: Context,
     merge: list[int] | None = None,
 ) -> Left:
-    """A stage as if some batches, or some classes, had not been learnt.
+    """A version's stage as if some batches, or some classes, had not been learnt.
 
     Adapters are merged again without those of the batches, statistics are added up again without
     theirs, and the head follows from these. This is exact where the network stays as it is: where
@@ -64,11 +63,9 @@ def forget_batches(
 
     Args:
         config: of the learner.
-        stage: what was learnt.
-        backbone: checkpoint of the frozen network.
+        version: what was learnt.
         ledger: tells which batch an exemplar came with.
-        learnt: numbers of all batches in the stage, in order, with the classes of each.
-        batches: to forget, a subset of them.
+        batches: numbers of those to forget, which it has learnt.
         classes: to forget, of any batch.
         context: places.
         merge: the batches whose adapters are merged; default: all that are not forgotten.
@@ -77,15 +74,17 @@ def forget_batches(
         LearnerError: nothing would be left; a method cannot forget; the batches' own statistics
             were not kept.
     """
+    stage, backbone = version["stage"], version["backbone"]
     _check_can_forget(stage)
-    remaining = [number for number in learnt if number not in batches]
+    left = [own for own in version["batches"] if own["number"] not in batches]
+    remaining = [own["number"] for own in left]
     stored = all(own["parts"] or own["statistics"] is None for own in stage["methods"].values())
     if batches and not stored:
         raise LearnerError(
             "the batches' own statistics were not kept (retention.train nothing): a batch cannot "
             "be taken out again"
         )
-    held = {name for number in remaining for name in learnt[number]}
+    held = {name for own in left for name in (*own["new"], *own["again"])}
     kept = [name for name in known_classes(stage) if name in held and name not in classes]
     if not kept:
         raise LearnerError("nothing would be left")
@@ -126,13 +125,9 @@ def forget_batches(
         for name, found in methods.items():
             if METHODS[name].shared_adapters and found["exemplars"]:
                 adapted = {**adapted, "exemplars": found["exemplars"]}
-    left: Stage = {
-        **stage,
-        "tasks": [own for task_ in stage["tasks"] if (own := [n for n in task_ if n in kept])],
-        "adapted": adapted,
-        "methods": methods,
-    }
-    return Left(left, drifts, remarks)
+    tasks = [own for names in stage["tasks"] if (own := [name for name in names if name in kept])]
+    rest: Stage = {**stage, "tasks": tasks, "adapted": adapted, "methods": methods}
+    return Left(rest, drifts, remarks)
 
 
 def _check_can_forget(stage: Stage) -> None:

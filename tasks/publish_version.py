@@ -11,17 +11,22 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from dynammo.checkpoint import references_in, to_json, write_atomically
-from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.publish import put_graph, replaced_folder, save_merged
 from tasks.support.mlflow import champion as aliases
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow import served_model
 from tasks.support.stage import known_classes, measured
-from tasks.support.version import Version, config_of
+from tasks.support.version import Version, config_of, read_version
 
-_PREFIX = "models:/"
 REGISTERED = "registered.json"  # version of the learner -> version of the registered model
+
+
+def show_version(folder: LearnerFolder) -> None:
+    """The champion's model as files, and the version in MLflow; what is there already stays."""
+    _write_model(folder)
+    _publish(folder)
 
 
 def model_of(folder: LearnerFolder) -> Path:
@@ -29,7 +34,7 @@ def model_of(folder: LearnerFolder) -> Path:
     return folder.path / "model"
 
 
-def write_model(folder: LearnerFolder) -> None:
+def _write_model(folder: LearnerFolder) -> None:
     """Write the champion's model beside the learner, unless it is there."""
     number = folder.pointer()["champion"]
     target, note = model_of(folder), {"version": number}
@@ -40,15 +45,16 @@ def write_model(folder: LearnerFolder) -> None:
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == note:
         return
     with replaced_folder(target) as fresh:
-        _save(folder, folder.version(number), fresh, target)
+        _save(folder, read_version(folder, number), fresh, target)
         write_atomically(fresh / "version.json", to_json(note))
 
 
-def _save(folder: LearnerFolder, version: Any, target: Path, earlier: Path | None = None) -> None:
-    document: Version = version
-    hashes = document["batches"][-1]["hash"]
-    config = config_of(document)
-    save_merged(config, hashes, document["backbone"], document["stage"], target, folder.store)
+def _save(
+    folder: LearnerFolder, version: Version, target: Path, earlier: Path | None = None
+) -> None:
+    hashes = version["batches"][-1]["hash"]
+    config = config_of(version)
+    save_merged(config, hashes, version["backbone"], version["stage"], target, folder.store)
     put_graph(config, target, earlier)
 
 
@@ -68,7 +74,7 @@ def register_version(folder_path: str, number: int) -> str | None:
     """
     path = Path(folder_path)
     folder = LearnerFolder(path.parent, path.name)
-    version: Any = folder.version(number)
+    version = read_version(folder, number)
     config = config_of(version)
     if not config.tracking.register_model:
         return None
@@ -129,47 +135,6 @@ def pack(folder: LearnerFolder, number: int, target: Path) -> None:
     write_atomically(copy.path / "learner.json", to_json({**pointer, "current": number}))
 
 
-def fetch_learner(uri: str, folder: LearnerFolder) -> None:
-    """Bring a learner here from the model registry.
-
-    Args:
-        uri: `models:/<name>@champion` or `models:/<name>/<version>`.
-        folder: where it goes.
-
-    Raises:
-        LearnerError: the model holds no learner; there is another learner of that name here.
-    """
-    import mlflow.artifacts
-
-    with mlflow_runs.mlflow_client() as client:
-        name, _, alias = uri.removeprefix(_PREFIX).partition("@")
-        name, _, number = name.partition("/")
-        found = (
-            client.get_model_version_by_alias(name, alias)
-            if alias
-            else client.get_model_version(name, number)
-        )
-        with tempfile.TemporaryDirectory() as temporary:
-            local = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{found.source}/artifacts/learner",
-                dst_path=temporary,
-                tracking_uri=mlflow_runs.tracking_uri(),
-            )
-            source = LearnerFolder(Path(local).parent, Path(local).name)
-            if not source.exists:
-                raise LearnerError(f"{uri} holds no learner")
-            if problems := source.problems():
-                raise LearnerError(f"{uri}: {problems[0]}")
-            if folder.exists:
-                _check_same(folder, source, uri)
-                return
-            pointer = source.pointer()
-            with replaced_folder(folder.path) as fresh:
-                shutil.copytree(source.path, fresh, dirs_exist_ok=True)
-                (fresh / "key").chmod(0o600)
-                write_atomically(fresh / "learner.json", to_json({**pointer, "name": folder.name}))
-
-
 def withdraw(folder: LearnerFolder) -> None:
     """Remove the learner from all registered models, where images were removed from it; the models
     stay, and the present version is registered anew.
@@ -179,8 +144,7 @@ def withdraw(folder: LearnerFolder) -> None:
     noted = folder.path / REGISTERED
     if not noted.is_file():
         return
-    document: Any = folder.current()
-    name = config_of(document).model_name
+    name = config_of(read_version(folder)).model_name
     with mlflow_runs.mlflow_client() as client:
         for number in json.loads(noted.read_text(encoding="utf-8")).values():
             model = client.get_model_version(name, number)
@@ -192,40 +156,21 @@ def withdraw(folder: LearnerFolder) -> None:
     noted.unlink()
 
 
-def learner_name(uri: str) -> str:
-    """The learner's name in a registered model's URI.
-
-    Raises:
-        LearnerError: no such URI.
-    """
-    model = uri.removeprefix(_PREFIX).partition("@")[0].partition("/")[0]
-    if not model.startswith("dynammo-") or ("@" not in uri and "/" not in uri[len(_PREFIX) :]):
-        raise LearnerError(
-            f"{uri}: expected models:/dynammo-<learner>@champion or models:/dynammo-<learner>/3"
-        )
-    return model.removeprefix("dynammo-")
-
-
-def is_registered(name: str) -> bool:
-    """Whether a name is that of a registered model, and not of a learner here."""
-    return name.startswith(_PREFIX)
-
-
-def move_alias(folder: LearnerFolder, registered: str, number: int, reason: str | None) -> None:
-    """Give the registered version the alias `champion` where the learner's pointer says so."""
-    version: Any = folder.version(number)
-    if folder.pointer()["champion"] == number:
-        model = config_of(version).model_name
+def _publish(folder: LearnerFolder) -> None:
+    """Register the current version in MLflow, unless it is; the alias follows the champion."""
+    pointer = folder.pointer()
+    noted = folder.path / REGISTERED
+    known: dict[str, str] = {}
+    if noted.is_file():
+        known = json.loads(noted.read_text(encoding="utf-8"))
+    current = str(pointer["current"])
+    if current not in known and (made := register_version(str(folder.path), pointer["current"])):
+        known[current] = made
+        write_atomically(noted, to_json(known))
+    champion = pointer["champion"]
+    if champion and str(champion) in known:
+        version = read_version(folder, champion)
+        reason = pointer["champions"][-1]["reason"]
         overruled = None if version["gate"]["passed"] else reason or "promoted"
-        aliases.promote(model, registered, version["gate"], reason=overruled)
-
-
-def _check_same(here: LearnerFolder, there: LearnerFolder, uri: str) -> None:
-    number = there.pointer()["current"]
-    same = here.pointer()["current"] == number and here.version(number) == there.version(number)
-    if not same:
-        raise LearnerError(
-            f"there is a learner {here.name!r} here already, at version "
-            f"{here.pointer()['current']}, and {uri} is another: learn with the one here by its "
-            "name, or move it away"
-        )
+        model = config_of(version).model_name
+        aliases.promote(model, known[str(champion)], version["gate"], reason=overruled)

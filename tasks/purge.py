@@ -16,7 +16,7 @@ from dynammo.learner.ledger import Ledger
 from tasks.evaluate import Evaluated
 from tasks.support.kept import select_exemplars, select_tests
 from tasks.support.stage import Stage
-from tasks.support.version import Tested, Version
+from tasks.support.version import Tested, Version, read_version
 from tasks.support.workspace import Kept
 
 Stays = Callable[[bytes, bytes], bool]
@@ -83,7 +83,7 @@ def forget_group(folder: LearnerFolder, group: str) -> int:
     return erase(folder, lambda _, own: own != wanted, ledger=True)
 
 
-def purge(folder: LearnerFolder, batches: list[int] | None = None) -> int:
+def purge_batches(folder: LearnerFolder, batches: list[int] | None = None) -> int:
     """Remove all images held, or those of some batches; hashes stay. As `erase` returns."""
     came = _batch_of(folder)
     return erase(
@@ -108,13 +108,13 @@ def enforce(folder: LearnerFolder, retention: RetentionConfig) -> int:
             if (today - datetime.fromisoformat(at)).total_seconds() > retention.max_days * 86400
         ]
         if old:
-            removed += purge(folder, old)
+            removed += purge_batches(folder, old)
     if retention.max_mb is not None:
         for number in sorted(dates, key=lambda own: (dates[own], own)):
             size = sum(own["bytes"] for own in held(folder) if own["what"] in _IMAGES)
             if size <= retention.max_mb * 1e6:
                 break
-            removed += purge(folder, [number])
+            removed += purge_batches(folder, [number])
     return removed
 
 
@@ -206,8 +206,7 @@ def _without_answers(stage: Stage) -> Stage:
 
 def _versions(folder: LearnerFolder) -> Iterator[tuple[int, Version]]:
     for number in folder.numbers():
-        document: Any = folder.version(number)
-        yield number, document
+        yield number, read_version(folder, number)
 
 
 def _batch_of(folder: LearnerFolder) -> dict[bytes, int]:

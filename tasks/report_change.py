@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -16,8 +15,8 @@ from dynammo.errors import ConfigError
 from dynammo.learner.folder import LearnerFolder
 from dynammo.reporting.change import ChangeReport, Flip, write_change
 from tasks.compare_versions import answers_of
-from tasks.judge_plan import plan_of
-from tasks.support.version import Version, config_of, context_in
+from tasks.support.plans import plan_of
+from tasks.support.version import Version, config_of, context_in, read_version
 
 _SIDE = 112  # pixels of a picture, at most
 
@@ -46,8 +45,7 @@ def write_change_report(
         LearnerError: there is no such version.
         ConfigError: pictures in the learner's folder, or of images that are not kept.
     """
-    found: Any = folder.version(number)
-    version: Version = found
+    version = read_version(folder, number)
     flips: list[Flip] = []
     if pictures:
         if output is None or output.absolute().resolve().is_relative_to(folder.path.resolve()):
@@ -64,7 +62,7 @@ def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
     plan = plan_of(folder, judgement["plan"]) if judgement["plan"] else None
     pointer = folder.pointer()
     others = {judgement["champion"], judgement["authorised"] or 0} - {0}
-    documents: list[Any] = [folder.version(other) for other in sorted(others)]
+    documents = [read_version(folder, other) for other in sorted(others)]
     known = {own["hash"] for other in documents for own in other["batches"]}
     files = {
         ref["sha256"]: f"objects/{ref['path']}" for ref in references_in([version, *documents])
@@ -106,11 +104,10 @@ def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:
     number = version["judgement"]["champion"]
     if not number:
         return
-    found: Any = folder.version(number)
-    champion: Version = found
+    champion = read_version(folder, number)
     context = context_in(folder, config_of(version))
-    ours = answers_of(version["stage"], version["tests"], context)
-    theirs = answers_of(champion["stage"], champion["tests"], context)
+    ours = answers_of(version, context)
+    theirs = answers_of(champion, context)
     same = {test["batch"]: test["kept"]["labels"] for test in champion["tests"]}
     usable = [
         test

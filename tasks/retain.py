@@ -1,15 +1,17 @@
-"""Carry out what `retention` says of test images."""
+"""Carry out what `retention` says of images."""
 
 from __future__ import annotations
 
 from prefect import task
 
 from dynammo.checkpoint import Ref
+from dynammo.config import RetentionConfig
 from dynammo.heads.drift import Drift
 from dynammo.heads.scaling import head_features
+from dynammo.learner.settings import DEPLOYED
 from tasks.evaluate import Evaluated
 from tasks.support.stage import Learnt, Stage
-from tasks.support.version import Tested
+from tasks.support.version import Tested, Version
 from tasks.support.workspace import Context, Kept
 
 
@@ -67,7 +69,20 @@ def reduce_to_features(tests: list[Tested], stage: Stage, context: Context) -> l
     return [reduce(test) for test in tests]
 
 
-def strip(stage: Stage, *, parts: bool, predictions: bool) -> Stage:
+def retained(version: Version, retention: RetentionConfig, context: Context) -> Version:
+    """A version with as much of its images as `retention` allows, and what follows from them."""
+    stage, tests = version["stage"], version["tests"]
+    if retention.test == "features" and stage["methods"][DEPLOYED]["evaluated"] is not None:
+        tests = reduce_to_features(tests, stage, context)
+    elif retention.test == "nothing":
+        tests = []
+    kept = _strip(
+        stage, parts=retention.train != "nothing", predictions=retention.test != "nothing"
+    )
+    return {**version, "stage": kept, "tests": tests}
+
+
+def _strip(stage: Stage, *, parts: bool, predictions: bool) -> Stage:
     """A stage without what was only needed while its batch was learnt.
 
     Args:

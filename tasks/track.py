@@ -10,20 +10,13 @@ from prefect import get_run_logger, task
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, TrainConfig
 from dynammo.methods import METHODS
-from tasks.support.caching import step_key
+from tasks.support.caching import CODE, step_key
 from tasks.support.mlflow import champion, served_model
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.stage import Stage, measured
 from tasks.support.workspace import CHECKPOINTS
 from tasks.version_data import DataVersion
 
-# What the metrics depend on; a run is the same run while these and the settings stay the same.
-CODE = (
-    *("tasks.train_adapter", "tasks.merge_adapters", "tasks.select_exemplars", "tasks.fit_head"),
-    *("tasks.evaluate", "tasks.merge_inputs", "tasks.learn_method", "tasks.extract_features"),
-    *("tasks.update_statistics", "tasks.version_data", "tasks.prepare_backbone"),
-    "tasks.keep_images",
-)
 _BESIDE_THE_POINT = {"device", "output", "tracking", "gate", "retention"}
 
 

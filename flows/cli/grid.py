@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dynammo.errors import ConfigError
 from dynammo.evaluation.grid import Cell, estimate_gmacs, load_grid, plan
-from tasks.support.cells import finished, inspect
+from tasks.support.cells import check_grid, finished, inspect
 
 
 def run_grid(grid: str, asked: dict[str, Any]) -> Panel:
@@ -24,10 +24,10 @@ def run_grid(grid: str, asked: dict[str, Any]) -> Panel:
         grid: its file.
         asked: arguments of the flow `benchmark`.
     """
-    from flows.benchmark import benchmark, check
+    from flows.benchmark import benchmark
     from flows.cli.doctor import check_prefect
 
-    check(load_grid(grid, **asked))  # what is wrong is said before anything is started
+    check_grid(load_grid(grid, **asked))  # what is wrong is said before anything is started
     check_prefect()
     came = benchmark(grid, **asked)
     report = Path(came["report"])

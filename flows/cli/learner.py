@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -106,17 +106,18 @@ def forget(
             raise ConfigError(["forget what? --tasks, --class or --group"])
         find(learner)
         _ready()
-        from flows import revise
+        from flows.forget import forget as forget_flow
+        from flows.purge import purge as purge_flow
 
         if group:
-            removed = revise.purge(learner, None, group)["removed"]
+            removed = purge_flow(learner, None, group)["removed"]
             out.print(
                 f"{removed} images removed from all versions. Adapters, statistics and heads are "
                 "of many images together: what they learnt from these stays in them, until the "
                 "batch is forgotten (--tasks)."
             )
             return
-        made = revise.forget(learner, _numbers(tasks), class_)
+        made = forget_flow(learner, _numbers(tasks), class_)
         for remark in made["remarks"]:
             out.print(Text(f"stays: {remark}"), soft_wrap=True)
         _show(learner, made["version"])
@@ -136,9 +137,9 @@ def merge(
             raise ConfigError(["merge what? --tasks, --rule or both"])
         find(learner)
         _ready()
-        from flows import revise
+        from flows.merge import merge as flow
 
-        made = revise.merge(learner, _numbers(tasks), rule)
+        made = flow(learner, _numbers(tasks), rule)
         _show(learner, made["version"])
 
 
@@ -151,9 +152,9 @@ def rollback(
         folder = find(learner)
         folder.version(version)
         _ready()
-        from flows import revise
+        from flows.promote import promote as flow
 
-        revise.promote(learner, version, back=True)
+        flow(learner, version, back=True)
         out.print(_history(folder))
 
 
@@ -170,9 +171,9 @@ def promote(
         folder = find(learner)
         folder.version(version)
         _ready()
-        from flows import revise
+        from flows.promote import promote as flow
 
-        revise.promote(learner, version, reason)
+        flow(learner, version, reason)
         out.print(_history(folder))
 
 
@@ -208,9 +209,9 @@ def purge(
     with readable_errors():
         find(learner)
         _ready()
-        from flows import revise
+        from flows.purge import purge as flow
 
-        removed = revise.purge(learner, _numbers(tasks), None)["removed"]
+        removed = flow(learner, _numbers(tasks), None)["removed"]
         out.print(f"{removed} images removed from all versions.")
 
 
@@ -239,14 +240,14 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _history(folder: LearnerFolder) -> Table:
-    from tasks.support.version import recall_of
+    from tasks.support.version import read_version, recall_of
 
     pointer = folder.pointer()
     table = Table(
         "version", "from", "what", "classes", "recall", "", box=SIMPLE_HEAD, title=folder.name
     )
     for number in folder.numbers():
-        document: Any = folder.version(number)
+        document = read_version(folder, number)
         marks = [
             *(["champion"] if number == pointer["champion"] else []),
             *(["current"] if number == pointer["current"] else []),
@@ -272,9 +273,10 @@ def _show(name: str, number: int) -> None:
     """
     from dynammo.evaluation.protocol import IN_WORDS
     from tasks.report_change import report_of
+    from tasks.support.version import read_version
 
     folder = find(name)
-    document: Any = folder.version(number)
+    document = read_version(folder, number)
     out.print(_history(folder))
     for check in document["gate"]["checks"]:
         if not check["passed"]:

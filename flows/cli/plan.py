@@ -31,17 +31,17 @@ def plan(
     with readable_errors():
         import yaml
 
-        from tasks import judge_plan
+        from tasks.support import plans
 
         folder = find(learner)
         if draft:
             if file is not None:
                 raise ConfigError(["--draft writes a plan and takes none"])
-            typer.echo(judge_plan.draft(folder), nl=False)
+            typer.echo(plans.draft(folder), nl=False)
             return
         if file is not None:
-            judge_plan.set_plan(folder, file)
-        held = judge_plan.plan_of(folder)
+            plans.set_plan(folder, file)
+        held = plans.plan_of(folder)
         if held is None:
             out.print(Text(f"{learner} has no plan: the settings of gate hold"))
             return

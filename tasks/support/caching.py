@@ -36,6 +36,13 @@ from tasks.support.workspace import RESULTS, Context, versions
 
 R = TypeVar("R")
 
+# What metrics depend on; a run is the same run while these and the settings stay the same.
+CODE = (
+    *("tasks.train_adapter", "tasks.merge_adapters", "tasks.select_exemplars", "tasks.fit_head"),
+    *("tasks.evaluate", "tasks.merge_inputs", "tasks.learn_method", "tasks.extract_features"),
+    *("tasks.update_statistics", "tasks.version_data", "tasks.prepare_backbone"),
+    "tasks.keep_images",
+)
 # What these say is in the key by value already: settings, and the names of the parts chosen.
 _BY_VALUE = {
     "dynammo.config",

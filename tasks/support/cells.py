@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from dynammo.data.samples import ImageSet
 from dynammo.data.scenario import build_scenario
 from dynammo.data.sources.loading import load_source
 from dynammo.data.store import build_store
-from dynammo.errors import DataError, DynammoError
-from dynammo.evaluation.grid import Cell, where
+from dynammo.errors import ConfigError, DataError, DynammoError
+from dynammo.evaluation.grid import Cell, Grid, plan, where
 from dynammo.network.backbones import pretrained_weights
 from tasks.prepare_backbone import weights_hash
 from tasks.publish import check_output
@@ -36,6 +37,20 @@ class Known:
     images: list[int]
     classes: list[int]
     image_set: ImageSet
+
+
+def check_grid(grid: Grid, weights: bool = True) -> tuple[list[Cell], dict[str, Known]]:
+    """The cells of a grid, and what is known of each before it runs.
+
+    Raises:
+        ConfigError: what would keep cells from running; all problems at once.
+    """
+    cells, problems = plan(grid)
+    known, others = inspect(cells, weights)
+    problems += [*others, *_missing_runner(grid)]
+    if problems:
+        raise ConfigError(problems)
+    return cells, known
 
 
 def inspect(cells: Iterable[Cell], weights: bool = True) -> tuple[dict[str, Known], list[str]]:
@@ -184,3 +199,10 @@ def _load(config: Config) -> ImageSet:
         *others, last = error.problems
         raise DataError([*others, f"{last}{hint_if_missing(path)}"]) from None
     return image_set
+
+
+def _missing_runner(grid: Grid) -> list[str]:
+    package = {"dask": "prefect_dask", "ray": "prefect_ray"}.get(grid.runner)
+    if package is None or find_spec(package):
+        return []
+    return [f"runner {grid.runner} needs {package}: .venv/bin/uv pip install -e '.[distributed]'"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
 from dynammo.evaluation.gate import Comparison, Decision
-from dynammo.evaluation.protocol import Judgement, Step
-from dynammo.learner.folder import LearnerFolder
+from dynammo.evaluation.protocol import Arrived, Judgement, Step
+from dynammo.learner.folder import LearnerFolder, now
 from dynammo.learner.ledger import Ledger
 from dynammo.learner.settings import DEPLOYED
+from tasks.support.caching import CODE, code_version
 from tasks.support.stage import Stage
-from tasks.support.workspace import Context, Kept, context_of
+from tasks.support.workspace import Context, Kept, context_of, versions
 
 
 class Learnt(TypedDict):
@@ -43,32 +44,96 @@ class Forgotten(TypedDict):
     classes: list[str]
 
 
-class Version(TypedDict):
-    """A version's document; a committed one has `format` and `number` too.
+class Content(TypedDict):
+    """What a step makes of a learner: `operation`, in words, and what there is after it.
 
-    `parent` is the version it was made of, 0 for the first, and `operation` what was done to it, in
-    words. `code` is the hash of the code of the steps and `versions` are those of the libraries;
-    `notes` say where either differs from the parent's. `steps` are all changes that led here,
-    oldest first, and `judgement` what the plan says of it, of one that is written.
+    `stage` is measured on `tests`; `notes` say what a user should know of it.
     """
 
-    parent: int
     operation: str
-    at: str
-    config: dict[str, Any]
     backbone: Ref
     stage: Stage
     batches: list[Learnt]
     forgotten: Forgotten
     tests: list[Tested]
+    notes: list[str]
+
+
+class Draft(Content):
+    """A version's document before it is judged.
+
+    `parent` is the version it was made of, 0 for the first. `code` is the hash of the code of the
+    steps and `versions` are those of the libraries: recorded, never demanded; `notes` say where
+    either differs from the parent's. `steps` are all changes that led here, oldest first.
+    """
+
+    parent: int
+    at: str
+    config: dict[str, Any]
     ledger: Ref
-    comparison: Comparison | None
-    gate: Decision
     code: str
     versions: dict[str, str]
-    notes: list[str]
     steps: list[Step]
-    judgement: NotRequired[Judgement]
+
+
+class Version(Draft):
+    """A version's document; a committed one has `format` and `number` too.
+
+    `comparison` is with the champion, `gate` says whether the version became it, and `judgement`
+    is what the plan says.
+    """
+
+    comparison: Comparison | None
+    gate: Decision
+    judgement: Judgement
+
+
+def draft_version(
+    folder: LearnerFolder,
+    before: Version | None,
+    config: Config,
+    ledger: Ledger,
+    modifications: list[str],
+    new: dict[str, Arrived],
+    **content: Unpack[Content],
+) -> Draft:
+    """The learner's next version.
+
+    Args:
+        folder: of the learner.
+        before: the version that it is made of; none for the first.
+        config: it was made with.
+        ledger: of what it has seen.
+        modifications: what was done, as a plan calls it (`dynammo.evaluation.plan`).
+        new: how much came of each new class.
+        content: the rest.
+    """
+    parent = folder.pointer()["current"] if folder.exists else 0
+    code, libraries = code_version(*CODE), versions()
+    step = Step(version=folder.next_number(), parent=parent, modifications=modifications, new=new)
+    return {
+        **content,
+        "parent": parent,
+        "at": now(),
+        "config": config.model_dump(mode="json"),
+        "ledger": folder.store.save("ledger", ledger.state(), {}),
+        "code": code,
+        "versions": libraries,
+        "notes": [*content["notes"], *_continued(before, code, libraries)],
+        "steps": [*(before["steps"] if before else []), step],
+    }
+
+
+def _continued(before: Version | None, code: str, libraries: dict[str, str]) -> list[str]:
+    """What differs from the environment that the parent was made in."""
+    if before is None:
+        return []
+    notes = [
+        f"continued with {name} {found}, after {before['versions'].get(name, 'none')}"
+        for name, found in libraries.items()
+        if before["versions"].get(name) != found
+    ]
+    return notes if before["code"] == code else [*notes, "continued with other code"]
 
 
 def learners_root() -> Path:
@@ -81,6 +146,13 @@ def learners_root() -> Path:
 def find_learner(name: str) -> LearnerFolder:
     """The learner's folder, whether it has learnt anything or not."""
     return LearnerFolder(learners_root(), name)
+
+
+def read_version(folder: LearnerFolder, number: int | None = None) -> Version:
+    """A version that is written; default: the current one."""
+    document: Any = folder.current() if number is None else folder.version(number)
+    version: Version = document
+    return version
 
 
 def config_of(version: Version) -> Config:
@@ -98,7 +170,7 @@ def ledger_of(folder: LearnerFolder, version: Version) -> Ledger:
     return Ledger(**folder.store.load(version["ledger"]))
 
 
-def recall_of(folder: LearnerFolder, version: Version, method: str = DEPLOYED) -> float | None:
+def recall_of(folder: LearnerFolder, version: Draft, method: str = DEPLOYED) -> float | None:
     """Mean class recall as measured when the version was made; none if it could not be."""
     own = version["stage"]["methods"].get(method)
     if own is None or own["evaluated"] is None:

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from dynammo.errors import ConfigError
 from dynammo.evaluation.grid import load_grid, plan
-from flows.benchmark import CellsFailed, benchmark, check
+from flows.benchmark import CellsFailed, benchmark
 from flows.cli import app
-from tasks.support.cells import finished
+from tasks.support.cells import check_grid, finished
 from tasks.support.mlflow.runs import tracking_uri
 from tests.flows.project import Project
 
@@ -118,7 +118,8 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
 
         # Other settings are another experiment; where it is recorded is not.
         def undone(overrides: dict[str, Any]) -> int:
-            cells, known = check(load_grid(file, methods=["merged", "frozen"], overrides=overrides))
+            grid = load_grid(file, methods=["merged", "frozen"], overrides=overrides)
+            cells, known = check_grid(grid)
             return sum(not finished(c.config.output_dir, known[c.name].key) for c in cells)
 
         assert undone({"head.epochs": 1}) == 4

@@ -18,9 +18,12 @@ from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, DataError
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from flows import learn as learn_flow
-from flows import revise
+from flows.forget import forget
 from flows.incremental import incremental
 from flows.learn import learn
+from flows.merge import merge
+from flows.promote import promote
+from flows.purge import purge
 from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import find_learner
@@ -238,8 +241,8 @@ def test_what_cannot_change_is_refused(here: Path, arrive: Callable[..., Path]) 
 
 def test_forgetting_the_last_batch_gives_the_version_before(taught: LearnerFolder) -> None:
     folder = taught
-    made = revise.forget("shapes", [3])
-    assert made["version"] == 4
+    made = forget("shapes", [3])
+    assert made["version"] == folder.current()["number"] == 4
     for method in ("merged", "frozen"):
         found, expected = metrics(folder, 4, method), metrics(folder, 2, method)
         assert found["per_class"].keys() == expected["per_class"].keys()
@@ -255,7 +258,7 @@ def test_forgetting_the_last_batch_gives_the_version_before(taught: LearnerFolde
 
 def test_a_forgotten_class_can_come_back(taught: LearnerFolder) -> None:
     folder = taught
-    revise.forget("shapes", classes=["birch"])
+    forget("shapes", classes=["birch"])
     current = folder.current()
     assert current["stage"]["tasks"][0] == ["amber"]
     assert current["forgotten"]["classes"] == ["birch"]
@@ -266,12 +269,12 @@ def test_a_forgotten_class_can_come_back(taught: LearnerFolder) -> None:
 
 def test_adapters_are_merged_again(taught: LearnerFolder) -> None:
     folder = taught
-    revise.merge("shapes", [1, 3])
+    merge("shapes", [1, 3])
     adapted = folder.current()["stage"]["adapted"]
     assert adapted["numbers"] == [1, 3]
     assert len(folder.current()["stage"]["tasks"]) == 3
     with pytest.raises(LearnerError, match="batch 2 has no adapter; those that have: 1, 3"):
-        revise.merge("shapes", [2])
+        merge("shapes", [2])
 
 
 def test_the_champion_stays_where_the_gate_does_not_pass(
@@ -283,11 +286,11 @@ def test_the_champion_stays_where_the_gate_does_not_pass(
     folder = find_learner("shapes")
     assert folder.pointer()["champion"] == 1
     with pytest.raises(LearnerError, match="did not pass the gate and needs a reason"):
-        revise.promote("shapes", 2)
-    revise.promote("shapes", 2, "the ward needs the new classes")
+        promote("shapes", 2)
+    promote("shapes", 2, "the ward needs the new classes")
     assert folder.pointer()["champions"][-1]["reason"] == "the ward needs the new classes"
     assert len(Predictor(folder.path / "model").classes) == 4
-    revise.promote("shapes", 1, back=True)
+    promote("shapes", 1, back=True)
     assert folder.pointer()["current"] == folder.pointer()["champion"] == 1
     learn("shapes", str(arrive("batch3", TASKS[2])))
     assert folder.version(3)["parent"] == 1
@@ -323,11 +326,11 @@ def test_a_patient_is_removed_from_all_versions(here: Path, arrive: Callable[...
     learn("shapes", str(arrive("batch2", TASKS[1])))
     folder = find_learner("shapes")
     before = {own["what"]: own["images"] for own in held(folder)}
-    assert revise.purge("shapes", None, "patient-test-4")["removed"] == 4
+    assert purge("shapes", None, "patient-test-4")["removed"] == 4
     after = {own["what"]: own["images"] for own in held(folder)}
     assert after["keyed hashes"] < before["keyed hashes"]
-    assert revise.purge("shapes", None, "patient-test-4")["removed"] == 0
-    revise.purge("shapes")
+    assert purge("shapes", None, "patient-test-4")["removed"] == 0
+    purge("shapes")
     assert {own["images"] for own in held(folder) if "images" in own["what"]} <= {0}
     learn("shapes", str(arrive("batch3", TASKS[2])))  # goes on without any memory
     assert len(folder.current()["stage"]["tasks"]) == 3

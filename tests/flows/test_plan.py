@@ -15,8 +15,8 @@ from dynammo.learner.folder import LearnerError, LearnerFolder
 from flows.cli import app
 from flows.cli.learner import FAILED, OUTSIDE
 from flows.learn import learn
-from tasks.judge_plan import plan_of, set_plan
 from tasks.publish_version import pack
+from tasks.support.plans import plan_of, set_plan
 from tasks.support.version import find_learner
 from tests.flows.test_learn import OVERRIDES, TASKS
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from dynammo.errors import DataError
-from flows.notify import tell
-from flows.watch import FolderInbox, S3Inbox, watch
+from flows.support.notify import tell
+from flows.watch import watch
+from tasks.inbox import FolderInbox, S3Inbox
 from tasks.support.version import find_learner
 from tests.flows.test_learn import OVERRIDES, TASKS
 

@@ -1,9 +1,8 @@
 from prefect import Task
 
-from flows import learning
 from flows.methods import adapting, own_network, shared_features, task_heads
-from tasks import track
-from tasks.support.caching import StepCache
+from flows.support import learning
+from tasks.support.caching import CODE, StepCache
 
 
 def test_a_runs_key_follows_from_the_code_of_every_step() -> None:
@@ -15,4 +14,4 @@ def test_a_runs_key_follows_from_the_code_of_every_step() -> None:
         if isinstance(value, Task) and isinstance(value.cache_policy, StepCache)
     }
     assert len(steps) > 5
-    assert steps <= set(track.CODE)
+    assert steps <= set(CODE)

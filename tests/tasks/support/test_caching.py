@@ -17,9 +17,9 @@ from dynammo.adapters import ADAPTERS
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, MemoryConfig, load_config
 from dynammo.config.sections import Section
-from flows import learning
 from flows.methods import adapting, shared_features, task_heads
 from flows.methods.base import takes_statistics
+from flows.support import learning
 from tasks import merge_inputs
 from tasks.prepare_backbone import weights_hash
 from tasks.support import caching

@@ -1,27 +1,19 @@
-"""Put a plan into force, and judge a learner's new version by the one that is."""
+"""Judge a learner's new version by the plan in force."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect import task
 
-from dynammo.checkpoint import Ref, to_json
 from dynammo.config import Config, layered
-from dynammo.data.samples import ImageSet
-from dynammo.errors import ConfigError
-from dynammo.evaluation.gate import Check, Comparison, Decision, compare
+from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
 from dynammo.evaluation.honesty import Honesty, measure_honesty
 from dynammo.evaluation.metrics import Floats, Predictions
-from dynammo.evaluation.plan import STATED, Plan, read_plan
 from dynammo.evaluation.protocol import (
     Against,
-    Arrived,
     Judgement,
     Measured,
     Requirement,
@@ -31,12 +23,13 @@ from dynammo.evaluation.protocol import (
 )
 from dynammo.heads.mahalanobis import mahalanobis
 from dynammo.heads.statistics import ClassStatistics
-from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
-from tasks.compare_versions import common_answers, groups_of
+from tasks.compare_versions import CONFIDENCE, Other, compare_with, groups_of
 from tasks.evaluate import as_predictions, head_inputs
-from tasks.support.stage import Stage, known_classes
-from tasks.support.version import Tested, Version
+from tasks.support.plans import hash_of_tests, plan_of
+from tasks.support.stage import known_classes
+from tasks.support.version import Draft, read_version
 from tasks.support.workspace import Context
 
 # A change of these is a modification that no plan of this form allows.
@@ -46,134 +39,14 @@ _NO_RESULT = ("train.cache_mb",)  # changes no result
 _ALWAYS = ("comparable", "classes_kept", "learnt_from_no_less")
 
 
-class Other(NamedTuple):
-    """Another version of the learner: its number, and its stage measured on test sets."""
-
-    number: int
-    stage: Stage
-    tests: list[Tested]
-
-
-def set_plan(folder: LearnerFolder, path: Path) -> Plan:
-    """Put a plan into force: the champion is the version that it authorises.
-
-    Raises:
-        ConfigError: the plan is wrong, or does not fit the champion. All problems at once.
-        LearnerError: there is no champion.
-    """
-    plan = read_plan(path)
-    with folder.lock():
-        version = _champion(folder)
-        known, problems = known_classes(version["stage"]), []
-        if set(plan.authorised) != set(known):
-            problems.append(
-                f"authorised must be the classes that the champion knows: {', '.join(known)}; got "
-                f"{', '.join(plan.authorised)}"
-            )
-        found = hash_of_tests(version["tests"])
-        if plan.locked_test not in (None, found):
-            problems.append(f"locked_test: the champion's test images have the hash {found}")
-        if problems:
-            raise ConfigError(problems)
-        folder.agree(folder.store.save_json("plan", plan.model_dump(mode="json")))
-    return plan
-
-
-def plan_of(folder: LearnerFolder, ref: Ref | None = None) -> Plan | None:
-    """A plan, or the one in force; none if there is none."""
-    plans = folder.pointer()["plans"] if folder.exists and ref is None else []
-    ref = plans[-1]["plan"] if plans else ref
-    return None if ref is None else Plan.model_validate(folder.store.load_json(ref))
-
-
-def draft(folder: LearnerFolder) -> str:
-    """A plan to be filled in, for the champion as it is."""
-    version = _champion(folder)
-    classes = json.dumps(known_classes(version["stage"]), ensure_ascii=False)  # names may be YAML
-    return f"""\
-device: {folder.name}
-intended_use: TO BE FILLED IN
-authorised: {classes}
-named: []  # - {{name: NEW, images: 50, test_images: 20, patients: 20}}
-modifications: [retrain_same_classes]
-locked_test: {hash_of_tests(version["tests"])}
-limits:
-  confidence: 0.95
-  sensitivity: {{every_class: 0.5, classes: {{}}}}
-  non_inferiority:
-    champion: {{mean: 0.05, each_class: 0.2}}
-    authorised: {{mean: 0.05, each_class: 0.2}}
-  negative_flips: {{overall: 0.1, grave: {{}}}}
-  ece: 0.2
-rollback: {{to: champion_before, when: TO BE FILLED IN}}
-signatures: []
-"""
-
-
-def check_stated(modifications: Sequence[str]) -> list[str]:
-    """Modifications that the user states, in order and once each.
-
-    Raises:
-        ConfigError: one that is none, or that the batch tells by itself.
-    """
-    if wrong := [kind for kind in modifications if kind not in STATED]:
-        raise ConfigError(
-            [f"modification {wrong[0]!r}: expected {', '.join(STATED)}; the rest is seen"]
-        )
-    return sorted(set(modifications))
-
-
-def arrived_images(image_set: ImageSet, classes: Sequence[str]) -> dict[str, Arrived]:
-    """How much came of some classes."""
-    found: dict[str, Arrived] = {}
-    for name in classes:
-        own = [sample for sample in image_set.samples if sample.label == name]
-        found[name] = {
-            "images": sum(sample.split == "train" for sample in own),
-            "test_images": sum(sample.split == "test" for sample in own),
-            "patients": len({sample.group or sample.sha256 for sample in own}),
-        }
-    return found
-
-
-def with_step(
-    folder: LearnerFolder,
-    before: Version | None,
-    modifications: Sequence[str],
-    new: dict[str, Arrived] | None = None,
-) -> list[Step]:
-    """The steps of the version before, and that of the next one."""
-    step: Step = {
-        "version": folder.next_number(),
-        "parent": folder.pointer()["current"] if folder.exists else 0,
-        "modifications": list(modifications),
-        "new": new or {},
-    }
-    return [*(before["steps"] if before else []), step]
-
-
-def hash_of_tests(tests: Sequence[Tested], batches: Sequence[int] | None = None) -> str:
-    """SHA-256 that names test images: their labels, and keyed hashes of files and patients.
-
-    Args:
-        tests: as they are kept.
-        batches: only those of these.
-    """
-    own = {
-        str(test["batch"]): test["kept"]["labels"]["sha256"]
-        for test in tests
-        if batches is None or test["batch"] in batches
-    }
-    return hashlib.sha256(to_json(own)).hexdigest()
-
-
 @task(name="judge by the plan")
 def judge_version(
     folder_path: str,
     config: Config,
-    version: Version,
+    version: Draft,
     gate: Decision,
-    champion: Other | None,
+    champion: int,
+    against: Against | None,
     authorised: Other | None,
     context: Context,
 ) -> tuple[Judgement, Decision]:
@@ -186,23 +59,26 @@ def judge_version(
         config: of the version.
         version: evaluated on its tests.
         gate: the decision by the settings.
-        champion: to compare with, if there is one.
+        champion: the version in use; 0 if there is none.
+        against: the comparison with it; none where nothing could be compared.
         authorised: the plan's version; none without a plan.
         context: places.
     """
     path = Path(folder_path)
     folder = LearnerFolder(path.parent, path.name)
     plan = plan_of(folder) if authorised else None
-    confidence = plan.limits.confidence if plan else 0.95
+    confidence = plan.limits.confidence if plan else CONFIDENCE
+    if against and confidence != CONFIDENCE:
+        compared = compare(against.outcome, confidence=confidence)
+        against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
     predictions, groups, evidence = _answers(version, context)
     distances = _distances(config, version, context) if predictions else None
-    against = _against(version, champion, confidence, context)
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
         "plan": None,
         "authorised": None,
-        "champion": champion.number if champion else 0,
+        "champion": champion,
         "outside": [],
         "requirements": _requirements(gate, evidence),
         "classes": class_recalls(
@@ -215,8 +91,10 @@ def judge_version(
     }
     if plan is None or authorised is None:
         return judgement, gate
-    first = folder.version(authorised.number)
-    since = _against(version, authorised, confidence, context)
+    first = read_version(folder, authorised.number)
+    since = against
+    if authorised.number != champion:
+        since = compare_with.fn(version, authorised, context, confidence)
     outside, requirements = judge_by_plan(
         plan,
         Measured(
@@ -263,17 +141,8 @@ def judge_version(
     return judgement, decided
 
 
-def _champion(folder: LearnerFolder) -> Version:
-    number = folder.pointer()["champion"]
-    if not number:
-        raise LearnerError(f"{folder.name} has no champion yet that a plan could authorise")
-    found: Any = folder.version(number)
-    version: Version = found
-    return version
-
-
 def _answers(
-    version: Version, context: Context
+    version: Draft, context: Context
 ) -> tuple[Predictions | None, list[str | None], list[str]]:
     """Answers to the test images, the images' groups, and the hashes of both."""
     evaluated = version["stage"]["methods"][DEPLOYED]["evaluated"]
@@ -286,7 +155,7 @@ def _answers(
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
 
 
-def _distances(config: Config, version: Version, context: Context) -> Floats | None:
+def _distances(config: Config, version: Draft, context: Context) -> Floats | None:
     """(N, C): of each test image to each class; none where no class statistics are kept."""
     own, store = version["stage"]["methods"][DEPLOYED], context.checkpoints
     if own["statistics"] is None or not own["features"]:
@@ -318,20 +187,7 @@ def _honesty(
     )
 
 
-def _against(
-    version: Version, other: Other | None, confidence: float, context: Context
-) -> Against | None:
-    if other is None:
-        return None
-    evaluated = other.stage["methods"][DEPLOYED]["evaluated"]
-    outcome = common_answers(version["stage"], version["tests"], other.stage, other.tests, context)
-    if outcome is None or evaluated is None or evaluated["predictions"] is None:
-        return None
-    compared: Comparison = compare(outcome, confidence=confidence)
-    return Against(outcome, compared, [evaluated["predictions"]["sha256"]])
-
-
-def _since(version: Version, authorised: int) -> list[Step] | None:
+def _since(version: Draft, authorised: int) -> list[Step] | None:
     """The steps from the authorised version to this one; none if they do not lead there."""
     steps = version["steps"]
     starts = [place for place, step in enumerate(steps) if step["parent"] == authorised]

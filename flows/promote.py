@@ -1,0 +1,45 @@
+"""The flow of `dynammo promote` and `dynammo rollback`: a version becomes champion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from dynammo.learner.folder import LearnerError
+from tasks.publish_version import show_version
+from tasks.support.logs import shorten_expected_errors
+from tasks.support.version import find_learner, read_version
+
+shorten_expected_errors()
+
+
+@flow(name="dynammo-promote", flow_run_name="{learner}: dynammo-promote")
+def promote(
+    learner: str, version: int, reason: str | None = None, back: bool = False
+) -> dict[str, Any]:
+    """Make a version champion, here and in MLflow.
+
+    Args:
+        learner: its name.
+        version: its number.
+        reason: why, where the gate was not passed.
+        back: whether learning goes on from it, too.
+
+    Raises:
+        LearnerError: the version did not pass the gate, and there is no reason.
+    """
+    folder = find_learner(learner)
+    gate = read_version(folder, version)["gate"]
+    if not (back or gate["passed"] or (reason and reason.strip())):
+        failed = "; ".join(check["detail"] for check in gate["checks"] if not check["passed"])
+        raise LearnerError(
+            f"version {version} did not pass the gate and needs a reason to be champion: {failed}"
+        )
+    with folder.lock():
+        if back:
+            folder.rollback(version)
+        else:
+            folder.promote(version, reason)
+    show_version(folder)
+    return {"learner": learner, "champion": version}

@@ -1,0 +1,1 @@
+"""What flows share: taking a learner up, learning a batch, judging and writing a version."""
