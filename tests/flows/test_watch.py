@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,8 @@ import pytest
 from dynammo.errors import DataError
 from flows.support.notify import tell
 from flows.watch import watch
-from tasks.inbox import FolderInbox, S3Inbox
 from tasks.support.version import find_learner
 from tests.flows.test_learn import OVERRIDES, TASKS
-
-
-class Bucket:
-    """As much of an S3 client as an inbox needs, in memory."""
-
-    def __init__(self, objects: dict[str, bytes]) -> None:
-        self.objects = dict(objects)
-
-    def get_paginator(self, _: str) -> Bucket:
-        return self
-
-    def paginate(self, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
-        keys = [key for key in sorted(self.objects) if key.startswith(Prefix)]
-        at = datetime(2027, 4, 1, tzinfo=UTC)
-        entries = [{"Key": key, "LastModified": at} for key in keys]
-        return [{"Contents": entries[:1]}, {"Contents": entries[1:]}, {}]
-
-    def download_file(self, bucket: str, key: str, target: str) -> None:
-        Path(target).write_bytes(self.objects[key])
-
-    def put_object(self, Bucket: str, Key: str, Body: bytes) -> None:
-        self.objects[Key] = Body
 
 
 @pytest.fixture
@@ -90,32 +66,6 @@ def test_what_arrives_is_learnt_once_and_refusals_are_told(
         watch("shapes", str(here / "inbox"), 0)
     assert len(told) == 2
     assert find_learner("shapes").numbers() == [1, 2]
-
-
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        FolderInbox(tmp_path / "absent")
-
-
-def test_an_s3_prefix_is_an_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket = Bucket({"in/b/a/1.png": b"1", "in/b/a/2.png": b"2", "in/c/a/3.png": b"3", "x/4": b""})
-    monkeypatch.setattr("boto3.client", lambda _: bucket)
-    inbox = S3Inbox("s3://bucket/in/")
-    assert list(inbox.arrived()) == ["b", "c"]
-    with inbox.here("b") as folder:
-        assert {path.name: path.read_bytes() for path in (folder / "a").iterdir()} == {
-            "1.png": b"1",
-            "2.png": b"2",
-        }
-    assert not folder.exists()
-    inbox.done("b")
-    assert list(inbox.arrived()) == ["c"]
-
-
-def test_an_object_that_leads_out_of_its_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("boto3.client", lambda _: Bucket({"b/../../../etc/1": b""}))
-    with pytest.raises(DataError, match="leads out of its batch"), S3Inbox("s3://bucket").here("b"):
-        pass
 
 
 def test_nobody_is_told_where_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
