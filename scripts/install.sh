@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make the environment .venv from requirements.lock. Does nothing where that is done already.
+# Make the environment .venv from requirements.lock, every file checked by its SHA-256. Does nothing
+# where that is done already.
 #
 #   TORCH=cpu|cuda    the PyTorch build; default: cuda where nvidia-smi finds a GPU, else cpu
 #   PYTHON=...        a Python 3.11; default: the first of python3.11, python3, python that is one
@@ -55,17 +56,20 @@ share_index() {
 install_cpu_torch() {
     say "installing torch, the CPU build"
     "$venv/bin/pip" install --no-deps --retries 2 --timeout 15 --extra-index-url "$TORCH_INDEX" \
-        "$(pin torch)+cpu" "$(pin torchvision)"
+        --require-hashes --requirement requirements-cpu.lock
 }
 
 install_cuda_torch() {
     [[ $(uname) == Linux ]] || fail "TORCH=cuda: there is no CUDA build for $(uname)"
     say "installing torch with CUDA (a download of 2.6 GB)"
-    uv_install --constraint requirements.lock "$(pin torch)" "$(pin torchvision)" ||
+    # Its CUDA packages are not in the lock; torch names their exact versions.
+    uv_install --no-deps --require-hashes --requirements <(pin torch; pin torchvision) &&
+        uv_install --constraint <(pins) torch torchvision ||
         fail "could not install torch: is the package index reachable?"
 }
 
-pin() { grep "^$1==" requirements.lock; }
+pin() { awk -v start="$1==" 'index($0, start) == 1, !/\\$/' requirements.lock; }  # with its hashes
+pins() { sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements.lock; }  # without
 
 install_environment() {  # sets build
     local python
@@ -86,13 +90,14 @@ install_environment() {  # sets build
     [[ $build == cpu ]] || install_cuda_torch
     say "installing $(grep -c == requirements.lock) pinned packages"  # on macOS torch is one of them
     # Compiled here: where Python may not write bytecode, every start would compile it all again.
-    uv_install --quiet --no-deps --compile-bytecode --requirements requirements.lock ||
+    uv_install --quiet --no-deps --compile-bytecode --require-hashes \
+        --requirements requirements.lock ||
         fail "could not install requirements.lock: is the package index reachable?"
 }
 
 # The stamps are written last, so that a half-finished install is done again. A moved or copied
 # folder counts as new: an environment holds absolute paths.
-wanted=$({ cat requirements.lock scripts/install.sh && pwd; } | cksum)
+wanted=$({ cat requirements.lock requirements-cpu.lock scripts/install.sh && pwd; } | cksum)
 done_before=$(cat "$venv/.environment" 2>/dev/null || true)
 if [[ $done_before != "$wanted ${TORCH:-${done_before##* }}" ]]; then
     build=$(choose_torch)

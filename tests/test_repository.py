@@ -34,8 +34,12 @@ def project() -> dict[str, Any]:
 
 
 def pins() -> dict[str, Version]:
-    lines = [line for line in read("requirements.lock").splitlines() if line[:1] != "#"]
-    return {name: Version(version) for name, version in (line.split("==") for line in lines)}
+    return {name: Version(version) for name, version, _ in entries("requirements.lock")}
+
+
+def entries(lock: str) -> list[tuple[str, str, str]]:
+    """Name, version, and the rest of each entry of a lock."""
+    return re.findall(r"^([a-z0-9-]+)==(\S+)((?: \\\n    \S+)*)$", read(lock), re.MULTILINE)
 
 
 def test_mlflow_holds_no_python_file() -> None:
@@ -46,6 +50,21 @@ def test_mlflow_holds_no_python_file() -> None:
 def test_the_lock_holds_no_cuda_packages() -> None:
     # They come with the GPU build of torch; the lock serves the CPU build, too.
     assert not [name for name in pins() if re.match(r"nvidia|cuda|triton", name)]
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-cpu.lock"])
+def test_every_pin_has_hashes(lock: str) -> None:
+    found = entries(lock)
+    lines = [line for line in read(lock).splitlines() if line[:1] not in "# "]
+    assert len(found) == len(lines) > 0
+    for name, _, rest in found:
+        assert re.fullmatch(r"( \\\n    --hash=sha256:[0-9a-f]{64})+", rest), name
+
+
+def test_the_cpu_builds_are_those_of_the_lock() -> None:
+    cpu = {name: version for name, version, _ in entries("requirements-cpu.lock")}
+    known = {name: str(version) for name, version in pins().items()}
+    assert cpu == {"torch": f"{known['torch']}+cpu", "torchvision": known["torchvision"]}
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
