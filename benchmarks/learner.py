@@ -53,10 +53,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
-    source = given.folder.absolute()
-    images = (
-        csv_manifest.load(source) if (source / "manifest.csv").is_file() else folder.load(source)
-    )
+    images = load_images(given.folder.absolute())
     with tempfile.TemporaryDirectory(prefix="dynammo-learner-") as temporary:
         os.chdir(temporary)
         os.environ["DYNAMMO_HOME"] = f"{temporary}/home"
@@ -65,6 +62,13 @@ def main() -> int:
         settings = [*given.set, f"seed={given.seed}", "tracking.register_model=false"]
         globals()[given.what](given, images, settings)
     return 0
+
+
+def load_images(source: Path) -> ImageSet:
+    """A folder with manifest.csv, or with train/<class>/* and test/<class>/*."""
+    if (source / "manifest.csv").is_file():
+        return csv_manifest.load(source)
+    return folder.load(source)
 
 
 def story(given: argparse.Namespace, images: ImageSet, settings: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_SHOWN = 200  # characters of a value
+
 
 class DynammoError(Exception):
     """Base class. The message is one readable line (or a list of lines) meant for the user."""
@@ -44,6 +46,12 @@ class WeightsError(DynammoError):
 
 class ExportError(DynammoError):
     """A model that cannot be exported, or whose export does not predict what the model predicts."""
+
+
+def shown(value: object) -> str:
+    """A value as it is quoted in an error: as Python writes it, and no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def expected_line(error: BaseException) -> str | None:

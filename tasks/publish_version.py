@@ -18,6 +18,7 @@ from tasks.support.mlflow import champion as aliases
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow import served_model
 from tasks.support.stage import known_classes, measured
+from tasks.support.sweep import remove_drafts
 from tasks.support.version import Version, config_of, read_version
 
 REGISTERED = "registered.json"  # version of the learner -> version of the registered model
@@ -38,6 +39,7 @@ def _write_model(folder: LearnerFolder) -> None:
     """Write the champion's model beside the learner, unless it is there."""
     number = folder.pointer()["champion"]
     target, note = model_of(folder), {"version": number}
+    remove_drafts(target)  # of a process that was killed here
     if not number:
         shutil.rmtree(target, ignore_errors=True)
         return
@@ -95,7 +97,7 @@ def register_version(folder_path: str, number: int) -> str | None:
             }
     run = runs["children"][DEPLOYED]
     example = served_model.plain_example(config.image.size)
-    with tempfile.TemporaryDirectory(dir=folder.path, prefix=".model.") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.path, prefix=".registered.") as temporary:
         model, whole = Path(temporary) / "model", Path(temporary) / "learner"
         _save(folder, version, model, model_of(folder))
         pack(folder, number, whole)

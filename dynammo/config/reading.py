@@ -19,7 +19,7 @@ from dynammo.adapters import ADAPTERS
 from dynammo.config.documents import parse_yaml, read_yaml
 from dynammo.config.sections import Config
 from dynammo.data import DATA_SOURCES
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, shown
 from dynammo.heads import HEAD_RULES
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
@@ -77,12 +77,12 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key.strip():
-            problems.append(f"override {assignment!r} is not key=value")
+            problems.append(f"override {shown(assignment)} is not key=value")
             continue
         try:
             overrides[key.strip()] = parse_yaml(value)
         except yaml.YAMLError:
-            problems.append(f"override {assignment!r}: {value!r} is not a YAML value")
+            problems.append(f"override {shown(key)}: {shown(value)} is not a YAML value")
     if problems:
         raise ConfigError(problems)
     return overrides
@@ -145,7 +145,7 @@ def problems_of(error: ValidationError, document: type[BaseModel]) -> list[str]:
         elif item["type"] == "missing":
             lines.append(f"{where}: is missing")
         else:
-            lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
+            lines.append(f"{where}: {item['msg']} (got {shown(item['input'])})")
     return lines
 
 

@@ -14,9 +14,11 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
-from pydantic_core import core_schema
+from pydantic_core import PydanticCustomError, core_schema
 
 from dynammo.adapters import ADAPTERS
 from dynammo.config.presets import PRESETS
@@ -31,6 +33,17 @@ class Section(BaseModel):
     """Base of every section: immutable, and no key goes unnoticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_meant(cls, value: Any, field: ValidationInfo) -> Any:
+        """Pydantic takes true for the number 1; no path or name holds a NUL."""
+        annotation = cls.model_fields[str(field.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise PydanticCustomError("truth_value", "true and false are no value of it")
+        if isinstance(value, str) and "\0" in value:
+            raise PydanticCustomError("nul", "no text may hold a NUL")
+        return value
 
 
 class _Known:
@@ -213,7 +226,9 @@ class TrainConfig(Section):
         1e-3, gt=0, le=1e38, description="likewise, of methods that train the whole network"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD, on the adapter and its head")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1e38, description="of SGD, on the adapter and its head"
+    )
     batch_size: int = Field(
         32, ge=2, le=2**20, description="images a step; BatchNorm needs at least 2"
     )
@@ -342,6 +357,7 @@ class HeadConfig(Section):
     drift_ridge: float = Field(
         0.3,
         gt=0,
+        le=1e38,
         description="discriminant: how reluctantly old statistics follow the features that each "
         "merge changes",
     )

@@ -170,7 +170,7 @@ def read_manifest(path: Path) -> ImageSet:
         intact = document["format"] == 1 and document["content_hash"] == image_set.content_hash
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         kind = type(error).__name__
         raise DataError(f"{path} is not an image manifest ({kind}: {error})") from None
     if not intact:

@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dynammo.config import Config, Section, layered, load_config
 from dynammo.config.documents import read_yaml
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, shown
 from dynammo.methods import METHODS
 from dynammo.network.cost import count_macs
 from dynammo.network.network import build_network
@@ -318,4 +318,4 @@ def _lines(item: Any) -> list[str]:
         return str(item["ctx"]["error"]).split("\n")
     if item["type"] == "missing":
         return [f"{where_}: is missing"]
-    return [f"{where_}: {item['msg']} (got {item['input']!r})"]
+    return [f"{where_}: {item['msg']} (got {shown(item['input'])})"]

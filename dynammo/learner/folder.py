@@ -70,6 +70,9 @@ class Pointer(TypedDict):
     plans: list[Agreed]
 
 
+_POINTER = {"current": int, "champion": int, "champions": list, "plans": list}
+
+
 class LearnerFolder:
     """One learner on disk.
 
@@ -129,12 +132,16 @@ class LearnerFolder:
         """
         if not self.exists:
             raise LearnerError(f"there is no learner {self.name!r} in {self.path.parent}")
-        document = _read(self.path / "learner.json")
+        path = self.path / "learner.json"
+        document = _read(path)
+        for key, kind in _POINTER.items():
+            if not isinstance(document.get(key), kind):
+                raise LearnerError(f"{path} is damaged: {key!r} is no {kind.__name__}")
         pointer: Pointer = {
             "format": FORMAT,
             "name": self.name,
-            "current": int(document["current"]),
-            "champion": int(document["champion"]),
+            "current": document["current"],
+            "champion": document["champion"],
             "champions": document["champions"],
             "plans": document["plans"],
         }
@@ -312,7 +319,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = document["format"]
     except OSError as error:
         raise LearnerError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LearnerError(f"{path} is damaged: {error}") from None
     if found != FORMAT:
         raise LearnerError(

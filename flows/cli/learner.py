@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, DataError
 from flows.cli.main import Params, Set, app, out, percent, readable_errors
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ def learn(
         from dynammo.config import parse_overrides
 
         overrides = parse_overrides(set_ or [])
+        from tasks.publish_version import is_registered, learner_name
+        from tasks.support.version import find_learner
+
+        # What is wrong with these is said before a server is started.
+        find_learner(learner_name(learner) if is_registered(learner) else learner)
+        if not batch.exists():
+            raise DataError(f"{batch}: no such file or folder")
         _ready()
         from flows.learn import learn as flow
 

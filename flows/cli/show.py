@@ -73,10 +73,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        whole = isinstance(document["name"], str) and all(
+            isinstance(own["summary"], dict) for own in document["variants"].values()
+        )
     except OSError:
         raise DataError(f"{folder} holds no results (no results.json in it)") from None
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    if not whole:
+        raise DataError(f"{path} is damaged: no name, or a variant without a summary")
     return document
 
 

@@ -175,22 +175,30 @@ def register(
     with mlflow_client() as client:
         if not client.search_registered_models(f"name = '{model_name}'"):
             client.create_registered_model(model_name, description=_ABOUT)
-        for known in client.search_model_versions(f"name = '{model_name}'"):
-            if known.run_id == run_id and known.tags.get(SHA256) == model["sha256"]:
-                return str(known.version)
-        made = client.create_model_version(
-            model_name,
-            # Not models:/<id>, which MLflow looks up wherever its global tracking URI points.
-            client.get_logged_model(model["model_id"]).artifact_location,
-            run_id=run_id,
-            tags=tags,
-            description=_describe(classes, summary, data_hash),
-            model_id=model["model_id"],
+        number = next(
+            (
+                str(known.version)
+                for known in client.search_model_versions(f"name = '{model_name}'")
+                if known.run_id == run_id and known.tags.get(SHA256) == model["sha256"]
+            ),
+            None,
         )
-        # Shows the version on the logged model's page, as MLflow's own log_model does.
-        link = [{"name": model_name, "version": made.version}]
+        if number is None:
+            made = client.create_model_version(
+                model_name,
+                # Not models:/<id>, which MLflow looks up wherever its global tracking URI points.
+                client.get_logged_model(model["model_id"]).artifact_location,
+                run_id=run_id,
+                tags=tags,
+                description=_describe(classes, summary, data_hash),
+                model_id=model["model_id"],
+            )
+            number = str(made.version)
+        # Shows the version on the logged model's page, as MLflow's own log_model does. Of a known
+        # version, too: who registered it may have been killed before this.
+        link = [{"name": model_name, "version": int(number)}]
         client.set_logged_model_tags(model["model_id"], {"mlflow.modelVersions": json.dumps(link)})
-        return str(made.version)
+        return number
 
 
 def hash_folder(folder: Path) -> str:
@@ -202,13 +210,23 @@ def hash_folder(folder: Path) -> str:
 
 
 def _logged(client: MlflowClient, run_id: str, digest: str) -> LoggedModel | None:
-    """The complete model of this content that the run has already."""
+    """The complete model of this content that the run has already.
+
+    One that is not complete was being logged by a process that was killed, and ends as FAILED.
+    """
     experiment_id = client.get_run(run_id).info.experiment_id
     found: Iterable[LoggedModel] = client.search_logged_models(
         [experiment_id], filter_string=f"tags.`{SHA256}` = '{digest}'"
     )
-    ready = (m for m in found if m.status == LoggedModelStatus.READY)
-    return next((m for m in ready if m.source_run_id == run_id), None)
+    ready = None
+    for model in found:
+        if model.source_run_id != run_id:
+            continue
+        if model.status == LoggedModelStatus.READY:
+            ready = model
+        elif model.status == LoggedModelStatus.PENDING:
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+    return ready
 
 
 def _encode_example(example: Source) -> str:

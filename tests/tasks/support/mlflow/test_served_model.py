@@ -257,6 +257,29 @@ def test_the_same_model_is_registered_once_and_another_anew(
     assert log_and_register(run, model_folder) == (first[0], "3")
 
 
+def test_what_a_process_left_that_was_killed_while_it_logged_or_registered(
+    tracking: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, {"data.name": "skin8"})
+    run = open_runs(config, "key", {"hash": DATA_HASH}, ["merged"])["children"]["merged"]
+    client = MlflowClient(tracking_uri())
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for call in ("log_model_artifacts", "set_logged_model_tags"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(MlflowClient, call, killed)
+            log_and_register(run, model_folder)
+    model, version = log_and_register(run, model_folder)
+    experiment = client.get_run(run).info.experiment_id
+    logged = {own.model_id: own for own in client.search_logged_models([experiment])}
+    assert version == "1"
+    assert sorted(own.status for own in logged.values()) == ["FAILED", "READY"]
+    link = [{"name": NAME, "version": 1}]
+    assert json.loads(logged[model["model_id"]].tags["mlflow.modelVersions"]) == link
+
+
 @pytest.fixture(scope="module")
 def address(registered: Registered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow models serve`, in a folder that has nothing to do with the project."""
