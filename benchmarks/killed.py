@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["run", "learn", "forget"], action="append")
     parser.add_argument("--chosen", type=int, default=20, help="points of each command")
     parser.add_argument("--random", type=int, default=5, help="points of each command")
-    parser.add_argument("--minutes", type=float, default=20, help="then the next command")
+    parser.add_argument("--minutes", type=float, default=20, help="for the points of each kind; then the next kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
@@ -139,8 +139,8 @@ def measure(given: argparse.Namespace, batches: list[str]) -> int:
             "chosen": [*points],
             "random": [chance.uniform(0, seconds) for _ in range(given.random)],
         }
-        started = time.perf_counter()
         for kind, own in moments.items():
+            started = time.perf_counter()
             hit, same, others = 0, 0, []
             for moment in own:
                 if time.perf_counter() - started > 60 * given.minutes:

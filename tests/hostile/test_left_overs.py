@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
 from dynammo.config import load_config
+from dynammo.learner.folder import LearnerFolder
 from tasks.publish import replaced_folder
+from tasks.publish_version import write_model
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow.runs import PROCESS, open_runs, tracking_uri
 from tasks.support.processes import OWNER, end_servers, has_ended, this_process
@@ -101,6 +103,17 @@ def test_a_draft_that_was_left_is_removed_and_one_in_use_is_not(tmp_path: Path) 
         assert filled.is_dir() and not left.exists()
     assert all(folder.is_dir() for folder in others)
     assert target.is_dir() and not (target / "figures").exists()
+
+
+def test_a_draft_of_a_learners_model_is_removed_when_the_model_is_next_looked_at(
+    tmp_path: Path,
+) -> None:
+    folder = LearnerFolder(tmp_path, "it")
+    folder.commit({}, champion=False)
+    draft = folder.path / ".model.abcd1234"
+    (draft / "model").mkdir(parents=True)
+    write_model(folder)
+    assert not draft.exists()
 
 
 def test_results_that_a_killed_publishing_had_set_aside_come_back(tmp_path: Path) -> None:
