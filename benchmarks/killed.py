@@ -37,7 +37,7 @@ from learner import load_images, state, whole, write_batch
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["flows.cli", "flows.learn", "flows.revise", "flows.incremental", "mlflow.pyfunc"]
+    ["flows.cli", "flows.learn", "flows.forget", "flows.incremental", "mlflow.pyfunc"]
 )
 # Calls that what is published and registered goes through.
 MLFLOW = (
@@ -71,7 +71,9 @@ def main() -> int:
     parser.add_argument("--only", choices=["run", "learn", "forget"], action="append")
     parser.add_argument("--chosen", type=int, default=20, help="points of each command")
     parser.add_argument("--random", type=int, default=5, help="points of each command")
-    parser.add_argument("--minutes", type=float, default=20, help="for the points of each kind; then the next kind")
+    parser.add_argument(
+        "--minutes", type=float, default=20, help="for the points of each kind; then the next kind"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()

@@ -21,11 +21,19 @@ def find_or_fetch(learner: str) -> LearnerFolder:
     Args:
         learner: its name, or that of the registered model that holds it (`fetch_learner`).
     """
-    if not learner.startswith(_PREFIX):
-        return find_learner(learner)
-    folder = find_learner(_learner_name(learner))
-    fetch_learner(learner, folder)
+    folder = folder_for(learner)
+    if learner.startswith(_PREFIX):
+        fetch_learner(learner, folder)
     return folder
+
+
+def folder_for(learner: str) -> LearnerFolder:
+    """As `find_or_fetch`, nothing fetched.
+
+    Raises:
+        LearnerError: it is neither the name of a learner nor that of a registered model.
+    """
+    return find_learner(_learner_name(learner) if learner.startswith(_PREFIX) else learner)
 
 
 def fetch_learner(uri: str, folder: LearnerFolder) -> None:

@@ -57,13 +57,10 @@ def learn(
     """
     with readable_errors():
         from dynammo.config import parse_overrides
+        from tasks.fetch_learner import folder_for
 
         overrides = parse_overrides(set_ or [])
-        from tasks.publish_version import is_registered, learner_name
-        from tasks.support.version import find_learner
-
-        # What is wrong with these is said before a server is started.
-        find_learner(learner_name(learner) if is_registered(learner) else learner)
+        folder_for(learner)  # what is wrong with names is said before a server is started
         if not batch.exists():
             raise DataError(f"{batch}: no such file or folder")
         _ready()

@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModelStatus
 from dynammo.config import load_config
 from dynammo.learner.folder import LearnerFolder
 from tasks.publish import replaced_folder
-from tasks.publish_version import write_model
+from tasks.publish_version import _write_model
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow.runs import PROCESS, open_runs, tracking_uri
 from tasks.support.processes import OWNER, end_servers, has_ended, this_process
@@ -112,7 +112,7 @@ def test_a_draft_of_a_learners_model_is_removed_when_the_model_is_next_looked_at
     folder.commit({}, champion=False)
     draft = folder.path / ".model.abcd1234"
     (draft / "model").mkdir(parents=True)
-    write_model(folder)
+    _write_model(folder)
     assert not draft.exists()
 
 
