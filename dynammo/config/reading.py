@@ -82,7 +82,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         try:
             overrides[key.strip()] = parse_yaml(value)
         except yaml.YAMLError:
-            problems.append(f"override {shown(key)}: {shown(value)} is not a YAML value")
+            problems.append(f"override {shown(assignment)}: {shown(value)} is not a YAML value")
     if problems:
         raise ConfigError(problems)
     return overrides
