@@ -7,9 +7,15 @@ from typing import Any
 from prefect import flow
 
 from flows.support.revision import check_known, draft_revised, gone, tests_left
-from flows.support.versions import evaluated, judged, taken_up, write_version
+from flows.support.versions import (
+    cut_short,
+    evaluated,
+    finish_version,
+    judged,
+    taken_up,
+    write_version,
+)
 from tasks.forget_batches import forget_batches
-from tasks.publish_version import show_version
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.version import config_of, context_in, find_learner, ledger_of, read_version
 
@@ -35,8 +41,11 @@ def forget(
     folder, batches, classes = find_learner(learner), batches or [], classes or []
     old = read_version(folder)
     config = config_of(old)
-    check_known(folder, old, batches, classes)
     step = {"forget": batches, "classes": classes, "config": config.model_dump(mode="json")}
+    if cut_short(folder, step):
+        with taken_up(folder, {"finish": old["operation"]}):
+            return {**finish_version(folder), "remarks": old["notes"]}
+    check_known(folder, old, batches, classes)
     with taken_up(folder, step):
         here = context_in(folder, config, f"after version {folder.pointer()['current']}")
         left = forget_batches(config, old, ledger_of(folder, old), batches, classes, here)
@@ -45,7 +54,6 @@ def forget(
         told = _told(batches, classes, gone(old, left))
         draft = draft_revised(folder, old, config, left, stage, tests, batches, told, "forget")
         made = write_version(folder, config, judged(folder, config, draft, here), here)
-    show_version(folder)
     return {**made, "remarks": left.remarks}
 
 

@@ -11,13 +11,26 @@ from typing import Any
 
 from prefect import flow
 
-from flows.support.arrival import configured, draft_learnt, keep_tests, read_batch, was_answered
+from flows.support.arrival import (
+    configured,
+    draft_learnt,
+    keep_tests,
+    learnt_from,
+    read_batch,
+    was_answered,
+)
 from flows.support.learning import at, learn_batch, start
 from flows.support.notify import notify
-from flows.support.versions import evaluated, judged, taken_up, write_version
+from flows.support.versions import (
+    cut_short,
+    evaluated,
+    finish_version,
+    judged,
+    taken_up,
+    write_version,
+)
 from tasks.check_repeats import check_repeats
 from tasks.fetch_learner import find_or_fetch
-from tasks.publish_version import show_version
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.plans import check_stated
 from tasks.support.version import context_in
@@ -50,6 +63,11 @@ def learn(
     stated = check_stated(modifications or [])
     folder = find_or_fetch(learner)
     config, before = configured(folder, params, overrides or {})
+    if before and cut_short(folder, {}):
+        killed = {"learn": learnt_from(Path(batch), folder, config, before)}
+        if cut_short(folder, killed):
+            with taken_up(folder, {"finish": before["operation"]}):
+                return finish_version(folder)
     arrival = read_batch(Path(batch), folder, config, before)
     step = {
         "learn": arrival.images.content_hash,
@@ -71,5 +89,4 @@ def learn(
         stage = evaluated(config, backbone, stage, was_answered(before), tests, here)
         draft = draft_learnt(folder, before, config, arrival, own, stated, backbone, stage, tests)
         made = write_version(folder, config, judged(folder, config, draft, here), here)
-    show_version(folder)
     return made

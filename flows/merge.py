@@ -11,7 +11,6 @@ from dynammo.config.reading import layered
 from flows.support.revision import draft_revised, tests_left
 from flows.support.versions import evaluated, judged, taken_up, write_version
 from tasks.forget_batches import forget_batches
-from tasks.publish_version import show_version
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.version import config_of, context_in, find_learner, ledger_of, read_version
 
@@ -47,7 +46,6 @@ def merge(
         kind = "retrain_same_classes"
         draft = draft_revised(folder, old, config, left, stage, tests, [], told, kind)
         made = write_version(folder, config, judged(folder, config, draft, here), here)
-    show_version(folder)
     return {**made, "remarks": left.remarks}
 
 

@@ -8,7 +8,7 @@ from prefect import flow
 
 from dynammo.data.marks import mark
 from flows.support.versions import taken_up
-from tasks.publish_version import show_version, withdraw
+from tasks.publish_version import withdraw
 from tasks.purge import forget_group, purge_batches
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.version import find_learner
@@ -41,5 +41,4 @@ def purge(
             removed = purge_batches(folder, batches)
         if removed:
             withdraw(folder)
-    show_version(folder)
     return {"learner": learner, "removed": removed}

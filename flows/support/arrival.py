@@ -109,6 +109,14 @@ def read_batch(
     return Arrival(images, max(numbers, default=0) + 1, new, again, ledger)
 
 
+def learnt_from(path: Path, folder: LearnerFolder, config: Config, version: Version) -> str:
+    """The hash of a batch as the version before this one would have learnt it."""
+    parent = version["parent"]
+    ledger = ledger_of(folder, read_version(folder, parent)) if parent else Ledger.empty()
+    images, _ = load_batch(path, config.data.test_share, ledger, folder.key)
+    return images.content_hash
+
+
 def keep_tests(
     before: Version | None, batch: Batch, stage: Stage, context: Context
 ) -> list[Tested]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +52,24 @@ def taken_up(folder: LearnerFolder, step: dict[str, Any]) -> Iterator[None]:
             show_version(folder)
         write_atomically(marker, to_json(step))
         yield
+        show_version(folder)
         _clear(folder)
+
+
+def cut_short(folder: LearnerFolder, step: dict[str, Any]) -> bool:
+    """Whether a step has made the current version, and was killed before all of it was done: given
+    again it has nothing left to do but `finish_version`.
+
+    Args:
+        folder: of the learner.
+        step: as for `taken_up`; what it leaves out is not compared.
+    """
+    marker = folder.work / "step.json"
+    if not folder.exists or not marker.is_file():
+        return False
+    killed = json.loads(marker.read_text(encoding="utf-8"))
+    same = all(killed.get(name) == value for name, value in step.items())
+    return same and killed["parent"] == read_version(folder)["parent"]
 
 
 def evaluated(
@@ -133,15 +151,28 @@ def write_version(
         plan.
     """
     final = retained(version, config.retention, context)
-    passed = version["gate"]["passed"]
-    number = folder.commit(dict(final), champion=passed)
-    if removed := enforce(folder, config.retention):
+    folder.commit(dict(final), champion=version["gate"]["passed"])
+    return finish_version(folder)
+
+
+def finish_version(folder: LearnerFolder) -> dict[str, Any]:
+    """What is left to do for the current version once it is written; as often as one likes.
+
+    Returns:
+        As `write_version`.
+    """
+    number, version = folder.pointer()["current"], read_version(folder)
+    if removed := enforce(folder, config_of(version).retention):
         get_run_logger().info("%d images removed: retention's limits", removed)
         withdraw(folder)
     write_change_report(folder, number)
     _tell(folder, number)
-    outcome = version["judgement"]["outcome"]
-    return {"learner": folder.name, "version": number, "champion": passed, "outcome": outcome}
+    return {
+        "learner": folder.name,
+        "version": number,
+        "champion": version["gate"]["passed"],
+        "outcome": version["judgement"]["outcome"],
+    }
 
 
 def _measured_on(

@@ -24,6 +24,7 @@ from flows.learn import learn
 from flows.merge import merge
 from flows.promote import promote
 from flows.purge import purge
+from flows.support import versions
 from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import find_learner
@@ -373,6 +374,36 @@ def test_a_killed_step_is_gone_on_with(
     again = {path.name: path.stat().st_mtime_ns for path in folder.store.folder.glob("adapter-*")}
     assert again == files  # not trained again
     assert not folder.work.exists()
+
+
+@pytest.mark.usefixtures("begun")
+def test_a_step_killed_when_its_version_was_written_is_finished(
+    arrive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command answers as if nobody had killed it, and makes no second version."""
+    folder = find_learner("shapes")
+    batch = str(arrive("batch2", TASKS[1]))
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    steps: list[Callable[[], Any]] = [
+        lambda: learn("shapes", batch),
+        lambda: forget("shapes", batches=[2]),
+    ]
+    for number, step in enumerate(steps, start=2):
+        report = folder.path / "reports" / f"{number:04}.html"
+        with monkeypatch.context() as patch, pytest.raises(BaseException):  # noqa: B017
+            patch.setattr(versions, "write_change_report", die)
+            step()
+        assert folder.pointer()["current"] == number
+        assert folder.work.exists() and not report.exists()
+        made = step()
+        assert made["version"] == folder.pointer()["current"] == number
+        assert made["champion"] == folder.version(number)["gate"]["passed"]
+        assert report.is_file() and not folder.work.exists()
+    with pytest.raises(LearnerError, match="has no batch 2"):
+        forget("shapes", batches=[2])
 
 
 @pytest.mark.usefixtures("begun")
