@@ -218,7 +218,7 @@ def _requirements(gate: Decision, evidence: list[str]) -> list[Requirement]:
 
 _GATE_WORDS = {
     "min_last_recall": "mean class recall is high enough",
-    "max_gap_to_unmerged": "merging costs little",
+    "max_gap_to_unmerged": "merging costs little, where unmerged was measured",
     "comparable": "it can be compared with the version in use",
     "max_class_loss": "no class loses much",
     "classes_kept": "every class of the version in use is known",

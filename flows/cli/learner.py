@@ -252,10 +252,13 @@ def _history(folder: LearnerFolder) -> Table:
     )
     for number in folder.numbers():
         document = read_version(folder, number)
+        refused = (
+            "outside the plan" if document["judgement"]["outcome"] == "outside" else "not passed"
+        )
         marks = [
             *(["champion"] if number == pointer["champion"] else []),
             *(["current"] if number == pointer["current"] else []),
-            *([] if document["gate"]["passed"] else ["not passed"]),
+            *([] if document["gate"]["passed"] else [refused]),
         ]
         classes = sum(len(own) for own in document["stage"]["tasks"])
         table.add_row(

@@ -76,6 +76,7 @@ def test_updates_are_judged_by_the_plan(here: Path, arrive: Callable[..., Path])
     told = dynammo("forget", "shapes", "--class", "coral", status=OUTSIDE)
     assert "modification forget is not among those allowed: add_named_class" in told
     assert folder.current()["judgement"]["outcome"] == "outside"
+    assert "the plan" in dynammo("history", "shapes")  # outside it; a narrow table breaks lines
 
     # Under a plan that asks for no more than came, the same batch passes.
     dynammo("rollback", "shapes", "1")
