@@ -8,10 +8,10 @@ from prefect import flow
 
 from flows.support.revision import check_known, draft_revised, gone, tests_left
 from flows.support.versions import (
-    cut_short,
     evaluated,
-    finish_version,
+    finish_killed,
     judged,
+    killed_when_written,
     taken_up,
     write_version,
 )
@@ -42,9 +42,8 @@ def forget(
     old = read_version(folder)
     config = config_of(old)
     step = {"forget": batches, "classes": classes, "config": config.model_dump(mode="json")}
-    if cut_short(folder, step):
-        with taken_up(folder, {"finish": old["operation"]}):
-            return {**finish_version(folder), "remarks": old["notes"]}
+    if killed_when_written(folder) == {**step, "parent": old["parent"]}:
+        return {**finish_killed(folder), "remarks": old["notes"]}
     check_known(folder, old, batches, classes)
     with taken_up(folder, step):
         here = context_in(folder, config, f"after version {folder.pointer()['current']}")

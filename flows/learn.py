@@ -22,10 +22,10 @@ from flows.support.arrival import (
 from flows.support.learning import at, learn_batch, start
 from flows.support.notify import notify
 from flows.support.versions import (
-    cut_short,
     evaluated,
-    finish_version,
+    finish_killed,
     judged,
+    killed_when_written,
     taken_up,
     write_version,
 )
@@ -63,11 +63,9 @@ def learn(
     stated = check_stated(modifications or [])
     folder = find_or_fetch(learner)
     config, before = configured(folder, params, overrides or {})
-    if before and cut_short(folder, {}):
-        killed = {"learn": learnt_from(Path(batch), folder, config, before)}
-        if cut_short(folder, killed):
-            with taken_up(folder, {"finish": before["operation"]}):
-                return finish_version(folder)
+    killed = killed_when_written(folder).get("learn")
+    if before and killed and killed == learnt_from(Path(batch), folder, config, before):
+        return finish_killed(folder)
     arrival = read_batch(Path(batch), folder, config, before)
     step = {
         "learn": arrival.images.content_hash,

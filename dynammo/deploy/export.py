@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch.export import Dim, ExportedProgram
 import dynammo
 from dynammo.checkpoint import sealed, to_json, write_atomically
 from dynammo.data.formats.pictures import load_image
-from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, open_session, read_graph
+from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, has_graph, open_session, read_graph
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.errors import CheckpointError, ConfigError, ExportError
 from dynammo.extras import needs
@@ -197,13 +197,11 @@ def add_graph(folder: Path, earlier: Path | None = None) -> dict[str, Any]:
         ExportError, CheckpointError: as `export_model` does; the folder is as it was.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        made = Path(temporary) / "export"
-        try:
-            report = export_model(folder, made, ["onnx"], template=earlier)
-        except ExportError:
-            if earlier is None:
-                raise
-            report = export_model(folder, made, ["onnx"])
+        made, report = Path(temporary) / "export", None
+        if earlier is not None and has_graph(earlier):
+            with suppress(ExportError):  # it does not fit
+                report = export_model(folder, made, ["onnx"], template=earlier)
+        report = report or export_model(folder, made, ["onnx"])
         for name in (GRAPH, RECORD):
             os.replace(made / name, folder / name)
     return report
@@ -333,15 +331,15 @@ def _filled(
         ExportError: there is no sound graph, or its weights have other names or shapes.
     """
     try:
-        graph, record = read_graph(template)
-        fusions = {name: Fusion(**fields) for name, fields in record["fusions"].items()}
+        stored = read_graph(template)
+        fusions = {name: Fusion(**fields) for name, fields in stored.record["fusions"].items()}
         values = _cheapened(predictor.model).state_dict()
         for name, fusion in fusions.items():
             parts = fusion.fused(values).items()
             values |= {f"{name}_{part}": value for part, value in parts}
     except (CheckpointError, OSError, KeyError, AttributeError, TypeError) as error:
         raise ExportError(f"{template} holds no graph to fill: {error!r}") from None
-    proto = onnx.load_from_string(graph)
+    proto = onnx.load_from_string(stored.graph)
     for tensor in proto.graph.initializer:
         if (value := values.get(tensor.name)) is None:
             continue  # a constant of the network

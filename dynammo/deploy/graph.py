@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +60,22 @@ def has_graph(folder: str | Path) -> bool:
     return Path(folder, GRAPH).is_file()
 
 
-def read_graph(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """The graph of a model folder and its record, if they are those made from this model.
+class Stored(NamedTuple):
+    """The files `model.json`, `model.onnx` and, read, `graph.json` of a model folder."""
+
+    manifest: bytes
+    graph: bytes
+    record: dict[str, Any]
+
+
+def read_graph(folder: Path) -> Stored:
+    """The graph of a model folder, if it is the one made from this model.
 
     Raises:
-        CheckpointError: they are not, or are missing or damaged.
+        CheckpointError: it is not, or something is missing or damaged.
+        OSError: a file cannot be read.
     """
+    manifest = (folder / MANIFEST).read_bytes()
     if not has_graph(folder):
         raise CheckpointError(f"no {GRAPH} in it; use the engine torch, or dynammo export-model")
     try:
@@ -73,11 +83,11 @@ def read_graph(folder: Path) -> tuple[bytes, dict[str, Any]]:
     except CheckpointError as error:
         raise CheckpointError(f"{RECORD}: {error}") from None
     graph = (folder / GRAPH).read_bytes()
-    if record.get("model_sha256") != hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest():
+    if record.get("model_sha256") != hashlib.sha256(manifest).hexdigest():
         raise CheckpointError(f"{GRAPH} was exported from another {MANIFEST}")
     if record.get("sha256") != hashlib.sha256(graph).hexdigest():
         raise CheckpointError(f"{GRAPH} is not the one of this {RECORD}")
-    return graph, record
+    return Stored(manifest, graph, record)
 
 
 def copy_graph(source: Path, folder: Path) -> bool:
@@ -111,10 +121,9 @@ class GraphPredictor(Answering):
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         try:
-            content = (folder / MANIFEST).read_bytes()
-            graph, _ = read_graph(folder)
-            self.classes, self.size = _described(content)
-            self.session = open_session(graph, threads)
+            stored = read_graph(folder)
+            self.classes, self.size = _described(stored.manifest)
+            self.session = open_session(stored.graph, threads)
             self._check_shapes()
         except (DynammoError, OSError) as error:
             reason = " ".join(str(error).split())

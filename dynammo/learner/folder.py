@@ -230,11 +230,18 @@ class LearnerFolder:
             if file.with_suffix("").name not in used
         ]
 
-    def tidy(self) -> None:
-        """Remove what no version refers to, and the work folder."""
+    def tidy(self, keep: Path | None = None) -> None:
+        """Remove what no version refers to, and the work folder, but for one file in it."""
         for file in self.unused():
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.work, ignore_errors=True)
+        if keep is None or not keep.is_file():
+            shutil.rmtree(self.work, ignore_errors=True)
+            return
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != keep:
+                path.unlink(missing_ok=True)
 
     def problems(self) -> list[str]:
         """What is damaged: objects of the current version and plans, missing or changed."""

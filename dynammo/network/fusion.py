@@ -129,7 +129,7 @@ def _fusion(norm: fx.Node, convolution: Any) -> Fusion | None:
     nodes: list[Any] = [weight, bias, mean, variance, gain, shift]
     if any(node is None for node in (weight, mean, variance)):
         return None
-    # Else it is computed.
+    # What is no attribute is computed, and no constant.
     if any(node is not None and getattr(node, "op", None) != "get_attr" for node in nodes):
         return None
     names = [None if node is None else str(node.target) for node in nodes]

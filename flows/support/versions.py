@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
@@ -44,7 +45,7 @@ def taken_up(folder: LearnerFolder, step: dict[str, Any]) -> Iterator[None]:
             raise LearnerError(
                 f"{problems[0]}; {folder.name} can be rolled back to a version before"
             )
-        marker = folder.work / "step.json"
+        marker = _marker(folder)
         step = {**step, "parent": folder.pointer()["current"] if folder.exists else 0}
         if not marker.is_file() or marker.read_bytes() != to_json(step):
             _clear(folder)
@@ -52,24 +53,26 @@ def taken_up(folder: LearnerFolder, step: dict[str, Any]) -> Iterator[None]:
             show_version(folder)
         write_atomically(marker, to_json(step))
         yield
-        show_version(folder)
-        _clear(folder)
+        _close(folder)
 
 
-def cut_short(folder: LearnerFolder, step: dict[str, Any]) -> bool:
-    """Whether a step has made the current version, and was killed before all of it was done: given
-    again it has nothing left to do but `finish_version`.
-
-    Args:
-        folder: of the learner.
-        step: as for `taken_up`; what it leaves out is not compared.
+def killed_when_written(folder: LearnerFolder) -> dict[str, Any]:
+    """The step, as `taken_up` notes it, that has made the current version and was killed before all
+    of it was done; empty if there is no such. Given again it has only `finish_killed` left to do.
     """
-    marker = folder.work / "step.json"
+    marker = _marker(folder)
     if not folder.exists or not marker.is_file():
-        return False
-    killed = json.loads(marker.read_text(encoding="utf-8"))
-    same = all(killed.get(name) == value for name, value in step.items())
-    return same and killed["parent"] == read_version(folder)["parent"]
+        return {}
+    step: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+    return step if step["parent"] == read_version(folder)["parent"] else {}
+
+
+def finish_killed(folder: LearnerFolder) -> dict[str, Any]:
+    """Do what is left of a step that `killed_when_written` tells of; returns as `write_version`."""
+    with folder.lock():
+        made = finish_version(folder)
+        _close(folder)
+    return made
 
 
 def evaluated(
@@ -166,7 +169,7 @@ def finish_version(folder: LearnerFolder) -> dict[str, Any]:
         get_run_logger().info("%d images removed: retention's limits", removed)
         withdraw(folder)
     write_change_report(folder, number)
-    _tell(folder, number)
+    _tell(folder, number, version)
     return {
         "learner": folder.name,
         "version": number,
@@ -197,18 +200,29 @@ def _measured_on(
     return Other(number, {**version, "stage": stage, "tests": usable})
 
 
-def _clear(folder: LearnerFolder) -> None:
+def _marker(folder: LearnerFolder) -> Path:
+    """Says which step is under way."""
+    return folder.work / "step.json"
+
+
+def _close(folder: LearnerFolder) -> None:
+    """End a step. Its images are gone before its version is shown, which may fail."""
+    _clear(folder, _marker(folder))
+    show_version(folder)
+    folder.tidy()
+
+
+def _clear(folder: LearnerFolder, keep: Path | None = None) -> None:
     """Remove what a step leaves: decoded images, objects of no version, cached results."""
     journal = folder.work / "results.txt"
     if journal.is_file():
         for key in journal.read_text(encoding="utf-8").split():
             (RESULTS / key).unlink(missing_ok=True)
-    folder.tidy()
+    folder.tidy(keep)
 
 
-def _tell(folder: LearnerFolder, number: int) -> None:
-    logger, version = get_run_logger(), read_version(folder, number)
-    recall = recall_of(folder, version)
+def _tell(folder: LearnerFolder, number: int, version: Version) -> None:
+    logger, recall = get_run_logger(), recall_of(folder, version)
     told = "cannot be measured" if recall is None else f"mean class recall {100 * recall:.1f}%"
     logger.info("%s is at version %d: %s", folder.name, number, told)
     for check in version["gate"]["checks"]:

@@ -406,6 +406,25 @@ def test_a_step_killed_when_its_version_was_written_is_finished(
         forget("shapes", batches=[2])
 
 
+def test_no_image_waits_for_a_version_to_be_shown(
+    here: Path, arrive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as while MLflow cannot be reached; the same command then shows it."""
+    batch = str(arrive("batch1", TASKS[0]))
+
+    def unreachable(*_: Any) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(versions, "show_version", unreachable)
+        learn("shapes", batch, None, OVERRIDES)
+    folder = find_learner("shapes")
+    assert [path.name for path in folder.work.iterdir()] == ["step.json"]
+    assert not (folder.path / "model").exists()
+    assert learn("shapes", batch)["version"] == folder.pointer()["current"] == 1
+    assert (folder.path / "model" / "model.json").is_file() and not folder.work.exists()
+
+
 @pytest.mark.usefixtures("begun")
 def test_a_damaged_learner_is_refused(here: Path, arrive: Callable[..., Path]) -> None:
     folder = find_learner("shapes")
