@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from dynammo.data.checks import check_image_set
 from dynammo.data.formats.dicom import window
@@ -25,7 +25,7 @@ def encode(pixels: NDArray[Any], **elements: Any) -> bytes:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = elements.pop("syntax", ExplicitVRLittleEndian)
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    dataset.SOPInstanceUID = generate_uid()
+    dataset.SOPInstanceUID = "1.2.826.0.1.3680043.8.498.1"
     dataset.Rows, dataset.Columns = pixels.shape[:2]
     dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
     if pixels.ndim == 3:
