@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dynammo.config import Config
+from dynammo.errors import ConfigError
+from dynammo.heads import HEAD_RULES
 from dynammo.merging.measures import check_rule
 from dynammo.methods import METHODS
 from dynammo.methods.base import check_methods
@@ -27,4 +29,22 @@ def check_parts(config: Config) -> None:
         check_batch_norms(create_backbone(config.backbone.name))
     if adapted:
         check_rule(config.merge, network, config.image.size)
+        _check_replay(config)
     check_methods(config)
+
+
+def _check_replay(config: Config) -> None:
+    """Features are drawn from the merged model's statistics, and pass through a head as they are.
+
+    Raises:
+        ConfigError: there are no such.
+    """
+    if not config.train.replay:
+        return
+    if "merged" not in config.methods or HEAD_RULES[config.head.rule].evidence != "statistics":
+        raise ConfigError(
+            "train.replay draws from the class statistics of merged: it needs methods to name "
+            "merged and a head.rule that takes statistics, such as discriminant"
+        )
+    if config.head.power != 1:
+        raise ConfigError(f"train.replay needs head.power 1, got {config.head.power}")

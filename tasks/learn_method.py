@@ -47,8 +47,7 @@ def method_config(config: Config, name: str, *sections: str) -> Config:
     method = METHODS[name]
     train = config.train.of_adapters
     if method.trains_network:
-        rate = config.train.network_learning_rate
-        train = train.model_copy(update={"network_learning_rate": rate})
+        train = config.train.of_networks
     own = config.model_copy(
         update={
             "methods": [name],

@@ -7,11 +7,14 @@ from prefect import get_run_logger
 
 from dynammo.checkpoint import Ref
 from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig, TrainConfig
+from dynammo.heads.statistics import ClassStatistics
 from dynammo.network.network import build_network
 from dynammo.seeds import derive_seed
+from dynammo.training.earlier import Earlier, GaussianReplay
 from dynammo.training.loop import train_adapter as train
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
+from tasks.support.networks import load_network
 from tasks.support.progress import epoch_lines, progress_bar
 from tasks.support.workspace import Classes, Context, Trained, provenance
 
@@ -29,6 +32,8 @@ def train_adapter(
     backbone: Ref,
     previous: Ref | None,
     exemplars: Ref | None,
+    merged: Ref | None,
+    statistics: Ref | None,
     context: Context,
 ) -> Trained:
     """Stage 1 for one task: its images, and exemplars of all other classes as "others".
@@ -45,6 +50,9 @@ def train_adapter(
         backbone: checkpoint of the frozen network.
         previous: adapter to start from; none starts anew.
         exemplars: the memory after the task before.
+        merged: the adapter merged after the task before, which features are held to; none if they
+            are not.
+        statistics: under it, of all classes so far; none if nothing is drawn from them.
         context: places.
     """
     store, images = context.checkpoints, Images.of(context)
@@ -70,6 +78,13 @@ def train_adapter(
     )
     if previous is not None:
         network.load_adapter_state(store.load(previous))
+    known = None
+    if statistics is not None and others:
+        found = ClassStatistics.of(store.load(statistics))
+        known = GaussianReplay(found.means[others], found.covariance)
+    teacher = None
+    if merged is not None:
+        teacher = load_network(architecture, image, adapter, backbone, merged, context)
     with progress_bar(f"train adapter {context.label}", "batch") as progress:
         trained = train(
             network.to(context.device),
@@ -80,6 +95,7 @@ def train_adapter(
             derive_seed(seed, "train", number),
             on_epoch=epoch_lines(training.epochs),
             progress=progress,
+            earlier=Earlier(teacher, known),
         )
     meta = provenance(
         architecture,
@@ -93,6 +109,8 @@ def train_adapter(
         backbone=backbone,
         previous=previous,
         exemplars=exemplars,
+        merged=merged,
+        statistics=statistics,
     )
     return {
         "adapter": store.save("adapter", trained.adapter, meta),

@@ -212,22 +212,22 @@ class AdapterConfig(Section):
 
 
 class TrainConfig(Section):
-    """Adapter training (stage 1 of the paper: SGD, step schedule, flip)."""
+    """Training of adapters (stage 1 of the paper) and of methods that train the whole network."""
 
     epochs: int = Field(8, ge=1, description="passes over a task's images; the paper takes 200")
     learning_rate: float = Field(
         0.01,
         gt=0,
         le=1e38,  # float32 holds no more
-        description="of SGD, at the start; the paper takes 0.01. Too high does harm: lower it "
-        "where merged falls below frozen",
+        description="of adapters: of SGD at the start, of AdamW at its highest; the paper takes "
+        "0.01",
     )
     network_learning_rate: float = Field(
         1e-3, gt=0, le=1e38, description="likewise, of methods that train the whole network"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(
-        5e-4, ge=0, le=1e38, description="of SGD, on the adapter and its head"
+        5e-4, ge=0, le=1e38, description="of what is trained, temporary head included"
     )
     batch_size: int = Field(
         32, ge=2, le=2**20, description="images a step; BatchNorm needs at least 2"
@@ -236,6 +236,28 @@ class TrainConfig(Section):
         [0.35, 0.65, 0.85],
         description="rising fractions of the epochs, within 0 and 1, at which the learning rate "
         "drops tenfold",
+    )
+    optimiser: Literal["sgd", "adamw"] = Field(
+        "sgd",
+        description="of adapters: sgd with momentum and milestones, as the paper has it, or adamw, "
+        "whose learning rate rises and falls in one cycle",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="of adapters: share of each label that goes to all classes"
+    )
+    replay: float = Field(
+        0.0,
+        ge=0,
+        le=1e38,
+        description="of adapters: weight of each old class as the merged model's class statistics "
+        "have it, features being drawn from them, against that of a new class; 0: none",
+    )
+    distil: float = Field(
+        0.0,
+        ge=0,
+        le=1e38,
+        description="of adapters: how much features are held where the adapters merged before have "
+        "them; 0: not at all",
     )
     flip: bool = Field(
         True, description="random horizontal flips; turn off where left and right differ"
@@ -257,6 +279,13 @@ class TrainConfig(Section):
         """With all that changes no adapter at its default."""
         defaults = TrainConfig()
         names = ("cache_mb", "network_learning_rate")
+        return self.model_copy(update={name: getattr(defaults, name) for name in names})
+
+    @property
+    def of_networks(self) -> TrainConfig:
+        """With all that is of adapters alone at its default."""
+        defaults = TrainConfig()
+        names = ("cache_mb", "optimiser", "label_smoothing", "replay", "distil")
         return self.model_copy(update={name: getattr(defaults, name) for name in names})
 
     @model_validator(mode="after")

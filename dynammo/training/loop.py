@@ -1,9 +1,10 @@
-"""Training by SGD, and adapter training: stage 1 of the method."""
+"""The training loop, and adapter training: stage 1 of the method."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,9 @@ from dynammo.errors import DynammoError
 from dynammo.heads.linear import new_head
 from dynammo.network.frozen_norms import without_frozen_norms
 from dynammo.network.network import Network
+from dynammo.seeds import derive_seed
 from dynammo.state import State
+from dynammo.training.earlier import Earlier, feature_distance
 from dynammo.training.frozen_prefix import run_once, split_at_first_adapter
 
 _DIVERGED = 10  # times the loss before training
@@ -45,13 +48,20 @@ def train_adapter(
     seed: int,
     on_epoch: Callable[[int, Epoch], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    earlier: Earlier | None = None,
 ) -> TrainedAdapter:
     """Train the network's adapters and a temporary head on one task.
 
     Minimises the cross-entropy over |C_t| + 1 outputs: the task's classes and "others". The
     backbone is frozen and its BatchNorm stays in eval mode, so its convolutions do the BatchNorms'
     work as well, and what comes before the first adapter is computed once, as each image is and
-    mirrored. SGD with momentum; the learning rate drops tenfold at each milestone.
+    mirrored.
+
+    With k old classes known by their statistics, features drawn from these are "others" as well, at
+    the weight w = `config.replay`; an earlier network holds the features where they were, at the
+    weight d = `config.distil`:
+
+        L = (|C_t| CE + k w CE(drawn)) / (|C_t| + k w) + d feature_distance
 
     Args:
         network: its adapters are the starting point and are changed in place.
@@ -62,11 +72,12 @@ def train_adapter(
         seed: of the head's initial weights, the order of the images and the flips.
         on_epoch: called after each epoch with its number (from 1) and means.
         progress: called after each batch with (batches done, batches in all epochs).
+        earlier: what old classes are remembered by; nothing with the first task.
 
     Raises:
         DynammoError: fewer than two images, or training diverged (see `fit`).
 
-    Source: arXiv 2304.09042 and 2404.14099.
+    Source: arXiv 2304.09042 and 2404.14099, without the earlier network and statistics.
     """
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
@@ -78,17 +89,41 @@ def train_adapter(
     views = [images, images.flip(-1)] if config.flip else [images]
     with autocast(config, device):
         inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
+        with torch.no_grad():
+            first = suffix(inputs[0, : config.batch_size].to(device)).float()
+    length = float(first.norm(dim=1).mean())
+    # Adam's steps are of one size whatever the features': they are brought to the size 1.
+    scale = math.sqrt(network.feature_size) / length if config.optimiser == "adamw" else 1.0
+    criterion = partial(functional.cross_entropy, label_smoothing=config.label_smoothing)
+    replay = earlier.classes if earlier and config.replay else None
+    old = config.replay * len(replay.means) if replay else 0.0
+    draws = torch.Generator().manual_seed(derive_seed(seed, "replay"))
+    teacher = None
+    if earlier and earlier.network and config.distil:
+        _, teacher = split_at_first_adapter(without_frozen_norms(earlier.network))
 
     def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
         targets = labels[batch].to(device)
-        logits = head(suffix(inputs[view, batch].to(device))).float()
+        given = inputs[view, batch].to(device)
+        features = suffix(given)
+        logits = head(features * scale).float()
         right = int((logits.argmax(1) == targets).sum())
-        return functional.cross_entropy(logits, targets), right
+        value = criterion(logits, targets)
+        if replay is not None:
+            drawn = head(replay.draw(len(batch), draws).to(device) * (length * scale)).float()
+            others = torch.full_like(targets, classes)
+            value = (classes * value + old * criterion(drawn, others)) / (classes + old)
+        if teacher is not None:
+            with torch.no_grad():
+                before = teacher(given)
+            value = value + config.distil * feature_distance(features.float(), before.float())
+        return value, right
 
     network.train()
     parameters = [*network.adapter_parameters(), *head.parameters()]
     history = fit(parameters, loss, len(images), config, seed, on_epoch, progress)
     network.eval()
+    head.weight.data *= scale
     trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
     return TrainedAdapter(network.adapter_state(), trained_head, history)
 
@@ -103,10 +138,11 @@ def fit(
     progress: Callable[[int, int], None] | None = None,
     rate: str = "learning_rate",
 ) -> list[Epoch]:
-    """The training loop of everything that is trained by SGD with momentum.
+    """The training loop of everything that is trained step by step.
 
     Each epoch visits every image once, in a random order, each as it is or, with `config.flip`,
-    mirrored with probability one half. The learning rate drops tenfold at each milestone.
+    mirrored with probability one half. With SGD the learning rate drops tenfold at each milestone;
+    with AdamW it rises to the one given and falls to zero in one cycle (arXiv 1708.07120).
 
     Args:
         parameters: what is trained.
@@ -126,15 +162,8 @@ def fit(
         DynammoError: the loss or a weight became infinite or NaN, or the loss ended above ten times
             what the first batch had before training (or above 10, if that was below 1).
     """
-    optimiser = torch.optim.SGD(
-        parameters,
-        lr=getattr(config, rate),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    # Never before the first epoch: a run of one epoch would be at a tenth from the start.
-    drops = [max(1, round(fraction * config.epochs)) for fraction in config.milestones]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, drops, gamma=0.1)
+    per_epoch = len(_batches(count, config.batch_size, torch.Generator()))
+    optimiser, schedule = _optimiser(parameters, config, getattr(config, rate), per_epoch)
     generator = torch.Generator().manual_seed(seed)
     precision = autocast(config, parameters[0].device)
     history: list[Epoch] = []
@@ -155,9 +184,9 @@ def fit(
             loss_sum += value.item() * len(batch)
             right += right_here
             optimiser.step()
+            schedule.step()
             if progress is not None:
                 progress((number - 1) * len(batches) + index, config.epochs * len(batches))
-        schedule.step()
         history.append(Epoch(loss_sum / count, right / count))
         wrong = None if math.isfinite(loss_sum) else f"the loss is {loss_sum}"
         # The last batch's loss is from before the step that it leads to.
@@ -175,6 +204,22 @@ def fit(
         if on_epoch is not None:
             on_epoch(number, history[-1])
     return history
+
+
+def _optimiser(
+    parameters: Sequence[nn.Parameter], config: TrainConfig, rate: float, per_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimiser and its schedule, which takes a step after every one of `per_epoch` batches."""
+    if config.optimiser == "adamw":
+        adam = torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay)
+        steps = config.epochs * per_epoch
+        return adam, torch.optim.lr_scheduler.OneCycleLR(adam, rate, total_steps=steps)
+    sgd = torch.optim.SGD(
+        parameters, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    # Never before the first epoch: a run of one epoch would be at a tenth from the start.
+    drops = [per_epoch * max(1, round(part * config.epochs)) for part in config.milestones]
+    return sgd, torch.optim.lr_scheduler.MultiStepLR(sgd, drops, gamma=0.1)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -30,6 +30,8 @@ def adapt(lesson: Lesson) -> Adapted:
         return {**last, "trained": None, "features": features, "exemplars": exemplars}
     classes = lesson.classes
     others = [i for i, name in enumerate(lesson.known_before) if name not in classes["names"]]
+    # Statistics are the merged model's: replay is refused without it (`dynammo.checks`).
+    known = lesson.before["methods"].get("merged") if lesson.before else None
     trained = train_adapter(
         config.seed,
         *lesson.network,
@@ -40,6 +42,8 @@ def adapt(lesson: Lesson) -> Adapted:
         lesson.backbone,
         last["adapters"][-1] if last and config.adapter.init == "previous" else None,
         memory,
+        last["merged"] if last and config.train.distil else None,
+        known["statistics"] if known and config.train.replay else None,
         lesson.context,
     )
     adapters = [*(last["adapters"] if last else []), trained["adapter"]]

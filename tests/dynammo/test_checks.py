@@ -42,3 +42,20 @@ def test_batch_norm_that_is_not_there_cannot_be_moved(adapter: str) -> None:
     large = {"preset": "best", "image": {"size": 128}, "adapter": {"name": adapter}}
     with pytest.raises(ConfigError, match=r"backbone\.renormalise: this backbone has no BatchNorm"):
         check_parts(load_config(None, {**large, "backbone": backbone}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": ["unmerged"]}, "methods to name merged"),
+        ({"head": {"rule": "fine_tune"}}, "such as discriminant"),
+        ({"head": {"power": 0.5}}, r"head\.power 1, got 0\.5"),
+    ],
+)
+def test_replay_draws_from_the_merged_models_statistics_or_not_at_all(
+    changes: dict[str, Any], says: str
+) -> None:
+    sound = {**SMALL, "preset": "best", "image": {"size": 64}, "train": {"replay": 1.0}}
+    check_parts(load_config(None, sound))
+    with pytest.raises(ConfigError, match=says):
+        check_parts(load_config(None, {**sound, **changes}))

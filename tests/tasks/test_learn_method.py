@@ -42,6 +42,7 @@ def test_changed_code_is_learnt_with_again_by_the_methods_that_run_it(
         ({"train__epochs": 3}, {"ewc", "acmap"}),
         ({"train__network_learning_rate": 0.1}, {"ewc"}),
         ({"adapter__name": "conv"}, {"acmap"}),
+        ({"train__optimiser": "adamw"}, {"acmap"}),
         ({"method_options__ewc": {"strength": 1}}, {"ewc"}),
         ({"methods": ["frozen"], "merge__rule": "average", "memory__size": 9}, set()),
         ({"seed": 2}, {"ewc", "ncm", "acmap"}),

@@ -9,6 +9,7 @@ from dynammo.heads.linear import Scores, fine_tune_head, new_head, unified_score
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.features import extract_features, mirrored_views
 from dynammo.network.network import Network, build_network
+from dynammo.training.earlier import Earlier, GaussianReplay, feature_distance
 from dynammo.training.loop import Epoch, fit, train_adapter
 
 TINY = BackboneConfig(name="test_resnet", pretrained=False)
@@ -286,3 +287,72 @@ def test_a_weight_that_explodes_in_the_very_last_step_is_an_error() -> None:
 
     with pytest.raises(DynammoError, match=r"weights are infinite or NaN in epoch 1: train\.learn"):
         fit([weight], loss, 4, config, seed=0)
+
+
+ADAM = QUICK.model_copy(
+    update={"optimiser": "adamw", "learning_rate": 0.01, "epochs": 12, "label_smoothing": 0.1}
+)
+
+
+def test_adamw_learns_a_separable_task_and_its_head_takes_features_as_they_are(
+    network: Network,
+) -> None:
+    trained = train_adapter(network, *task(), 2, ADAM, seed=0)
+    unseen, truth = task(seed=1)
+    with torch.no_grad():
+        logits = linear(network(unseen), trained.head["weight"], trained.head["bias"])
+    assert (logits.argmax(1) == truth).float().mean() >= 0.9
+
+
+def test_adamw_takes_the_same_steps_whatever_the_size_of_features(
+    weights: dict[str, Tensor],
+) -> None:
+    config = ADAM.model_copy(update={"epochs": 1, "weight_decay": 0.0})
+    trained = train_adapter(fresh(weights), *task(), 2, config, seed=0)
+
+    class Louder(Network):
+        def forward(self, images: Tensor) -> Tensor:
+            return 1000 * super().forward(images)
+
+    louder = fresh(weights)
+    louder.__class__ = Louder
+    again = train_adapter(louder, *task(), 2, config, seed=0)
+    for one, other in zip(trained.history, again.history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-3)
+
+
+def test_features_are_held_where_the_earlier_network_has_them(weights: dict[str, Tensor]) -> None:
+    images, labels = task()
+    before = extract_features(fresh(weights), images)
+
+    def moved(distil: float) -> float:
+        network = fresh(weights)
+        config = ADAM.model_copy(update={"distil": distil})
+        train_adapter(network, images, labels, 2, config, 0, earlier=Earlier(fresh(weights)))
+        return float(feature_distance(extract_features(network, images), before))
+
+    assert moved(10.0) < moved(0.1) < moved(0.0)
+
+
+def test_classes_known_by_statistics_are_others_to_the_temporary_head(
+    weights: dict[str, Tensor],
+) -> None:
+    images, labels = task()
+    new = labels < 2  # of "others" no image
+    network = fresh(weights)
+    old = extract_features(network, images[labels == 2]).double()
+    length = float(old.norm(dim=1).mean())
+    known = GaussianReplay(
+        old.mean(0, keepdim=True) / length, torch.zeros(len(old[0]), len(old[0])).double()
+    )
+
+    def answers(replay: float) -> Tensor:
+        config = ADAM.model_copy(update={"replay": replay})
+        network = fresh(weights)
+        trained = train_adapter(
+            network, images[new], labels[new], 2, config, 0, earlier=Earlier(None, known)
+        )
+        weight, bias = trained.head["weight"], trained.head["bias"]
+        return linear(old.mean(0, keepdim=True).float(), weight, bias).softmax(1)[0, 2]
+
+    assert answers(1.0) > 3 * answers(0.0)

@@ -118,7 +118,7 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("dynammo.merging.measures", {"adapter statistics", "initial adapter"}),
         ("dynammo.merging.heads", set()),  # the rule that uses it is not chosen
         ("dynammo.heads.discriminant", HEADS),
-        ("dynammo.heads.statistics", HEADS | {"update statistics"}),
+        ("dynammo.heads.statistics", HEADS | {"update statistics", "train adapter"}),
         ("dynammo.adapters.linear", NETWORK),
         ("dynammo.adapters.conv", set()),
         ("dynammo.adapters", set()),  # the table of names, one line longer
