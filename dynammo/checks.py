@@ -43,8 +43,10 @@ def _check_replay(config: Config) -> None:
         return
     if "merged" not in config.methods or HEAD_RULES[config.head.rule].evidence != "statistics":
         raise ConfigError(
-            "train.replay draws from the class statistics of merged: it needs methods to name "
-            "merged and a head.rule that takes statistics, such as discriminant"
+            [
+                "train.replay draws from the class statistics of merged: it needs methods to name "
+                "merged and a head.rule that takes statistics, such as discriminant"
+            ]
         )
     if config.head.power != 1:
-        raise ConfigError(f"train.replay needs head.power 1, got {config.head.power}")
+        raise ConfigError([f"train.replay needs head.power 1, got {config.head.power}"])
