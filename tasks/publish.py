@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
@@ -23,8 +25,15 @@ from dynammo.data.samples import read_manifest
 from dynammo.deploy.graph import copy_graph
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
+from dynammo.evaluation.gate import Change, Outcome, compare
 from dynammo.evaluation.metrics import summarise
-from dynammo.reporting.report import comparison_table, markdown_table, readable_rows, write_report
+from dynammo.reporting.report import (
+    comparison_table,
+    lead,
+    markdown_table,
+    readable_rows,
+    write_report,
+)
 from tasks.support.exchange import exchanged
 from tasks.support.mlflow.champion import current_champion, gate
 from tasks.support.stage import Stage, known_classes, measured
@@ -64,6 +73,7 @@ def publish(
         The results document, as in results.json.
     """
     results = collect(config, data, stages)
+    results["paired"] = _paired(data, stages[-1], lead(results))
     summary = results["summary"]
     deployable = "merged" in summary
     if deployable:
@@ -177,7 +187,29 @@ def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str,
         ],
         "variants": variants,
         "summary": {name: variant["summary"] for name, variant in variants.items()},
+        "paired": {},
         "gate": None,
+    }
+
+
+def _paired(data: DataVersion, stage: Stage, first: str) -> dict[str, Change]:
+    """What the report's first method has over each other at the end, on the same test images."""
+    names = data["classes"]
+    tests = read_manifest(Path(data["manifest"])).select("test", names)
+    targets = np.array([names.index(sample.label) for sample in tests])
+    groups = [sample.group for sample in tests]
+
+    def predicted(name: str) -> NDArray[np.int64]:
+        answers = measured(stage)[name]["predictions"]
+        assert answers is not None  # a run keeps them all
+        found: NDArray[np.int64] = CHECKPOINTS.load(answers)["predicted"].numpy()
+        return found
+
+    ours = predicted(first)
+    return {
+        other: compare(Outcome(targets, predicted(other), ours, groups, names))["overall"]
+        for other in stage["methods"]
+        if other != first
     }
 
 

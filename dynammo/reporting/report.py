@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from dynammo.checkpoint import write_atomically
+from dynammo.heads import HEAD_RULES
 from dynammo.reporting import figures
 from dynammo.reporting.figures import variants
 
@@ -111,6 +112,8 @@ def lead(results: Mapping[str, Any]) -> str:
 def headline(results: Mapping[str, Any]) -> str:
     """What came out, in a few plain sentences computed from the numbers, good or bad."""
     first, *others = variants(results)
+    # What the adapters are worth comes first: the same, and then the plainest method, without them.
+    others.sort(key=lambda name: (name != "frozen", name != "lda"))
     measured = results["variants"][first]
     summary, last = measured["summary"], measured["stages"][-1]
     right = sum(row[i] for i, row in enumerate(last["confusion"]))
@@ -143,18 +146,18 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def advice(results: Mapping[str, Any]) -> list[str]:
-    """What to try where the frozen backbone is better than the merged model; else nothing."""
-    found = results["variants"]
-    if not {"merged", "frozen"} <= set(found):
+    """Whether it was shown that adapters pay; nothing where it was, or where nobody measured it.
+
+    No setting is to be changed by it: it comes from the test images.
+    """
+    change = results.get("paired", {}).get("frozen")
+    if lead(results) != "merged" or change is None or change["low"] is None or change["low"] > 0:
         return []
-    recall = {v: found[v]["summary"]["average_mean_class_recall"] for v in ("merged", "frozen")}
-    points = percent(recall["frozen"] - recall["merged"])
-    if recall["merged"] >= recall["frozen"] or points == "0.0":
-        return []
+    what = "do not pay" if change["high"] < 0 else "were not shown to pay"
     return [
-        "Adapters have not paid here: averaged over the tasks, the merged model's mean class recall"
-        f" is {points} points below that of the frozen backbone. Try a lower train.learning_rate,"
-        " a third say."
+        f"Adapters {what} here: the interval of merged minus frozen"
+        f" {'lies below' if change['high'] < 0 else 'holds'} 0. The frozen backbone with the same"
+        " head (method frozen) is the simpler model."
     ]
 
 
@@ -169,10 +172,27 @@ def _compared(first: str, other: str, results: Mapping[str, Any]) -> str:
         _gap(ours[f"last_{metric}"] - theirs[f"last_{metric}"], words)
         for metric, words in _COMPARED.items()
     ]
+    change = results.get("paired", {}).get(other)
+    interval = ""
+    if change is not None and change["low"] is not None:
+        low, high = (f"{100 * change[end]:+.1f}" for end in ("low", "high"))
+        interval = (
+            f" (95 % interval of the difference, paired by test image: {low} to {high} points)"
+        )
+    rule = results.get("config", {}).get("head", {}).get("rule")
+    unequal = other == "unmerged" and rule in HEAD_RULES
+    unequal = unequal and HEAD_RULES[rule].evidence == "statistics"
+    sees = (
+        "; its heads, the published ones, have seen of other tasks the remembered images alone,"
+        " where this head follows from statistics of all training images"
+        if unequal
+        else ""
+    )
     return (
-        f"Compared with the {other} model, it has {' and '.join(gaps)},"
+        f"Compared with the {other} model, it has {' and '.join(gaps)}{interval},"
         f" at {100 * ours['gmacs'] / theirs['gmacs']:.0f} % of the cost"
-        f" ({significant(ours['gmacs'])} against {significant(theirs['gmacs'])} GMACs an image)."
+        f" ({significant(ours['gmacs'])} against {significant(theirs['gmacs'])} GMACs an image)"
+        f"{sees}."
     )
 
 

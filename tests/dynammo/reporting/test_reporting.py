@@ -234,14 +234,36 @@ def test_headline_is_honest_in_both_directions() -> None:
     assert "Compared" not in headline({"variants": {"merged": better["merged"]}})
 
 
-def test_where_the_frozen_backbone_is_better_there_is_advice() -> None:
-    found = {"merged": variant(0.8, 0.7, 2.0), "frozen": variant(0.8, 0.7, 1.0)}
-    assert advice({"variants": found}) == []
-    found["frozen"]["summary"]["average_mean_class_recall"] = 0.9123
-    assert "1.2 points below that of the frozen backbone" in headline({"variants": found})
-    assert "Try a lower train.learning_rate" in advice({"variants": found})[0]
-    del found["merged"]
-    assert advice({"variants": found}) == []
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.001, 0.03, None),
+        (-0.004, 0.03, "were not shown to pay here: the interval of merged minus frozen holds 0"),
+        (-0.03, -0.001, "do not pay here: the interval of merged minus frozen lies below 0"),
+        (None, None, None),  # two test images of a group
+    ],
+)
+def test_whether_adapters_pay_is_said_with_an_interval(
+    low: float | None, high: float | None, says: str | None
+) -> None:
+    found = {"merged": variant(0.8, 0.7, 2.0), "frozen": variant(0.8, 0.69, 1.0)}
+    results = {"variants": found, "paired": {"frozen": {"low": low, "high": high}}}
+    assert [says in text for text in advice(results)] == ([] if says is None else [True])
+    interval = "" if low is None else f"paired by test image: {100 * low:+.1f} to {100 * high:+.1f}"
+    assert interval in headline(results)
+    assert ("95 % interval of the difference" in headline(results)) == bool(interval)
+    assert advice({"variants": found}) == []  # results of an earlier version hold none
+    assert advice({**results, "variants": {"frozen": found["frozen"]}}) == []
+
+
+def test_frozen_and_lda_come_first_and_unequal_heads_are_named() -> None:
+    found = {name: variant(0.8, 0.7, 2.0) for name in ("merged", "unmerged", "frozen", "lda")}
+    text = headline({"variants": found, "config": {"head": {"rule": "discriminant"}}})
+    places = [text.index(f"the {name} model, it") for name in ("frozen", "lda", "unmerged")]
+    assert places == sorted(places)
+    assert text.count("remembered images alone") == 1
+    fine_tuned = {"variants": found, "config": {"head": {"rule": "fine_tune"}}}
+    assert "remembered images alone" not in headline(fine_tuned)
 
 
 def test_the_headline_without_merged_is_about_the_first_method() -> None:
