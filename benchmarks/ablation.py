@@ -52,7 +52,7 @@ from dynammo.merging.inputs import inputs_of
 from dynammo.merging.measures import STATISTICS
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.batch_norm import renormalise
-from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.features import augmented_views, extract_features
 from dynammo.network.network import Network, build_network
 from dynammo.seeds import derive_seed
 from dynammo.state import State
@@ -138,7 +138,7 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
         return net
 
     def features(net: Network) -> Features:
-        return Features(mirrored_views(net, train, flip=True), extract_features(net, test))
+        return Features(augmented_views(net, train, flip=True), extract_features(net, test))
 
     bare = build_network(config.backbone, weights, config.image.size)
     result = Learnt(config.seed, config.head, sizes, labels, targets, features(bare))

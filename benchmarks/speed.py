@@ -65,7 +65,7 @@ from dynammo.memory.herding import herd, quota
 from dynammo.merging.average import average
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs
-from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.features import augmented_views, extract_features
 from dynammo.network.frozen_norms import without_frozen_norms
 from dynammo.network.network import Network, build_network
 from dynammo.seeds import derive_seed
@@ -200,7 +200,7 @@ def section_1(arguments: argparse.Namespace) -> dict[str, Any]:
         made["every"] = fine_tune_head(_Forwarding(network, images), labels, initial, head, 0)  # type: ignore[arg-type]
 
     def once() -> None:
-        features = mirrored_views(network, images, head.flip)
+        features = augmented_views(network, images, head.flip)
         made["once"] = fine_tune_head(features, labels, initial, head, 0)
 
     result = compare(in_turns({"every epoch": every_epoch, "once": once}, arguments.repeats))
@@ -426,7 +426,7 @@ def run(
         known = owner[memory]
 
         initial = new_head(net.feature_size, seen, derive_seed(config.seed, "h", number))
-        views = mirrored_views(merged, train[memory], config.head.flip)
+        views = augmented_views(merged, train[memory], config.head.flip)
         seed = derive_seed(config.seed, "f", number)
         one = fine_tune_head(views, known, initial, config.head, seed)
         scores = unified_scores(extract_features(merged, images["test"]), one)
@@ -436,7 +436,7 @@ def run(
             if number > 1:
                 first = 0
                 for k, own in enumerate(sizes[:number]):
-                    views = mirrored_views(network(adapters[k]), train[memory], config.head.flip)
+                    views = augmented_views(network(adapters[k]), train[memory], config.head.flip)
                     seed = derive_seed(config.seed, "u", k, number)
                     told = task_labels(known, first, own)
                     heads[k] = fine_tune_head(views, told, heads[k], config.head, seed)
@@ -629,11 +629,11 @@ def learn_tasks(
                 nonlocal statistic, previous
                 merged = load_file(folder / "merged.safetensors")
                 net = network(merged)
-                after = mirrored_views(net, images, flip=True)
+                after = augmented_views(net, images, flip=True)
                 mine = after[:, : len(pixels)]
                 new = measure_classes(mine, torch.zeros(len(pixels)).long(), 1)
                 if statistic is not None:
-                    before = mirrored_views(network(previous), images, flip=True)
+                    before = augmented_views(network(previous), images, flip=True)
                     moved = before.flatten(0, 1), after.flatten(0, 1)
                     new = append_classes(measure_drift(*moved, 0.3).statistics(statistic), new)
                 statistic, previous = new, merged

@@ -6,7 +6,7 @@ import torch
 
 from dynammo.checkpoint import Ref
 from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
-from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.features import augmented_views, extract_features
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
 from tasks.support.networks import load_network
@@ -20,18 +20,20 @@ def extract_training_features(
     image: ImageConfig,
     kind: AdapterConfig,
     flip: bool,
+    turns: bool,
     classes: Classes,
     backbone: Ref,
     adapter: Ref | None,
     context: Context,
 ) -> Ref:
-    """Features (V, N, D) of a task's training images, as they are and, with `flip`, mirrored.
+    """Features (V, N, D) of a task's training images, in V views.
 
     Args:
         architecture: of the backbone.
         image: size of the images.
         kind: of adapter.
         flip: whether the mirrored view is wanted, too.
+        turns: and both turned by quarters (`dynammo.network.features.views_of`).
         classes: the task's.
         backbone: checkpoint of the frozen network.
         adapter: the merged adapter; none for the bare backbone.
@@ -43,13 +45,13 @@ def extract_training_features(
         architecture,
         image,
         kind,
-        config={"flip": flip},
+        config={"flip": flip, "turns": turns},
         classes=classes["names"],
         images=classes["hash"],
         backbone=backbone,
         adapter=adapter,
     )
-    features = {"features": mirrored_views(network, pixels, flip)}
+    features = {"features": augmented_views(network, pixels, flip, turns)}
     return context.checkpoints.save("training-features", features, meta)
 
 
@@ -76,7 +78,7 @@ def extract_memory_features(
     """
     network = load_network(architecture, image, kind, backbone, adapter, context)
     pixels, _ = remembered(memory, context)
-    features = {"features": mirrored_views(network, pixels, flip=False)}
+    features = {"features": augmented_views(network, pixels, flip=False)}
     meta = provenance(architecture, image, kind, exemplars=memory, adapter=adapter)
     return context.checkpoints.save("memory-features", features, meta)
 

@@ -10,7 +10,7 @@ from dynammo.heads import HEAD_RULES
 from dynammo.heads.base import Evidence
 from dynammo.heads.linear import fine_tune_head, task_labels
 from dynammo.heads.statistics import ClassStatistics
-from dynammo.network.features import mirrored_views
+from dynammo.network.features import augmented_views
 from dynammo.seeds import derive_seed
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
@@ -60,7 +60,7 @@ def fit_head(
     if exemplars is not None:
         pixels, kept_labels = remembered(exemplars, context)
         network = load_network(architecture, image, kind, backbone, adapter, context)
-        kept = mirrored_views(network, pixels, head.flip)
+        kept = augmented_views(network, pixels, head.flip)
     if statistics is not None:
         statistics_ = ClassStatistics.of(store.load(statistics))
         new = store.load(features)["features"]
@@ -131,7 +131,7 @@ def fine_tune_task_heads(
     ):
         network = load_network(architecture, image, kind, backbone, adapter, context)
         state = fine_tune_head(
-            mirrored_views(network, pixels, head.flip),
+            augmented_views(network, pixels, head.flip),
             task_labels(labels, first, size),
             store.load(old),
             head,

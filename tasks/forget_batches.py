@@ -21,7 +21,7 @@ from dynammo.learner.ledger import Ledger
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
 from dynammo.methods import METHODS
-from dynammo.network.features import mirrored_views
+from dynammo.network.features import augmented_views
 from dynammo.state import State
 from tasks.merge_adapters import merge_adapters
 from tasks.support.images import remembered
@@ -233,7 +233,7 @@ def _drift(
             config.backbone.architecture, config.image, config.adapter, backbone, adapter, context
         )
         return power_normalise(
-            mirrored_views(network, pixels, flip).flatten(0, 1), config.head.power
+            augmented_views(network, pixels, flip).flatten(0, 1), config.head.power
         )
 
     drift = measure_drift(seen(before), seen(after), config.head.drift_ridge)
@@ -266,7 +266,7 @@ def _refit(
         network = load_network(
             config.backbone.architecture, config.image, config.adapter, backbone, adapter, context
         )
-        views = mirrored_views(network, pixels, config.head.flip)
+        views = augmented_views(network, pixels, config.head.flip)
         heads = [store.load(ref) for ref in adapted["heads"]] if adapted else []
         evidence = Evidence(views, labels, None, None, None, heads, config.seed)
         head: State = HEAD_RULES[config.head.rule]()(evidence, config.head)

@@ -19,7 +19,7 @@ from dynammo.heads.statistics import (
     measure_classes,
     pack,
 )
-from dynammo.network.features import mirrored_views
+from dynammo.network.features import augmented_views
 from dynammo.network.network import Network
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
@@ -67,13 +67,13 @@ def update_statistics(
         architecture: of the backbone.
         image: size of the images.
         kind: of adapter.
-        flip: measure the mirrored view of each image as well.
+        flip: the mirrored view of each image is among the first two views.
         power: see `dynammo.heads.scaling`.
         ridge: see `dynammo.heads.drift.measure_drift`.
         pooling: of the classes' scatter.
         known: all classes, in order of arrival, the batch's new ones last.
         classes: the batch's.
-        features: of its training images under the network now, as `flip` says.
+        features: of its training images under the network now, in all views.
         backbone: checkpoint of the frozen network.
         adapter: the merged adapter now; none for the bare backbone.
         before: the merged adapter before this batch.
@@ -107,10 +107,11 @@ def update_statistics(
             pixels, _ = images.load("train", classes)
 
             def seen(network: Network, pixels: Tensor) -> Tensor:
-                views = mirrored_views(network, pixels, flip)
+                views = augmented_views(network, pixels, flip)
                 return power_normalise(views.flatten(0, 1), power)
 
-            was, is_now = seen(previous, pixels), now.flatten(0, 1)
+            # To see what moved, two views are enough.
+            was, is_now = seen(previous, pixels), now[: 1 + flip].flatten(0, 1)
             if exemplars is not None:
                 kept, _ = remembered(exemplars, context)
                 was = torch.cat([was, seen(previous, kept)])

@@ -262,6 +262,11 @@ class TrainConfig(Section):
     flip: bool = Field(
         True, description="random horizontal flips; turn off where left and right differ"
     )
+    turns: bool = Field(
+        False,
+        description="of adapters: random turns by quarters as well, where orientation means "
+        "nothing, as in skin, cells and tissue",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16: autocast of the training's passes, for large networks on processors "
@@ -285,7 +290,7 @@ class TrainConfig(Section):
     def of_networks(self) -> TrainConfig:
         """With all that is of adapters alone at its default."""
         defaults = TrainConfig()
-        names = ("cache_mb", "optimiser", "label_smoothing", "replay", "distil")
+        names = ("cache_mb", "optimiser", "label_smoothing", "replay", "distil", "turns")
         return self.model_copy(update={name: getattr(defaults, name) for name in names})
 
     @model_validator(mode="after")
@@ -368,6 +373,11 @@ class HeadConfig(Section):
     learning_rate: float = Field(1e-3, gt=0, le=1e38, description="fine_tune: of Adam")
     batch_size: int = Field(32, ge=1, le=2**20, description="fine_tune: exemplars a step")
     flip: bool = Field(True, description="use the mirrored view of each image as well")
+    turns: bool = Field(
+        False,
+        description="of class statistics: use the views turned by quarters as well, where "
+        "orientation means nothing",
+    )
     power: float = Field(
         0.5,
         gt=0,

@@ -13,7 +13,7 @@ from dynammo.config import Config
 from dynammo.heads.linear import fine_tune_head, new_head
 from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.training import Batch, TrainedNetwork
-from dynammo.network.features import mirrored_views
+from dynammo.network.features import augmented_views
 from dynammo.network.network import build_network
 from dynammo.state import State
 from dynammo.training.loop import Epoch
@@ -101,7 +101,7 @@ class DynamicExpansion(TrainedNetwork):
 
     def remember(self, memory: TaskImages) -> None:
         classes = len(self.bias)
-        features = mirrored_views(self.network, memory.images, self.config.head.flip)
+        features = augmented_views(self.network, memory.images, self.config.head.flip)
         head = fine_tune_head(
             features,
             memory.labels,

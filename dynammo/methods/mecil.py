@@ -15,7 +15,7 @@ from dynammo.memory.herding import herd, quota
 from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.icarl import yes_or_no
 from dynammo.methods.training import Batch, TrainedNetwork
-from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.features import augmented_views, extract_features
 from dynammo.state import State
 from dynammo.training.loop import Epoch
 
@@ -114,7 +114,7 @@ class LowFidelity(TrainedNetwork):
     def adapt(self, number: int) -> None:
         """Train the head alone, on all exemplars, with their true labels."""
         settings = self.config.head
-        features = mirrored_views(self.network, self.shown(self.kept), settings.flip)
+        features = augmented_views(self.network, self.shown(self.kept), settings.flip)
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             return yes_or_no(logits, labels, logits[:, :0])

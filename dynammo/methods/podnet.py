@@ -18,7 +18,7 @@ from dynammo.methods.cosine import CosineNetwork
 from dynammo.methods.training import Batch
 from dynammo.methods.ucir import turned
 from dynammo.network.backbones import default_positions
-from dynammo.network.features import mirrored_views
+from dynammo.network.features import augmented_views
 from dynammo.state import State
 from dynammo.training.loop import Epoch, fit
 
@@ -96,7 +96,7 @@ class PooledOutputs(CosineNetwork):
     def remember(self, memory: TaskImages) -> None:
         if not (self.balanced and self.goes_on):
             return
-        views = mirrored_views(self.network, memory.images, self.config.train.flip)
+        views = augmented_views(self.network, memory.images, self.config.train.flip)
 
         def loss(indices: Tensor, view: Tensor) -> tuple[Tensor, int]:
             labels = memory.labels[indices].to(self.device)

@@ -36,11 +36,18 @@ def extract_features(
     return torch.cat(parts)
 
 
-def mirrored_views(network: nn.Module, images: Tensor, flip: bool) -> Tensor:
-    """Features of each augmentation view, computed once: as it is and, with `flip`, mirrored.
+def views_of(images: Tensor, flip: bool, turns: bool = False) -> list[Tensor]:
+    """Images (N, 3, H, W), H = W with `turns`, in each augmentation view.
 
-    Returns:
-        (V, N, D) with V = 2 with `flip`, else 1.
+    As they are; mirrored, with `flip`; and with `turns` these again, turned by one, two and three
+    quarters. Both together are the eight symmetries of the square.
     """
     views = [images, images.flip(-1)] if flip else [images]
+    quarters = range(4) if turns else range(1)
+    return [view.rot90(quarter, (-2, -1)) for quarter in quarters for view in views]
+
+
+def augmented_views(network: nn.Module, images: Tensor, flip: bool, turns: bool = False) -> Tensor:
+    """Features (V, N, D) of each of the V views that `views_of` gives."""
+    views = views_of(images, flip, turns)
     return torch.stack([extract_features(network, view) for view in views])

@@ -14,6 +14,7 @@ from torch.nn import functional
 from dynammo.config import TrainConfig
 from dynammo.errors import DynammoError
 from dynammo.heads.linear import new_head
+from dynammo.network.features import views_of
 from dynammo.network.frozen_norms import without_frozen_norms
 from dynammo.network.network import Network
 from dynammo.seeds import derive_seed
@@ -54,8 +55,7 @@ def train_adapter(
 
     Minimises the cross-entropy over |C_t| + 1 outputs: the task's classes and "others". The
     backbone is frozen and its BatchNorm stays in eval mode, so its convolutions do the BatchNorms'
-    work as well, and what comes before the first adapter is computed once, as each image is and
-    mirrored.
+    work as well, and what comes before the first adapter is computed once, in each image's views.
 
     With k old classes known by their statistics, features drawn from these are "others" as well, at
     the weight w = `config.replay`; an earlier network holds the features where they were, at the
@@ -86,7 +86,7 @@ def train_adapter(
     head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
     head.to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
-    views = [images, images.flip(-1)] if config.flip else [images]
+    views = views_of(images, config.flip, config.turns)
     with autocast(config, device):
         inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
         with torch.no_grad():
@@ -140,13 +140,14 @@ def fit(
 ) -> list[Epoch]:
     """The training loop of everything that is trained step by step.
 
-    Each epoch visits every image once, in a random order, each as it is or, with `config.flip`,
-    mirrored with probability one half. With SGD the learning rate drops tenfold at each milestone;
-    with AdamW it rises to the one given and falls to zero in one cycle (arXiv 1708.07120).
+    Each epoch visits every image once, in a random order, each in one of its views at random
+    (`dynammo.network.features.views_of`). With SGD the learning rate drops tenfold at each
+    milestone; with AdamW it rises to the one given and falls to zero in one cycle (arXiv
+    1708.07120).
 
     Args:
         parameters: what is trained.
-        loss: from indices (B,) of images and their views (B,), 0 as it is and 1 mirrored, to
+        loss: from indices (B,) of images and the numbers of their views (B,), to
             their mean loss and how many of them are predicted right.
         count: of images.
         config: epochs, learning rate, and so on.
@@ -162,6 +163,7 @@ def fit(
         DynammoError: the loss or a weight became infinite or NaN, or the loss ended above ten times
             what the first batch had before training (or above 10, if that was below 1).
     """
+    views = (1 + config.flip) * (4 if config.turns else 1)
     per_epoch = len(_batches(count, config.batch_size, torch.Generator()))
     optimiser, schedule = _optimiser(parameters, config, getattr(config, rate), per_epoch)
     generator = torch.Generator().manual_seed(seed)
@@ -173,8 +175,8 @@ def fit(
         batches = _batches(count, config.batch_size, generator)
         for index, batch in enumerate(batches, start=1):
             view = torch.zeros_like(batch)
-            if config.flip:
-                view = (torch.rand(len(batch), generator=generator) < 0.5).long()
+            if views > 1:
+                view = views - 1 - (torch.rand(len(batch), generator=generator) * views).long()
             optimiser.zero_grad()
             with precision:
                 value, right_here = loss(batch, view)

@@ -66,10 +66,16 @@ def adapt(lesson: Lesson) -> Adapted:
 
 
 def batch_features(lesson: Lesson, adapter: Ref | None) -> Ref:
-    """Features of the batch's images: both views where statistics are taken of them."""
-    flip = lesson.config.head.flip and takes_statistics(lesson.config)
+    """Features of the batch's images: all views where statistics are taken of them."""
+    statistics, head = takes_statistics(lesson.config), lesson.config.head
     return extract_training_features(
-        *lesson.network, flip, lesson.classes, lesson.backbone, adapter, lesson.context
+        *lesson.network,
+        head.flip and statistics,
+        head.turns and statistics,
+        lesson.classes,
+        lesson.backbone,
+        adapter,
+        lesson.context,
     )
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.features import augmented_views, extract_features, views_of
 from dynammo.network.network import Network
 
 
@@ -39,16 +39,28 @@ def test_progress(network: Network, images: Tensor) -> None:
 
 
 def test_views(network: Network, images: Tensor) -> None:
-    plain, mirrored = mirrored_views(network, images, flip=True)
+    plain, mirrored = augmented_views(network, images, flip=True)
     assert torch.equal(plain, extract_features(network, images))
     # Left and right are swapped, not top and bottom: columns in reverse order.
     by_hand = images[:, :, :, list(range(images.shape[3] - 1, -1, -1))]
     assert torch.equal(mirrored, extract_features(network, by_hand))
     assert not torch.allclose(plain, mirrored)
-    assert torch.equal(mirrored_views(network, images, flip=False), plain.unsqueeze(0))
+    assert torch.equal(augmented_views(network, images, flip=False), plain.unsqueeze(0))
+
+
+def test_turned_views_are_the_symmetries_of_the_square() -> None:
+    image = torch.arange(9).view(1, 1, 3, 3)
+    views = views_of(image, flip=True, turns=True)
+    assert [torch.equal(views[i], v) for i, v in enumerate(views_of(image, flip=True))] == [
+        True
+    ] * 2
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 8
+    assert torch.equal(views_of(image, flip=False, turns=True)[1], image.rot90(1, (2, 3)))
+    # Turning any of them by a quarter gives another of them.
+    assert all(any(torch.equal(v.rot90(1, (2, 3)), w) for w in views) for v in views)
 
 
 def test_views_can_be_trained_on(network: Network, images: Tensor) -> None:
     weight = torch.ones(network.feature_size, requires_grad=True)
-    (mirrored_views(network, images, flip=False)[0] @ weight).sum().backward()
+    (augmented_views(network, images, flip=False)[0] @ weight).sum().backward()
     assert weight.grad is not None

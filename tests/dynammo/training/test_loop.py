@@ -7,7 +7,7 @@ from dynammo.config import AdapterConfig, BackboneConfig, HeadConfig, TrainConfi
 from dynammo.errors import DynammoError
 from dynammo.heads.linear import Scores, fine_tune_head, new_head, unified_scores
 from dynammo.network.backbones import pretrained_weights
-from dynammo.network.features import extract_features, mirrored_views
+from dynammo.network.features import augmented_views, extract_features
 from dynammo.network.network import Network, build_network
 from dynammo.training.earlier import Earlier, GaussianReplay, feature_distance
 from dynammo.training.loop import Epoch, fit, train_adapter
@@ -231,7 +231,7 @@ def test_metrics_with_and_without_caches_are_the_same(
     def learn(cached: bool) -> Scores:
         network = fresh(weights)
         train_adapter(network, images, labels, 2, config, seed=0)
-        features = mirrored_views(network, images, flip=True) if cached else Anew(network)
+        features = augmented_views(network, images, flip=True) if cached else Anew(network)
         initial = new_head(network.feature_size, 3, seed=0)
         state = fine_tune_head(features, labels, initial, head, seed=0)
         return unified_scores(extract_features(network, unseen), state)
@@ -356,3 +356,18 @@ def test_classes_known_by_statistics_are_others_to_the_temporary_head(
         return linear(old.mean(0, keepdim=True).float(), weight, bias).softmax(1)[0, 2]
 
     assert answers(1.0) > 3 * answers(0.0)
+
+
+def test_turned_views_are_trained_on(weights: dict[str, Tensor]) -> None:
+    config = ADAM.model_copy(update={"epochs": 1, "turns": True, "batch_size": 12})
+    drawn: set[int] = set()
+
+    def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
+        drawn.update(view.tolist())
+        return weight.square().sum(), 0
+
+    weight = nn.Parameter(torch.ones(1))
+    fit([weight], loss, 500, config, seed=0)
+    assert drawn == set(range(8))
+    images, labels = task()
+    train_adapter(fresh(weights), images, labels, 2, config, seed=0)
