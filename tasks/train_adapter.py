@@ -60,9 +60,11 @@ def train_adapter(
     labels = images.labels("train", classes["names"])
     if exemplars is not None:
         kept, owner = remembered(exemplars, context)
-        kept = kept[torch.isin(owner, torch.tensor(others))]
-        pixels = torch.cat([pixels, kept])
-        labels = torch.cat([labels, torch.full((len(kept),), len(classes["names"]))])
+        old = torch.isin(owner, torch.tensor(others))
+        pixels = torch.cat([pixels, kept[old]])
+        of = [others.index(known) for known in owner[old].tolist()]
+        places = torch.tensor(of, dtype=torch.int64)
+        labels = torch.cat([labels, len(classes["names"]) + places])
     get_run_logger().info(
         "%d images of %s, %d outputs",
         len(pixels),

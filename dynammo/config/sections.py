@@ -242,6 +242,11 @@ class TrainConfig(Section):
         description="of adapters: sgd with momentum and milestones, as the paper has it, or adamw, "
         "whose learning rate rises and falls in one cycle",
     )
+    labels: Literal["others", "all"] = Field(
+        "others",
+        description="of adapters: what training tells apart: a task's classes and all others as "
+        "one, as the paper has it, or all classes known",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="of adapters: share of each label that goes to all classes"
     )
@@ -290,7 +295,7 @@ class TrainConfig(Section):
     def of_networks(self) -> TrainConfig:
         """With all that is of adapters alone at its default."""
         defaults = TrainConfig()
-        names = ("cache_mb", "optimiser", "label_smoothing", "replay", "distil", "turns")
+        names = ("cache_mb", "optimiser", "labels", "label_smoothing", "replay", "distil", "turns")
         return self.model_copy(update={name: getattr(defaults, name) for name in names})
 
     @model_validator(mode="after")

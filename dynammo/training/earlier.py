@@ -34,12 +34,12 @@ class GaussianReplay:
         root = torch.linalg.cholesky(covariance + jitter * identity)
         self.means, self.root = means.float(), root.float()
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, D)."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features (count, D) and the class of each (count,)."""
         classes, size = self.means.shape
         owner = torch.randint(classes, (count,), generator=generator)
         noise = torch.randn(count, size, generator=generator)
-        return torch.addmm(self.means[owner], noise, self.root.T)
+        return torch.addmm(self.means[owner], noise, self.root.T), owner
 
 
 class Earlier(NamedTuple):

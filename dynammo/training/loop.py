@@ -63,10 +63,13 @@ def train_adapter(
 
         L = (|C_t| CE + k w CE(drawn)) / (|C_t| + k w) + d feature_distance
 
+    With `config.labels` all, the adapter is trained by a head over all |C_t| + k classes, and that
+    with "others" beside it, which moves no feature.
+
     Args:
         network: its adapters are the starting point and are changed in place.
         images: (N, 3, H, W) uint8: the task's images and the exemplars of old classes.
-        labels: (N,) 0..|C_t| - 1 for the task's classes, |C_t| for others.
+        labels: (N,) 0..|C_t| - 1 for the task's classes, from |C_t| on for k old classes.
         classes: |C_t|.
         config: epochs, learning rate, and so on.
         seed: of the head's initial weights, the order of the images and the flips.
@@ -96,31 +99,56 @@ def train_adapter(
     scale = math.sqrt(network.feature_size) / length if config.optimiser == "adamw" else 1.0
     criterion = partial(functional.cross_entropy, label_smoothing=config.label_smoothing)
     replay = earlier.classes if earlier and config.replay else None
-    old = config.replay * len(replay.means) if replay else 0.0
+    known = len(replay.means) if replay else 0
     draws = torch.Generator().manual_seed(derive_seed(seed, "replay"))
     teacher = None
     if earlier and earlier.network and config.distil:
         _, teacher = split_at_first_adapter(without_frozen_norms(earlier.network))
+    known = max(known, int(labels.max()) + 1 - classes)
+    wide = None
+    if config.labels == "all" and known:
+        wide = nn.Linear(network.feature_size, classes + known)
+        wide.load_state_dict(new_head(network.feature_size, classes + known, seed))
+        wide.to(device)
+
+    def told_apart(
+        head: nn.Module, features: Tensor, targets: Tensor, drawn: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of images and of what is drawn, and the images' logits."""
+        logits = head(features).float()
+        value = criterion(logits, targets)
+        if drawn is not None:
+            old = config.replay * known
+            value = classes * value + old * criterion(head(drawn[0]).float(), drawn[1])
+            value = value / (classes + old)
+        return value, logits
 
     def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
         targets = labels[batch].to(device)
         given = inputs[view, batch].to(device)
-        features = suffix(given)
-        logits = head(features * scale).float()
-        right = int((logits.argmax(1) == targets).sum())
-        value = criterion(logits, targets)
+        found = suffix(given)
+        features, drawn, others = found * scale, None, None
         if replay is not None:
-            drawn = head(replay.draw(len(batch), draws).to(device) * (length * scale)).float()
-            others = torch.full_like(targets, classes)
-            value = (classes * value + old * criterion(drawn, others)) / (classes + old)
+            old, owner = (part.to(device) for part in replay.draw(len(batch), draws))
+            drawn = old * (length * scale), classes + owner
+            others = drawn[0], torch.full_like(owner, classes)
+        own = targets.clamp(max=classes)
+        if wide is None:
+            value, logits = told_apart(head, features, own, others)
+        else:
+            value, _ = told_apart(wide, features, targets, drawn)
+            beside, logits = told_apart(head, features.detach(), own, others)
+            value = value + beside
+        right = int((logits.argmax(1) == own).sum())
         if teacher is not None:
             with torch.no_grad():
                 before = teacher(given)
-            value = value + config.distil * feature_distance(features.float(), before.float())
+            value = value + config.distil * feature_distance(found.float(), before.float())
         return value, right
 
     network.train()
     parameters = [*network.adapter_parameters(), *head.parameters()]
+    parameters += wide.parameters() if wide is not None else []
     history = fit(parameters, loss, len(images), config, seed, on_epoch, progress)
     network.eval()
     head.weight.data *= scale

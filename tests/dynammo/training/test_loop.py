@@ -371,3 +371,23 @@ def test_turned_views_are_trained_on(weights: dict[str, Tensor]) -> None:
     assert drawn == set(range(8))
     images, labels = task()
     train_adapter(fresh(weights), images, labels, 2, config, seed=0)
+
+
+def test_all_known_classes_can_be_told_apart_in_training(weights: dict[str, Tensor]) -> None:
+    images, labels = task()
+    config = ADAM.model_copy(update={"labels": "all"})
+
+    def apart(config: TrainConfig) -> float:
+        """How far apart the means of the two old classes are, a class being 4 images wide."""
+        network = fresh(weights)
+        trained = train_adapter(network, images, labels, 1, config, seed=0)
+        # As ever: the task's class, and all others as one.
+        assert trained.head["weight"].shape == (2, network.feature_size)
+        features = extract_features(network, images)
+        logits = linear(features, trained.head["weight"], trained.head["bias"])
+        assert torch.equal(logits.argmax(1), labels.clamp(max=1))
+        one, other = features[labels == 1], features[labels == 2]
+        spread = (one.var(0) + other.var(0)).sum().sqrt()
+        return float((one.mean(0) - other.mean(0)).norm() / spread)
+
+    assert apart(config) > 1.2 * apart(ADAM)
