@@ -82,7 +82,7 @@ def publish(
             config.gate,
             summary["merged"],
             summary.get("unmerged"),
-            current_champion(config.model_name) if registers else None,
+            current_champion(config.model_name, runs["children"]["merged"]) if registers else None,
             data_hash=data["hash"],
             classes=data["classes"],
         )

@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TypedDict
 
+from mlflow import MlflowClient
+
 from dynammo.config import GateConfig
 from dynammo.evaluation.gate import (
     Check,
@@ -19,6 +21,7 @@ from tasks.support.mlflow.runs import mlflow_client
 
 ALIAS = "champion"
 
+_BEFORE = "champion_before"  # tag of a version that was promoted: whose place it took
 _METRIC = "last_mean_class_recall"
 
 
@@ -66,30 +69,27 @@ def gate(
     )
 
 
-def current_champion(model_name: str) -> Champion | None:
+def current_champion(model_name: str, run_id: str | None = None) -> Champion | None:
     """The version that carries the alias; none if there is no such model or alias.
+
+    Args:
+        model_name: of the registered model.
+        run_id: of the run that asks. Where its own version is champion already, this is the one
+            whose place that took: a repeated run is judged as it was at first, not against itself.
 
     Raises:
         TrackingError: see `tasks.support.mlflow.runs.mlflow_client`.
     """
     with mlflow_client() as client:
-        found = client.search_registered_models(f"name = '{model_name}'")
-        version = found[0].aliases.get(ALIAS) if found else None
-        if version is None:
-            return None
-        tags = client.get_model_version(model_name, version).tags
-    return {
-        "version": str(version),
-        "last_mean_class_recall": float(tags[_METRIC]) if _METRIC in tags else None,
-        "data_hash": tags.get("data_hash"),
-        "classes": json.loads(tags["classes"]) if "classes" in tags else None,
-    }
+        return _champion(client, model_name, run_id)
 
 
 def promote(
     model_name: str, version: str, decision: Decision, *, reason: str | None = None
 ) -> bool:
     """Give a version the alias `champion` if it passed the gate; note the decision on it anyhow.
+
+    Whose place it takes is noted before it does, for `current_champion`.
 
     Args:
         model_name: of the registered model.
@@ -115,8 +115,32 @@ def promote(
         if reason is not None and not decision["passed"]:
             client.set_model_version_tag(model_name, version, "gate_overruled", reason.strip())
         if promoted:
+            own = client.get_model_version(model_name, version)
+            before = _champion(client, model_name, own.run_id)
+            if before is None or before["version"] != version:
+                note = json.dumps(before, ensure_ascii=False)
+                client.set_model_version_tag(model_name, version, _BEFORE, note)
             client.set_registered_model_alias(model_name, ALIAS, version)
     return promoted
+
+
+def _champion(client: MlflowClient, model_name: str, run_id: str | None) -> Champion | None:
+    """See `current_champion`."""
+    found = client.search_registered_models(f"name = '{model_name}'")
+    number = found[0].aliases.get(ALIAS) if found else None
+    if number is None:
+        return None
+    version = client.get_model_version(model_name, number)
+    tags = version.tags
+    if run_id is not None and version.run_id == run_id and _BEFORE in tags:
+        before: Champion | None = json.loads(tags[_BEFORE])
+        return before
+    return {
+        "version": str(number),
+        "last_mean_class_recall": float(tags[_METRIC]) if _METRIC in tags else None,
+        "data_hash": tags.get("data_hash"),
+        "classes": json.loads(tags["classes"]) if "classes" in tags else None,
+    }
 
 
 def _against_champion(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,11 @@ def test_the_comparison_can_be_switched_off() -> None:
     assert failed(decide(0.75, champion=champion(data_hash="b" * 64), config=off)) == []
 
 
-def new_version(name: str, tags: dict[str, str]) -> str:
+def new_version(name: str, tags: dict[str, str], run_id: str | None = None) -> str:
     client = MlflowClient(tracking_uri())
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    return str(client.create_model_version(name, "file:///nowhere", tags=tags).version)
+    return str(client.create_model_version(name, "file:///nowhere", run_id, tags).version)
 
 
 def test_promotion_moves_the_alias(tracking: Path) -> None:
@@ -147,6 +148,31 @@ def test_promotion_moves_the_alias(tracking: Path) -> None:
     assert current_champion("dynammo-other") is None
 
 
+def test_a_run_whose_version_is_champion_already_is_judged_as_before(tracking: Path) -> None:
+    """Killed behind the alias, or finished, and given again: not compared with itself."""
+    client = MlflowClient(tracking_uri())
+    runs = [client.create_run("0").info.run_id for _ in range(2)]
+    tags = {"data_hash": HASH, "classes": json.dumps(CLASSES)}
+    versions: list[str] = []
+    for run, recall, said in (
+        (runs[0], 0.7, "there is no champion yet"),
+        (runs[1], 0.8, "champion 1 has 70.00%, this model 80.00%"),
+    ):
+        measured = {**tags, "last_mean_class_recall": str(recall)}
+        versions.append(new_version("dynammo-skin8", measured, run))
+        for _ in range(3):
+            decision = decide(recall, champion=current_champion("dynammo-skin8", run))
+            assert decision["checks"][-1]["detail"] == said
+            assert promote("dynammo-skin8", versions[-1], decision)
+    # Another version of the same run, as of a model folder with one file more.
+    newer = new_version("dynammo-skin8", tags, runs[1])
+    promote("dynammo-skin8", newer, PASSED)
+    before = current_champion("dynammo-skin8", runs[1])
+    assert before is not None and before["version"] == versions[0]
+    anyone = current_champion("dynammo-skin8")
+    assert anyone is not None and anyone["version"] == newer
+
+
 def test_a_failed_gate_leaves_the_alias_and_says_why(tracking: Path) -> None:
     first = new_version("dynammo-skin8", {})
     promote("dynammo-skin8", first, PASSED)
@@ -170,8 +196,13 @@ def test_promotion_against_the_gate_records_its_reason(tracking: Path) -> None:
     now = current_champion("dynammo-skin8")
     assert now is not None and now["version"] == second
     client = MlflowClient(tracking_uri())
-    assert client.get_model_version("dynammo-skin8", first).tags == {"gate": "passed"}
-    assert client.get_model_version("dynammo-skin8", second).tags == {
+    assert client.get_model_version("dynammo-skin8", first).tags == {
+        "gate": "passed",
+        "champion_before": "null",
+    }
+    tags = client.get_model_version("dynammo-skin8", second).tags
+    assert json.loads(tags.pop("champion_before"))["version"] == first
+    assert tags == {
         "gate": "not passed: last mean class recall 30.00%, at least 50.00%",
         "gate_overruled": "seen by Dr. Weber, 3 images",
     }
