@@ -40,6 +40,10 @@ class CheckpointError(DynammoError):
     """A checkpoint that is missing, damaged, or does not fit what it is loaded into."""
 
 
+class SignatureError(DynammoError):
+    """What must be signed is not, or not by the key that counts; or a log that was changed."""
+
+
 class WeightsError(DynammoError):
     """Pretrained weights were asked for and none can be had."""
 

@@ -31,6 +31,7 @@ from flows.support.versions import (
 )
 from tasks.check_repeats import check_repeats
 from tasks.fetch_learner import find_or_fetch
+from tasks.sign_learner import check_signed
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.plans import check_stated
 from tasks.support.version import context_in
@@ -46,6 +47,7 @@ def learn(
     params: str | None = None,
     overrides: dict[str, Any] | None = None,
     modifications: list[str] | None = None,
+    public_key: str | None = None,
 ) -> dict[str, Any]:
     """Learn a batch: new classes, further images of known ones, or both.
 
@@ -56,6 +58,8 @@ def learn(
         params: YAML file of the configuration; for a new learner.
         overrides: settings that win over the file, or, of a known learner, over those it has.
         modifications: what the batch does not tell by itself: new_site, new_scanner, recalibrate.
+        public_key: file of the key that must have signed the version that this builds on; default:
+            DYNAMMO_PUBLIC_KEY, and without that none.
 
     Returns:
         `learner`, the `version` made, whether it is `champion`, and its `outcome` by the plan.
@@ -66,6 +70,7 @@ def learn(
     killed = killed_when_written(folder).get("learn")
     if before and killed and killed == learnt_from(Path(batch), folder, config, before):
         return finish_killed(folder)
+    check_signed(folder, public_key)
     arrival = read_batch(Path(batch), folder, config, before)
     step = {
         "learn": arrival.images.content_hash,

@@ -120,12 +120,14 @@ def pack(folder: LearnerFolder, number: int, target: Path) -> None:
     the plan in force authorised, the plans, all their objects and the key.
     """
     pointer = folder.pointer()
-    authorised = pointer["plans"][-1]["authorised"] if pointer["plans"] else 0
     copy = LearnerFolder(target.parent, target.name)
     documents: list[dict[str, Any]] = [{**pointer}]
-    for other in sorted({number, pointer["champion"], authorised} - {0}):
+    for other in needed_versions(folder, number):
         document = folder.version(other)
         write_atomically(copy.path / "versions" / f"{other:04d}.json", to_json(document))
+        if signature_of(folder, other).is_file():
+            content = signature_of(folder, other).read_bytes()
+            write_atomically(signature_of(copy, other), content)
         documents.append(document)
     for document in documents:
         for ref in references_in(document):
@@ -135,6 +137,20 @@ def pack(folder: LearnerFolder, number: int, target: Path) -> None:
                     shutil.copy2(file, copy.store.folder / file.name)
     shutil.copy2(folder.path / "key", copy.path / "key")
     write_atomically(copy.path / "learner.json", to_json({**pointer, "current": number}))
+
+
+def needed_versions(folder: LearnerFolder, current: int | None = None) -> list[int]:
+    """The versions that the next step builds on: the current one or another in its place, the
+    champion, and the one that the plan in force authorised.
+    """
+    pointer = folder.pointer()
+    authorised = pointer["plans"][-1]["authorised"] if pointer["plans"] else 0
+    return sorted({current or pointer["current"], pointer["champion"], authorised} - {0})
+
+
+def signature_of(folder: LearnerFolder, number: int) -> Path:
+    """Where the signature of a version is, if it has one."""
+    return folder.path / "signatures" / f"{number:04d}.json"
 
 
 def withdraw(folder: LearnerFolder) -> None:

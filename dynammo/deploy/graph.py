@@ -33,6 +33,7 @@ def load_predictor(
     engine: str | None = None,
     device: str | torch.device = "cpu",
     threads: int | None = None,
+    public_key: str | Path | None = None,
 ) -> Answering:
     """Load a model folder with the engine that answers fastest there.
 
@@ -41,13 +42,19 @@ def load_predictor(
         engine: "onnx" or "torch"; none: ONNX Runtime where the folder has a graph, else torch.
         device: where torch computes; ONNX Runtime's graph computes on the processor.
         threads: of ONNX Runtime; default: as many as there are cores. torch's number is its own.
+        public_key: file of the key that must have signed the folder; none: whoever made it.
 
     Raises:
         CheckpointError: the folder holds no usable model, or no graph where that was asked for.
         ConfigError: no such engine.
+        SignatureError: it is not signed by that key (`dynammo.deploy.signature`).
     """
     if engine not in (None, *ENGINES):
         raise ConfigError([f"unknown engine {engine!r}; known: {', '.join(ENGINES)}"])
+    if public_key is not None:
+        from dynammo.deploy.signature import verify_model
+
+        verify_model(folder, public_key)
     if engine == "onnx" or (engine is None and has_graph(folder)):
         return GraphPredictor(folder, threads)
     from dynammo.deploy.predictor import Predictor

@@ -1,7 +1,8 @@
 """The command line `dynammo`."""
 
 import flows.cli.learner
-import flows.cli.plan  # noqa: F401  (these add their commands)
+import flows.cli.plan
+import flows.cli.trust  # noqa: F401  (these add their commands)
 from flows.cli.main import app
 
 __all__ = ["app"]

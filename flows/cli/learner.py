@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DataError
-from flows.cli.main import Params, Set, app, out, percent, readable_errors
+from flows.cli.main import Params, PublicKey, Set, app, out, percent, readable_errors
 
 if TYPE_CHECKING:
     from dynammo.learner.folder import LearnerFolder
@@ -47,6 +47,7 @@ def learn(
             "May be repeated."
         ),
     ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Learn a batch of images: new classes, more images of known ones, or both.
 
@@ -67,7 +68,8 @@ def learn(
         from flows.learn import learn as flow
 
         given = str(params) if params else None
-        made = flow(learner, str(batch.absolute()), given, overrides, modification)
+        signer = str(public_key.absolute()) if public_key else None
+        made = flow(learner, str(batch.absolute()), given, overrides, modification, signer)
         _show(made["learner"], made["version"])
 
 

@@ -48,6 +48,13 @@ Set = Annotated[
 Model = Annotated[
     Path, typer.Option("--model", "-m", help="Folder of a model: results/<name>/model.")
 ]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DYNAMMO_PUBLIC_KEY",
+        help="File of a public key: what it has not signed (dynammo sign) is refused.",
+    ),
+]
 
 
 class Engine(StrEnum):
@@ -113,6 +120,7 @@ def predict(
         Engine | None,
         typer.Option(help="Default: onnx where the model has its graph, else torch."),
     ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Classify images: the most probable class, and every class's probability.
 
@@ -127,7 +135,7 @@ def predict(
         if output is not None:
             check_writable(output)  # before all the work, not after it
         files = list(_image_files(images))
-        predictor = load_predictor(model, engine)
+        predictor = load_predictor(model, engine, public_key=public_key)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
         bad: list[DataError] = []

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 COMMANDS = [
     *("learn", "history", "forget", "merge", "rollback", "promote", "held", "purge"),
-    *("plan", "report"),
+    *("plan", "report", "sign"),
     "run",
     "config",
     "datasets",

@@ -33,7 +33,8 @@ class ImageClassifier(PythonModel):
         """Load the model folder that MLflow kept as the artifact `model`.
 
         ONNX Runtime answers, torch where the model has no graph or the environment variable
-        DYNAMMO_ENGINE says torch: then on a GPU if there is one.
+        DYNAMMO_ENGINE says torch: then on a GPU if there is one. Where DYNAMMO_PUBLIC_KEY names a
+        key, it must have signed the model.
         """
         folder, engine = context.artifacts["model"], os.environ.get("DYNAMMO_ENGINE") or None
         device = "cpu"
@@ -41,7 +42,8 @@ class ImageClassifier(PythonModel):
             import torch
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.predictor = load_predictor(folder, engine, device)
+        key = os.environ.get("DYNAMMO_PUBLIC_KEY") or None
+        self.predictor = load_predictor(folder, engine, device, public_key=key)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -31,6 +31,7 @@ SHA256 = "dynammo.sha256"
 
 _CODE = Path(__file__).with_name("pyfunc_model.py")
 _PACKAGES = (
+    "cryptography",
     "mlflow",
     "numpy",
     "onnxruntime",

@@ -1,0 +1,88 @@
+"""Sign what a learner goes on from and its model, and refuse what is not signed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dynammo.checkpoint import references_in
+from dynammo.deploy.signature import PUBLIC_KEY, SIGNATURE, sign, sign_model, verify
+from dynammo.learner.folder import LearnerFolder
+from tasks.publish_version import REGISTERED, model_of, needed_versions, signature_of
+from tasks.support.mlflow import runs as mlflow_runs
+from tasks.support.version import config_of, read_version
+
+
+def sign_learner(folder: LearnerFolder, key: Path) -> list[int]:
+    """Sign the versions that the next step builds on and the champion's model, here and, where
+    they are registered, in MLflow.
+
+    Args:
+        folder: of the learner.
+        key: file of the private key.
+
+    Returns:
+        The versions.
+    """
+    with folder.lock():
+        numbers = needed_versions(folder)
+        for number in numbers:
+            sign(folder.path, _files(folder, number), key, signature_of(folder, number))
+        if model_of(folder).is_dir():
+            sign_model(model_of(folder), key)
+        _attach(folder)
+    return numbers
+
+
+def check_signed(folder: LearnerFolder, key: str | None) -> None:
+    """Refuse to go on from a version that is not signed.
+
+    Args:
+        folder: of the learner; one that has learnt nothing yet has nothing to sign.
+        key: file of the public key; none: that of the environment variable DYNAMMO_PUBLIC_KEY, and
+            without one nothing is asked for.
+
+    Raises:
+        SignatureError: the current version, the champion or the authorised one is not signed by it.
+    """
+    if not (key := key or os.environ.get(PUBLIC_KEY)) or not folder.exists:
+        return
+    for number in needed_versions(folder):
+        what = f"{folder.name}, version {number}"
+        signature = signature_of(folder, number)
+        verify(folder.path, _files(folder, number), Path(key), signature, what)
+
+
+def _files(folder: LearnerFolder, number: int) -> list[str]:
+    """A version's document, and all that it names: tensors and what is said of them."""
+    objects = {ref["path"] for ref in references_in(folder.version(number))}
+    described = {str(Path(path).with_suffix(".json")) for path in objects}
+    return [
+        f"versions/{number:04d}.json",
+        *(f"objects/{name}" for name in sorted(objects | described)),
+    ]
+
+
+def _attach(folder: LearnerFolder) -> None:
+    """Put the signatures into the registered models of the current version and the champion."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    noted = folder.path / REGISTERED
+    if not noted.is_file():
+        return
+    known: dict[str, str] = json.loads(noted.read_text(encoding="utf-8"))
+    pointer = folder.pointer()
+    model = config_of(read_version(folder)).model_name
+    with mlflow_runs.mlflow_client() as client:
+        for number in {pointer["current"], pointer["champion"]} & {int(own) for own in known}:
+            source = str(client.get_model_version(model, known[str(number)]).source)
+            repository: Any = get_artifact_repository(
+                source, tracking_uri=mlflow_runs.tracking_uri()
+            )
+            if number == pointer["champion"]:
+                repository.log_artifact(str(model_of(folder) / SIGNATURE), "artifacts/model")
+            if repository.list_artifacts("artifacts/learner"):
+                signatures = str(folder.path / "signatures")
+                repository.log_artifacts(signatures, "artifacts/learner/signatures")
