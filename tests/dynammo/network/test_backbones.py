@@ -15,11 +15,11 @@ from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import ConfigError, WeightsError
 from dynammo.network.backbones import (
     create_backbone,
-    default_positions,
     normalisation,
     pretrained_weights,
 )
 from dynammo.network.network import build_network
+from dynammo.network.stages import default_positions
 
 TINY = "test_resnet"
 
@@ -212,7 +212,7 @@ def test_an_unknown_position_is_answered_with_the_known_ones() -> None:
     ],
 )
 def test_normalisation(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    assert normalisation(name) == (mean, std)
+    assert normalisation(create_backbone(name)) == (mean, std)
 
 
 @pytest.mark.usefixtures("no_network")
