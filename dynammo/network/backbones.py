@@ -40,9 +40,11 @@ class _Model(NamedTuple):
 
     def make(self, pretrained: bool = False) -> nn.Module:
         """The network without its classifier."""
-        network: nn.Module = timm.create_model(
-            self.name, pretrained, pretrained_cfg=self.config, num_classes=0, **self.arguments
-        )
+        chosen = self.arguments | {"pretrained_cfg": self.config, "num_classes": 0}
+        try:
+            network: nn.Module = timm.create_model(self.name, pretrained, **chosen)
+        except TypeError as error:
+            raise ConfigError([f"backbone.name: timm cannot make {self.name}: {error}"]) from None
         return network
 
 
