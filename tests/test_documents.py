@@ -28,8 +28,8 @@ from dynammo.heads.statistics import measure_classes
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from dynammo.methods.base import Method, own_options
+from dynammo.network.adapted import AdaptedStage
 from dynammo.network.features import extract_features
-from dynammo.network.network import AdaptedStage
 from tests.dynammo.methods.tiny import FIRST, SECOND, configured, learn, memory, weights
 
 ROOT = Path(__file__).parents[1]

@@ -152,17 +152,24 @@ class ImageConfig(Section):
 class ArchitectureConfig(Section):
     """What builds the network; where its weights come from is the rest of `BackboneConfig`."""
 
-    name: str = Field("tf_efficientnet_lite0", min_length=1, description="any timm CNN")
+    name: str = Field(
+        "tf_efficientnet_lite0",
+        min_length=1,
+        description="any image model of timm, CNN or transformer; hf-hub:owner/model for one of "
+        "the hub, local-dir:path for a folder that holds one",
+    )
     positions: list[str] | None = Field(
         None,
         min_length=1,
-        description="modules to put an adapter before; default: the last four stages",
+        description="modules to put an adapter before or, with lora, ssf and bottleneck, into "
+        "whose layers; default: the last four stages (of a ViT: its quarters)",
     )
     levels: int | None = Field(
         None,
         ge=1,
         description="take the features from the last so many levels of resolution (3: at 1/8, "
-        "1/16 and 1/32 of the image's) instead of from the network's last layer",
+        "1/16 and 1/32 of the image's) or, in a ViT, blocks, instead of from the network's last "
+        "layer",
     )
 
     @property
@@ -195,7 +202,8 @@ class AdapterConfig(Section):
     """The trainable part of a task."""
 
     name: Annotated[str, _Known(ADAPTERS)] = Field(
-        "conv", description="conv is the paper's adapter"
+        "conv",
+        description="conv is the paper's adapter; docs/extending.md has a table of all",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the adapter"

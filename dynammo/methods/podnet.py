@@ -17,8 +17,9 @@ from dynammo.methods.base import About, Style, Task, TaskImages, Watch
 from dynammo.methods.cosine import CosineNetwork
 from dynammo.methods.training import Batch
 from dynammo.methods.ucir import turned
-from dynammo.network.backbones import default_positions
 from dynammo.network.features import augmented_views
+from dynammo.network.layouts import layout_of
+from dynammo.network.stages import default_stages
 from dynammo.state import State
 from dynammo.training.loop import Epoch, fit
 
@@ -129,11 +130,12 @@ def recorded(network: nn.Module) -> Iterator[list[Tensor]]:
     """
     maps: list[Tensor] = []
 
-    def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        maps.append(output)
-
     backbone = network.get_submodule("backbone")
-    stages = [backbone.get_submodule(name) for name in default_positions(backbone)]
+
+    def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        maps.append(layout_of(backbone, output.shape, neighbours=True).as_map(output))
+
+    stages = [backbone.get_submodule(stage[-1]) for stage in default_stages(backbone)]
     hooks = [stage.register_forward_hook(note) for stage in stages]
     try:
         yield maps

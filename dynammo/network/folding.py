@@ -1,4 +1,4 @@
-"""Fold linear adapters into the frozen convolutions behind them: the cost of the bare backbone.
+"""Fold adapters into the frozen layers at which they stand: the cost of the bare backbone.
 
 A stage that begins with convolutions sees its adapter's output only through them. With a linear
 adapter, A(x) = W x + b at every pixel, and a convolution K (no groups),
@@ -11,6 +11,9 @@ graph, the same parameters, the same multiply-accumulates. Under zero padding K 
 number at the border, so there b must be absent. An average pool without padding in front of a
 convolution (the shortcuts of ResNet-D) changes nothing: the mean of (I + W) x + b over a window is
 (I + W) times the mean of x, plus b.
+
+An adapter for a layer folds into that layer by itself, where it can
+(`dynammo.adapters.base.LayerAdapter`).
 
 Position by position: an adapter that cannot be folded stays, and the others go. What stays can
 still be made cheaper where the weights need no longer fit the bare backbone, as in an exported
@@ -26,7 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from dynammo.config import AdapterConfig, ArchitectureConfig
-from dynammo.network.network import AdaptedStage, Network, build_network
+from dynammo.network.adapted import AdaptedStage
+from dynammo.network.layouts import ChannelsFirst
+from dynammo.network.network import Network, build_network
 from dynammo.network.tracing import PLAIN_CONVOLUTIONS, LayerTracer, trace
 from dynammo.state import State
 
@@ -104,12 +109,17 @@ def _cheapened(stage: AdaptedStage) -> nn.Module:
     if not _problems(stage):
         _fold(stage)
         return stage.stage
-    if hasattr(stage.adapter, "as_linear"):
+    if hasattr(stage.adapter, "as_linear") and not _is_turned(stage):
         return nn.Sequential(_with_identity(*_linear(stage.adapter)), stage.stage)
     if hasattr(stage.adapter, "fused"):
         make: Any = stage.adapter.fused
-        return AdaptedStage(make(), stage.stage)
+        return AdaptedStage(make(), stage.stage, stage.layout)
     return stage
+
+
+def _is_turned(stage: AdaptedStage) -> bool:
+    """Whether the adapter is shown what the stage is given in another layout."""
+    return not isinstance(stage.layout, ChannelsFirst | None)
 
 
 @torch.no_grad()
@@ -128,7 +138,11 @@ def _with_identity(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 @torch.no_grad()
 def _fold(stage: AdaptedStage) -> None:
-    """Put the adapter into the stage behind it."""
+    """Put the adapter into its layer, or into the stage behind it."""
+    if hasattr(stage.adapter, "fold_into"):
+        fold_into: Any = stage.adapter.fold_into
+        fold_into(stage.stage)
+        return
     weight, bias = _linear(stage.adapter)
     for convolution, norm in _consumers(stage.stage):
         kernel = convolution.weight.double()
@@ -142,6 +156,8 @@ def _fold(stage: AdaptedStage) -> None:
 
 
 def _problems(stage: AdaptedStage) -> list[str]:
+    if hasattr(stage.adapter, "fold_into"):
+        return []
     if not hasattr(stage.adapter, "as_linear"):
         return [f"{type(stage.adapter).__name__} is not linear (it has no method as_linear)"]
     try:

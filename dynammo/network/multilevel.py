@@ -29,17 +29,6 @@ def check_levels(backbone: nn.Module, levels: int) -> None:
         )
 
 
-def level_maps(backbone: nn.Module, pixels: Tensor, levels: int) -> list[Tensor]:
-    """Feature maps (B, C, h, w) of the last levels of resolution of a timm network, the finest
-    first, for (B, 3, H, W) normalised pixels.
-    """
-    given: Any = backbone
-    maps: list[Tensor] = given.forward_intermediates(
-        pixels, indices=levels, intermediates_only=True
-    )
-    return maps
-
-
 def signed_levels(maps: Sequence[Tensor]) -> list[bool]:
     """Whether each level's feature map has negative values; behind a ReLU none has.
 
@@ -61,11 +50,12 @@ def level_features(maps: Sequence[Tensor], signed: Sequence[bool], copies: int =
     What a pretrained network finds half-way (texture, colour, edges) carries over to other kinds of
     images better than its last layer, which was made to tell its own classes apart
     (arXiv 2201.03529). For classes that arrive task by task this is LayUP (arXiv 2312.08888), with
-    the class tokens of a transformer's last blocks side by side; what differs here is a CNN's
-    pooled maps, their two parts, and the equal weight.
+    the class tokens of a transformer's last blocks side by side; what differs here is the two
+    parts, the equal weight, and a CNN's pooled maps.
 
     Args:
-        maps: of each level (B, C, h, w), the finest first (`level_maps`).
+        maps: of each level (B, C, h, w), the finest first
+            (`dynammo.network.layouts.intermediate_maps`).
         signed: for each of them, whether it has negative parts; where not, they are left out
             (`signed_levels`).
         copies: n where adapters side by side made n copies of each image

@@ -1,8 +1,9 @@
-"""A frozen backbone with adapters between its stages."""
+"""A frozen backbone with adapters in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,45 +12,13 @@ from dynammo.adapters import ADAPTERS
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.errors import CheckpointError, ConfigError
 from dynammo.merging.layout import check_same_layout
-from dynammo.network.backbones import create_backbone, default_positions, normalisation
-from dynammo.network.multilevel import level_features, level_maps, signed_levels
+from dynammo.network.adapted import AdaptedStage, ParallelAdapters
+from dynammo.network.backbones import create_backbone, normalisation
+from dynammo.network.layouts import Layout, holds_copies, intermediate_maps, layout_of
+from dynammo.network.multilevel import level_features
+from dynammo.network.probe import check_names, passed_by_images, probe
+from dynammo.network.stages import default_positions, default_stages
 from dynammo.state import State
-
-
-class AdaptedStage(nn.Module):
-    """A stage with an adapter in front of it: stage(x + A(x))."""
-
-    def __init__(self, adapter: nn.Module, stage: nn.Module) -> None:
-        super().__init__()
-        self.adapter = adapter
-        self.stage = stage
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the stage's output."""
-        output: Tensor = self.stage(x + self.adapter(x))
-        return output
-
-
-class ParallelAdapters(nn.Module):
-    """n adapters side by side, for the unmerged model.
-
-    The batch carries n copies of every image, one an adapter, laid out as (n * B, C, H, W). The
-    first position receives (B, C, H, W) and makes the copies, so that what lies before it runs
-    once.
-    """
-
-    def __init__(self, adapters: Sequence[nn.Module], first: bool) -> None:
-        super().__init__()
-        self.adapters = nn.ModuleList(adapters)
-        self.first = first
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B or n * B, C, H, W) -> x + A_k(x) for every k, (n * B, C, H, W)."""
-        count = len(self.adapters)
-        parts = [x] * count if self.first else list(x.chunk(count))
-        return torch.cat(
-            [part + adapter(part) for part, adapter in zip(parts, self.adapters, strict=True)]
-        )
 
 
 class Network(nn.Module):
@@ -58,18 +27,22 @@ class Network(nn.Module):
     Args:
         backbone: a frozen network without classifier; adapters are put into it in place.
         mean, std: per RGB channel, for pixel values in 0..1.
-        wrap: builds the module that replaces a stage, from (channels, index, stage); none leaves
-            the backbone bare.
-        positions: names of the stages to wrap, in any order.
+        wrap: builds the module that replaces another, from (layout of what that is given, index,
+            module); none leaves the backbone bare.
+        positions: names of the modules to wrap, in any order.
         size: side of the images in pixels.
-        min_size: the smallest feature map an adapter takes, in pixels.
+        min_size: the smallest feature map an adapter takes, in pixels; none: it is made for a layer
+            (`dynammo.adapters.base.LayerAdapter`), whatever that takes, and there is no layout.
         levels: take features from so many levels of resolution (`dynammo.network.multilevel`);
             none: from the backbone's last layer.
-        copies: of each image that `wrap`'s modules make (`ParallelAdapters`).
+        copies: of each image, for `ParallelAdapters`: the module at the first position makes them
+            or, where it cannot (`dynammo.network.layouts.holds_copies`), the network itself.
+        units: names of modules, none of them in another, that hold the positions; default: the
+            positions.
 
     Raises:
-        ConfigError: a position does not exist, is not on the path of the image, carries no (B, C,
-            H, W) tensor, or has a feature map smaller than `min_size`; all problems at once.
+        ConfigError: a position does not exist, is not on the path of the image, carries no map or
+            tokens, or has a feature map smaller than `min_size`; all problems at once.
     """
 
     mean: Tensor
@@ -80,25 +53,32 @@ class Network(nn.Module):
         backbone: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        wrap: Callable[[int, int, nn.Module], nn.Module] | None = None,
+        wrap: Callable[[Any, int, nn.Module], nn.Module] | None = None,
         positions: Sequence[str] = (),
         size: int = 224,
-        min_size: int = 1,
+        min_size: int | None = 1,
         levels: int | None = None,
         copies: int = 1,
+        units: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.copies = copies
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        probed = _probe(backbone, positions, size, min_size, levels)
-        shapes, self.signed, self.feature_size = probed
-        self.positions = list(shapes)
+        check_names(backbone, positions)
+        probed = probe(backbone, positions, size, levels)
+        layouts = _layouts(backbone, positions, probed.shapes, size, min_size)
+        self.signed = probed.signed
+        self.feature_size = probed.features.shape[1]
+        self.positions = list(layouts)
+        first = next(iter(layouts.values()), None)
+        self.copied = 1 if holds_copies(first) else copies  # before the backbone
+        self.units = self.positions if units is None else list(units)
         if wrap is not None:
-            for index, (name, shape) in enumerate(shapes.items()):
+            for index, (name, layout) in enumerate(layouts.items()):
                 stage = backbone.get_submodule(name)
-                backbone.set_submodule(name, wrap(shape[1], index, stage))
+                backbone.set_submodule(name, wrap(layout, index, stage))
         # Depthwise convolutions are up to twice as fast in this layout (benchmarks/README.md).
         for weight in backbone.parameters():
             if weight.dim() == 4:
@@ -108,8 +88,10 @@ class Network(nn.Module):
         """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
         pixels = images.float().contiguous(memory_format=torch.channels_last)
         pixels = (pixels - self.mean) / self.std
+        if self.copied > 1:
+            pixels = torch.cat([pixels] * self.copied)
         if self.signed is not None:
-            maps = level_maps(self.backbone, pixels, len(self.signed))
+            maps = intermediate_maps(self.backbone, pixels, len(self.signed))
             return level_features(maps, self.signed, self.copies)
         features: Tensor = self.backbone(pixels)
         return features
@@ -180,18 +162,28 @@ def build_network(
     Raises:
         ConfigError: see `Network`; or the adapter does not take the given options.
     """
-    backbone = create_backbone(config.name, weights, config.levels)
-    mean, std = normalisation(config.name)
+    backbone = create_backbone(config.name, weights, config.levels, size)
+    mean, std = normalisation(backbone)
     if adapter is None:
         return Network(backbone, mean, std, size=size, levels=config.levels).eval()
-    make, positions, smallest = _choose(config, backbone, adapter)
+    plan = _plan(config, backbone, size, adapter)
 
-    def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
-        return AdaptedStage(make(channels), stage)
+    def wrap(layout: Layout | None, index: int, stage: nn.Module) -> nn.Module:
+        return AdaptedStage(plan.adapter(layout, stage), stage, layout)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(backbone, mean, std, wrap, positions, size, smallest, config.levels).eval()
+        return Network(
+            backbone,
+            mean,
+            std,
+            wrap,
+            plan.positions,
+            size,
+            plan.min_size,
+            config.levels,
+            units=plan.units,
+        ).eval()
 
 
 def build_unmerged_network(
@@ -207,20 +199,31 @@ def build_unmerged_network(
     Raises:
         ConfigError, CheckpointError: as `build_network` and `Network.load_adapter_state`.
     """
-    backbone = create_backbone(config.name, weights, config.levels)
-    mean, std = normalisation(config.name)
-    make, positions, smallest = _choose(config, backbone, adapter)
+    backbone = create_backbone(config.name, weights, config.levels, size)
+    mean, std = normalisation(backbone)
+    plan = _plan(config, backbone, size, adapter)
+    count = len(states)
     sets: list[list[nn.Module]] = [[] for _ in states]  # of each state, by position
 
-    def wrap(channels: int, index: int, stage: nn.Module) -> nn.Module:
-        adapters = [make(channels) for _ in states]
+    def wrap(layout: Layout | None, index: int, stage: nn.Module) -> nn.Module:
+        adapters = [plan.adapter(layout, stage) for _ in states]
         for own, one in zip(sets, adapters, strict=True):
             own.append(one)
-        return nn.Sequential(ParallelAdapters(adapters, first=index == 0), stage)
+        copies = count if index == 0 and holds_copies(layout) else 1
+        return AdaptedStage(ParallelAdapters(adapters), stage, layout, copies)
 
     with torch.random.fork_rng(devices=[]):
         network = Network(
-            backbone, mean, std, wrap, positions, size, smallest, config.levels, len(states)
+            backbone,
+            mean,
+            std,
+            wrap,
+            plan.positions,
+            size,
+            plan.min_size,
+            config.levels,
+            count,
+            plan.units,
         )
     for own, state in zip(sets, states, strict=True):
         _load_state(dict(zip(network.positions, own, strict=True)), state)
@@ -247,80 +250,77 @@ def _load_state(adapters: Mapping[str, nn.Module], state: State) -> None:
         )
 
 
-def _choose(
-    config: ArchitectureConfig, backbone: nn.Module, adapter: AdapterConfig
-) -> tuple[Callable[[int], nn.Module], Sequence[str], int]:
-    """What makes an adapter of so many channels, where adapters go, and their smallest map."""
-    kind = ADAPTERS[adapter.name]
+class _Plan(NamedTuple):
+    """Where adapters of a kind go in a backbone, and what makes one."""
 
-    def make(channels: int) -> nn.Module:
+    make: Callable[[Any], nn.Module]  # of the channels, or of the layer
+    positions: list[str]
+    units: list[str]
+    min_size: int | None
+
+    def adapter(self, layout: Layout | None, stage: nn.Module) -> nn.Module:
+        """An adapter for a module that is given what `layout` says; none: for a layer."""
+        return self.make(stage if layout is None else layout.channels)
+
+
+def _plan(
+    config: ArchitectureConfig, backbone: nn.Module, size: int, adapter: AdapterConfig
+) -> _Plan:
+    """Adapters for layers go to all layers of their kind in the modules at the positions, by
+    default in the last four stages; others go before the modules, by default before each stage.
+    """
+    kind: Any = ADAPTERS[adapter.name]
+
+    def make(target: Any) -> nn.Module:
         try:
-            return kind(channels, **adapter.options)
-        except TypeError as error:
+            module: nn.Module = kind(target, **adapter.options)
+            return module
+        except (TypeError, ValueError) as error:
             raise ConfigError([f"adapter.options for {adapter.name!r}: {error}"]) from None
 
-    positions = config.positions or default_positions(backbone)
-    return make, positions, getattr(kind, "min_size", 1)
+    if not hasattr(kind, "choose"):
+        positions = list(config.positions or default_positions(backbone))
+        return _Plan(make, positions, positions, getattr(kind, "min_size", 1))
+    units = config.positions or [name for stage in default_stages(backbone) for name in stage]
+    check_names(backbone, units)
+    inside = {
+        name: module
+        for name, module in backbone.named_modules()
+        if any(f"{name}.".startswith(f"{unit}.") for unit in units)
+    }
+    layers = passed_by_images(backbone, kind.choose(inside), size, config.levels)
+    if not layers:
+        raise ConfigError(
+            [f"backbone.positions: no layer in {', '.join(units)} takes the adapter {adapter.name}"]
+        )
+    held = [unit for unit in units if any(f"{name}.".startswith(f"{unit}.") for name in layers)]
+    return _Plan(make, layers, held, None)
 
 
-def _probe(
-    backbone: nn.Module, positions: Sequence[str], size: int, min_size: int, levels: int | None
-) -> tuple[dict[str, torch.Size], list[bool] | None, int]:
-    """One image of noise through the bare backbone: the input's shape at each position, in order of
-    execution; whether each level has negative values, none without levels; the number of features.
-    """
-    known = [name for name, _ in backbone.named_modules() if name]
-    upper = ", ".join(name for name in known if name.count(".") < 2)
-    problems = [
-        f"backbone.positions: there is no module {name!r}; known: {upper}, and those inside them"
-        for name in positions
-        if name not in known
-    ]
-    if len(set(positions)) != len(positions):
-        problems.append(f"backbone.positions names a module twice: {list(positions)}")
-    problems += [
-        f"backbone.positions: {inner!r} is inside {outer!r}"
-        for inner in positions
-        for outer in positions
-        if inner.startswith(f"{outer}.")
-    ]
-    if problems:
-        raise ConfigError(problems)
-    shapes: dict[str, torch.Size] = {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, inputs: shapes.__setitem__(name, inputs[0].shape)
-
-    handles = [
-        backbone.get_submodule(name).register_forward_pre_hook(note(name)) for name in positions
-    ]
-    try:
-        noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        signed = None
-        with torch.no_grad():
-            if levels is None:
-                features = backbone(noise)
-            else:
-                maps = level_maps(backbone, noise, levels)
-                signed = signed_levels(maps)
-                features = level_features(maps, signed)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError([f"image.size {size} does not suit this backbone: {reason}"]) from None
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in positions:
-        shape = shapes.get(name)
-        if shape is None:
-            problems.append(f"backbone.positions: {name!r} is not on the image's path")
-        elif len(shape) != 4:
-            problems.append(f"backbone.positions: {name!r} takes {tuple(shape)}, not (B, C, H, W)")
-        elif min(shape[2:]) < min_size:
+def _layouts(
+    backbone: nn.Module,
+    positions: Sequence[str],
+    shapes: Mapping[str, torch.Size],
+    size: int,
+    min_size: int | None,
+) -> dict[str, Layout | None]:
+    """The layout at each position, in order of execution; none for layers."""
+    problems = []
+    found: dict[str, Layout | None] = {}
+    for name in [*shapes, *(name for name in positions if name not in shapes)]:
+        try:
+            if name not in shapes:
+                raise ValueError("is not on the image's path")
+            layout = min_size and layout_of(backbone, shapes[name], neighbours=min_size > 1)
+        except ValueError as error:
+            problems.append(f"backbone.positions: {name!r} {error}")
+            continue
+        if layout and min_size and layout.side < min_size:
             problems.append(
-                f"image.size {size} leaves {shape[2]}x{shape[3]} pixels before {name!r}, the "
+                f"image.size {size} leaves {layout.side}x{layout.side} pixels before {name!r}, the "
                 f"adapter needs {min_size}x{min_size}: enlarge the images or give fewer positions"
             )
+        found[name] = layout or None
     if problems:
         raise ConfigError(problems)
-    return shapes, signed, features.shape[1]
+    return found

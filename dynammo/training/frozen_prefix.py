@@ -23,12 +23,16 @@ def split_at_first_adapter(network: Network) -> tuple[nn.Module, nn.Module]:
     is the whole network.
 
     Returns:
-        prefix, (B, 3, H, W) -> what the first adapter's stage takes, and suffix, that -> (B, D).
+        prefix, (B, 3, H, W) -> what the first adapter's stage, or the first unit that holds an
+        adapter, takes, and suffix, that -> (B, D).
     """
-    first = network.positions[0] if network.adapters() else None
     whole = nn.Identity(), network
+    if not network.adapters():
+        return whole
+    position = network.positions[0]
+    first = next(unit for unit in network.units if f"{position}.".startswith(f"{unit}."))
     try:
-        graph = trace(_Tracer(network.positions), network)
+        graph = trace(_Tracer(network.units), network)
     except Exception:  # a backbone's own code ran, on stand-ins for tensors: anything may come
         return whole
     cut = next((node for node in graph.nodes if node.target == f"backbone.{first}"), None)
@@ -59,23 +63,28 @@ def run_once(
         device: where the prefix is.
 
     Returns:
-        (V, N, C, H, W) laid out channels last, on the device or, from a file, on the CPU.
+        (V, N, ...), on the device or, from a file, on the CPU; what has four axes, such as maps
+        (N, C, H, W), is laid out with the second as the last.
 
     Raises:
         DynammoError: there is no room for the file.
     """
     kept: Tensor | None = None
+    is_map = False
     with torch.no_grad():
         for view, images in enumerate(views):
             for start in range(0, len(images), batch_size):
-                output = prefix(images[start : start + batch_size].to(device)).permute(0, 2, 3, 1)
+                output = prefix(images[start : start + batch_size].to(device))
+                is_map = output.dim() == 4
+                if is_map:
+                    output = output.movedim(1, -1)
                 if kept is None:
                     shape = (len(views), len(images), *output.shape[1:])
                     kept = _room(shape, output.dtype, memory, device)
                 kept[view, start : start + batch_size] = output
     if kept is None:
         raise ValueError("no images")
-    return kept.permute(0, 1, 4, 2, 3)
+    return kept.movedim(-1, 2) if is_map else kept
 
 
 def _room(
@@ -100,11 +109,11 @@ def _room(
 
 
 class _Tracer(fx.Tracer):
-    """Goes into the modules that hold a position; all others are units."""
+    """Goes into the modules that hold a unit; all others are leaves."""
 
-    def __init__(self, positions: Sequence[str]) -> None:
+    def __init__(self, units: Sequence[str]) -> None:
         super().__init__()
-        names = [f"backbone.{position}" for position in positions]
+        names = [f"backbone.{unit}" for unit in units]
         self.opened = {n[:i] for n in names for i, c in enumerate(n) if c == "."}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -3,18 +3,40 @@ import torch
 from torch import nn
 
 from dynammo.adapters import ADAPTERS
+from dynammo.adapters.base import LayerAdapter
 from dynammo.adapters.conv import ConvAdapter
 from dynammo.adapters.linear import LinearAdapter
 
+BETWEEN_STAGES = [name for name in ADAPTERS if not hasattr(ADAPTERS[name], "choose")]
+FOR_LAYERS = [name for name in ADAPTERS if name not in BETWEEN_STAGES]
 
-@pytest.mark.parametrize("name", ADAPTERS)
+
+@pytest.mark.parametrize("name", FOR_LAYERS)
+def test_an_adapter_for_a_layer_starts_from_the_pretrained_network(name: str) -> None:
+    make = ADAPTERS[name]
+    assert issubclass(make, LayerAdapter)
+    modules = {
+        "linear": nn.Linear(4, 4),
+        "mlp": nn.ModuleDict({"fc1": nn.Linear(4, 6), "fc2": nn.Linear(6, 4)}),
+    }
+    chosen = make.choose(modules)
+    assert chosen
+    for layer in chosen:
+        adapter = make(modules[layer])
+        assert adapter.place in ("before", "beside", "after")
+        x = torch.randn(2, 3, 4)
+        assert adapter(x).shape == x.shape
+        assert not adapter(x).any()
+
+
+@pytest.mark.parametrize("name", BETWEEN_STAGES)
 @pytest.mark.parametrize("shape", [(1, 4, 5, 7), (3, 4, 3, 3)])
 def test_the_residual_has_the_shape_of_the_input(name: str, shape: tuple[int, ...]) -> None:
     adapter = ADAPTERS[name](4).eval()
     assert adapter(torch.randn(shape)).shape == shape
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", BETWEEN_STAGES)
 def test_the_smallest_map_is_as_declared(name: str) -> None:
     make = ADAPTERS[name]
     smallest = torch.randn(2, 4, make.min_size, make.min_size)

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import pickle
 import socket
@@ -15,11 +16,11 @@ from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import ConfigError, WeightsError
 from dynammo.network.backbones import (
     create_backbone,
-    default_positions,
     normalisation,
     pretrained_weights,
 )
 from dynammo.network.network import build_network
+from dynammo.network.stages import default_positions
 
 TINY = "test_resnet"
 
@@ -155,6 +156,59 @@ def test_without_weights_three_ways_to_get_them_are_named(
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("pretrained", [True, False])
+def test_a_model_of_the_hub_needs_the_hub(pretrained: bool) -> None:
+    config = BackboneConfig(name="hf-hub:nobody/nothing", pretrained=pretrained)
+    with pytest.raises(WeightsError, match=r"'hf-hub:nobody/nothing': .* Three ways") as caught:
+        pretrained_weights(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: dict[str, Tensor]) -> Path:
+    """A model in the form that the hub has it in, its head included."""
+    described = {
+        "architecture": TINY,
+        "num_classes": 5,
+        "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "classifier": "fc"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    save_file(tiny, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_folder_as_the_hub_has_it(folder: Path, tiny: dict[str, Tensor]) -> None:
+    name = f"local-dir:{folder}"
+    loaded = pretrained_weights(BackboneConfig(name=name))
+    assert loaded.keys() == tiny.keys() - {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, tiny[key]) for key, value in loaded.items())
+    assert normalisation(create_backbone(name)) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    # A file beside it may be named instead.
+    again = pretrained_weights(BackboneConfig(name=name, weights=str(folder / "model.safetensors")))
+    assert all(torch.equal(value, loaded[key]) for key, value in again.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (None, WeightsError, r"no pretrained weights for .*config\.json"),
+        ({"architecture": "resnet17b"}, ConfigError, r"timm has no model 'resnet17b'; similar"),
+        ({"model_args": {"x": 1}}, ConfigError, r"timm cannot make test_resnet: .*'x'"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(
+    folder: Path, change: dict[str, Any] | None, error: type[Exception], message: str
+) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    if change is not None:
+        (folder / "config.json").write_text(json.dumps(described | change))
+    with pytest.raises(error, match=message):
+        create_backbone(f"local-dir:{folder}")
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("pretrained", [True, False])
 def test_an_unknown_backbone_is_answered_with_similar_ones(pretrained: bool) -> None:
     with pytest.raises(ConfigError, match=r"backbone\.name: .*'resnet17b'; similar: \w+") as caught:
         pretrained_weights(BackboneConfig(name="resnet17b", pretrained=pretrained))
@@ -212,7 +266,7 @@ def test_an_unknown_position_is_answered_with_the_known_ones() -> None:
     ],
 )
 def test_normalisation(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    assert normalisation(name) == (mean, std)
+    assert normalisation(create_backbone(name)) == (mean, std)
 
 
 @pytest.mark.usefixtures("no_network")

@@ -100,3 +100,11 @@ def test_counting_leaves_the_network_as_it_was() -> None:
     count_macs(network, 64)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_attention_is_counted() -> None:
+    """ViT-Tiny at 32 pixels, patches of 16: 5 tokens of 192 numbers, 12 blocks of 3 heads."""
+    network = build_network(BackboneConfig(name="vit_tiny_patch16_224", pretrained=False), None, 32)
+    linear = 5 * 192 * 192 * (3 + 1 + 4 + 4)
+    attention = 2 * 5 * 5 * 192  # queries by keys, and the result by values
+    assert count_macs(network, 32) == 4 * 768 * 192 + 12 * (linear + attention)

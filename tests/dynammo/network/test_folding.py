@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from dynammo.adapters.conv import ConvAdapter
 from dynammo.adapters.linear import LinearAdapter
 from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.network.adapted import AdaptedStage
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs, count_parameters
 from dynammo.network.folding import cheapen, fold_adapters, why_not_foldable
-from dynammo.network.network import AdaptedStage, Network, build_network
+from dynammo.network.network import Network, build_network
 
 SIZE = 64
 LINEAR = AdapterConfig(name="linear")

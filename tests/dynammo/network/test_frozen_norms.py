@@ -4,9 +4,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.network.adapted import AdaptedStage
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.frozen_norms import without_frozen_norms
-from dynammo.network.network import AdaptedStage, Network, build_network
+from dynammo.network.network import Network, build_network
 from dynammo.training.frozen_prefix import split_at_first_adapter
 
 SIZE = 64

@@ -4,8 +4,9 @@ from torch import Tensor
 
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import CheckpointError, ConfigError
-from dynammo.network.backbones import create_backbone, default_positions
+from dynammo.network.backbones import create_backbone
 from dynammo.network.network import Network, build_network, build_unmerged_network
+from dynammo.network.stages import default_positions
 from tests.dynammo.conftest import SIZE
 
 

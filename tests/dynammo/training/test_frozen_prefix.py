@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import DynammoError
+from dynammo.network.adapted import AdaptedStage
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.frozen_norms import without_frozen_norms
-from dynammo.network.network import AdaptedStage, Network, build_network
+from dynammo.network.network import Network, build_network
 from dynammo.training.frozen_prefix import run_once, split_at_first_adapter
 
 SIZE = 64
