@@ -1,4 +1,4 @@
-"""The commands about what can be trusted: signatures, and the log of predictions."""
+"""The commands about what can be trusted: signatures."""
 
 from __future__ import annotations
 
