@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynammo.config import BackboneConfig
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.network import build_network
+from dynammo.seeds import derive_seed
 from tests.flows.project import Project
 
 
@@ -42,9 +46,17 @@ def test_a_transformer_with_lora_from_pictures_to_a_graph(new: Project, pictures
     assert predictor.manifest.adapter is None and not predictor.model.network.adapters()
     # Three blocks' class tokens of 64 numbers, their positive and their negative parts.
     assert predictor.model.head.weight.shape == (4, 3 * 64 * 2)
-    # It has learnt something, and whatever engine reads it answers as the results say.
-    confidences = {name: [row["confidence"] for row in found] for name, found in rows.items()}
-    assert confidences["merged"] != confidences["frozen"]
+    # What training changed is in the weights that LoRA stands beside, and in no others.
+    config = BackboneConfig(name="test_vit", pretrained=False, levels=3)
+    weights = pretrained_weights(config, derive_seed(3, "backbone"))
+    frozen = build_network(config, weights, 48).backbone_state()
+    folded = predictor.model.network.backbone_state()
+    assert folded.keys() == frozen.keys()
+    changed = {name for name in frozen if not torch.equal(folded[name], frozen[name])}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert changed == {f"blocks.{i}.{layer}.weight" for i in range(6) for layer in layers}
+    # Whatever engine reads it answers as the results say.
+    assert len({row["predicted"] for row in rows["merged"]}) == 4
     assert isinstance(graph, GraphPredictor)
     for engine in (predictor, graph):
         answers = engine.predict([pictures / row["file"] for row in rows["merged"]])
