@@ -295,15 +295,18 @@ class TrainConfig(Section):
     @property
     def of_adapters(self) -> TrainConfig:
         """With all that changes no adapter at its default."""
-        defaults = TrainConfig()
-        names = ("cache_mb", "network_learning_rate")
-        return self.model_copy(update={name: getattr(defaults, name) for name in names})
+        return self._without("cache_mb", "network_learning_rate")
 
     @property
     def of_networks(self) -> TrainConfig:
         """With all that is of adapters alone at its default."""
+        return self._without(
+            "cache_mb", "optimiser", "labels", "label_smoothing", "replay", "distil", "turns"
+        )
+
+    def _without(self, *names: str) -> TrainConfig:
+        """With some settings at their defaults."""
         defaults = TrainConfig()
-        names = ("cache_mb", "optimiser", "labels", "label_smoothing", "replay", "distil", "turns")
         return self.model_copy(update={name: getattr(defaults, name) for name in names})
 
     @model_validator(mode="after")

@@ -163,8 +163,8 @@ def build_network(
         ConfigError: see `Network`; or the adapter does not take the given options.
     """
     backbone = create_backbone(config.name, weights, config.levels, size)
-    mean, std = normalisation(backbone)
     if adapter is None:
+        mean, std = normalisation(backbone)
         return Network(backbone, mean, std, size=size, levels=config.levels).eval()
     plan = _plan(config, backbone, size, adapter)
 
@@ -173,17 +173,7 @@ def build_network(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(
-            backbone,
-            mean,
-            std,
-            wrap,
-            plan.positions,
-            size,
-            plan.min_size,
-            config.levels,
-            units=plan.units,
-        ).eval()
+        return plan.network(backbone, size, config.levels, wrap).eval()
 
 
 def build_unmerged_network(
@@ -200,7 +190,6 @@ def build_unmerged_network(
         ConfigError, CheckpointError: as `build_network` and `Network.load_adapter_state`.
     """
     backbone = create_backbone(config.name, weights, config.levels, size)
-    mean, std = normalisation(backbone)
     plan = _plan(config, backbone, size, adapter)
     count = len(states)
     sets: list[list[nn.Module]] = [[] for _ in states]  # of each state, by position
@@ -213,18 +202,7 @@ def build_unmerged_network(
         return AdaptedStage(ParallelAdapters(adapters), stage, layout, copies)
 
     with torch.random.fork_rng(devices=[]):
-        network = Network(
-            backbone,
-            mean,
-            std,
-            wrap,
-            plan.positions,
-            size,
-            plan.min_size,
-            config.levels,
-            count,
-            plan.units,
-        )
+        network = plan.network(backbone, size, config.levels, wrap, count)
     for own, state in zip(sets, states, strict=True):
         _load_state(dict(zip(network.positions, own, strict=True)), state)
     return network.eval()
@@ -261,6 +239,29 @@ class _Plan(NamedTuple):
     def adapter(self, layout: Layout | None, stage: nn.Module) -> nn.Module:
         """An adapter for a module that is given what `layout` says; none: for a layer."""
         return self.make(stage if layout is None else layout.channels)
+
+    def network(
+        self,
+        backbone: nn.Module,
+        size: int,
+        levels: int | None,
+        wrap: Callable[[Any, int, nn.Module], nn.Module],
+        copies: int = 1,
+    ) -> Network:
+        """The backbone with what `wrap` makes of its modules at these places; see `Network`."""
+        mean, std = normalisation(backbone)
+        return Network(
+            backbone,
+            mean,
+            std,
+            wrap,
+            self.positions,
+            size,
+            self.min_size,
+            levels,
+            copies,
+            self.units,
+        )
 
 
 def _plan(

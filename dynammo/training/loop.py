@@ -85,20 +85,21 @@ def train_adapter(
     if len(images) < 2:
         raise DynammoError(f"training an adapter needs at least 2 images, got {len(images)}")
     device = next(network.parameters()).device
-    head = nn.Linear(network.feature_size, classes + 1)
-    head.load_state_dict(new_head(network.feature_size, classes + 1, seed))
-    head.to(device)
+    head = _head(network.feature_size, classes + 1, seed).to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
     views = views_of(images, config.flip, config.turns)
     with autocast(config, device):
         inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
-        with torch.no_grad():
-            first = suffix(inputs[0, : config.batch_size].to(device)).float()
-    length = float(first.norm(dim=1).mean())
-    # Adam's steps are of one size whatever the features': they are brought to the size 1.
-    scale = math.sqrt(network.feature_size) / length if config.optimiser == "adamw" else 1.0
     criterion = partial(functional.cross_entropy, label_smoothing=config.label_smoothing)
     replay = earlier.classes if earlier and config.replay else None
+    length = scale = 1.0
+    if replay is not None or config.optimiser == "adamw":
+        with torch.no_grad(), autocast(config, device):
+            first = suffix(inputs[0, : config.batch_size].to(device)).float()
+        length = float(first.norm(dim=1).mean())
+    if config.optimiser == "adamw":
+        # Adam's steps are of one size whatever the features': they are brought to the size 1.
+        scale = math.sqrt(network.feature_size) / length
     known = len(replay.means) if replay else 0
     draws = torch.Generator().manual_seed(derive_seed(seed, "replay"))
     teacher = None
@@ -107,9 +108,7 @@ def train_adapter(
     known = max(known, int(labels.max()) + 1 - classes)
     wide = None
     if config.labels == "all" and known:
-        wide = nn.Linear(network.feature_size, classes + known)
-        wide.load_state_dict(new_head(network.feature_size, classes + known, seed))
-        wide.to(device)
+        wide = _head(network.feature_size, classes + known, seed).to(device)
 
     def told_apart(
         head: nn.Module, features: Tensor, targets: Tensor, drawn: tuple[Tensor, Tensor] | None
@@ -154,6 +153,12 @@ def train_adapter(
     head.weight.data *= scale
     trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
     return TrainedAdapter(network.adapter_state(), trained_head, history)
+
+
+def _head(features: int, outputs: int, seed: int) -> nn.Linear:
+    head = nn.Linear(features, outputs)
+    head.load_state_dict(new_head(features, outputs, seed))
+    return head
 
 
 def fit(
