@@ -157,6 +157,30 @@ def predict(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="Name of a learner or run: its champion; or models:/NAME/VERSION.")
+    ],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+    host: Annotated[
+        str, typer.Option(help="Address to answer at. Whoever reaches it may ask.")
+    ] = "127.0.0.1",
+) -> None:
+    """Answer requests by HTTP with a registered model, until Ctrl-C.
+
+    Requests and answers are those of `mlflow models serve`; docs/deploying.md has examples.
+    """
+    with readable_errors():
+        from tasks.support.mlflow.serving import make_app, run
+
+        uri = model if model.startswith("models:/") else f"models:/dynammo-{model}@champion"
+        application = make_app(uri)
+        line = f"{uri} answers at http://{host}:{port}/invocations; Ctrl-C ends it"
+        out.print(Text(line), soft_wrap=True)
+        run(application, host, port)
+
+
+@app.command()
 def evaluate(
     data: Annotated[
         Path,

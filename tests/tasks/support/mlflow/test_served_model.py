@@ -23,6 +23,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from starlette.testclient import TestClient
 
 from dynammo.config import load_config
 from dynammo.data.formats.pictures import Pixels
@@ -31,8 +32,9 @@ from dynammo.deploy.predictor import Predictor
 from dynammo.errors import CheckpointError, DataError
 from tasks.support.mlflow.champion import promote
 from tasks.support.mlflow.pyfunc_model import ImageClassifier, read_image
-from tasks.support.mlflow.runs import open_runs, tracking_uri
+from tasks.support.mlflow.runs import TrackingError, open_runs, tracking_uri
 from tasks.support.mlflow.served_model import ModelInfo, log_model, register
+from tasks.support.mlflow.serving import make_app
 from tests.models import graph_folder, reseal
 
 NAME, DATA_HASH = "dynammo-skin8", "d" * 64
@@ -341,15 +343,24 @@ def test_the_champion_is_served(address: str, predictor: Predictor) -> None:
     assert_same(answer["predictions"], predictor, [first, first])
 
 
-def test_json_that_is_nested_too_deeply_is_an_error_of_that_request_alone(address: str) -> None:
-    """A 500 of MLflow's, as docs/deploying.md says; when it is a 400, that can go."""
-    headers = {"Content-Type": "application/json"}
+def test_json_that_is_nested_too_deeply_is_the_clients_fault(
+    registered: Registered, predictor: Predictor
+) -> None:
+    """`dynammo serve`; MLflow's own server answers 500."""
+    client = TestClient(make_app(registered.uri))
     deep = b'{"inputs": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
-    with pytest.raises(HTTPError) as caught:
-        urlopen(Request(address, deep, headers), timeout=60)
-    assert caught.value.code == 500
-    status, _ = post(address, {"inputs": [encode(picture(1))]})
-    assert status == 200
+    refused = client.post(
+        "/invocations", content=deep, headers={"Content-Type": "application/json"}
+    )
+    assert refused.status_code == 400
+    assert "nested too deeply" in refused.json()["message"]
+    answer = client.post("/invocations", json={"inputs": [encode(picture(1))]})
+    assert_same(answer.json()["predictions"], predictor, [picture(1)])
+
+
+def test_a_model_that_is_not_registered_cannot_be_served(registered: Registered) -> None:
+    with pytest.raises(TrackingError, match="nobody"):
+        make_app("models:/nobody@champion")
 
 
 def test_a_client_is_told_what_is_wrong(address: str) -> None:
