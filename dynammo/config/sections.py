@@ -280,6 +280,13 @@ class TrainConfig(Section):
         description="of adapters: random turns by quarters as well, where orientation means "
         "nothing, as in skin, cells and tissue",
     )
+    brightness: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="of adapters: images brighter or darker at random, by up to this share; with "
+        "more than 0 nothing is kept of the frozen layers' outputs, so training takes longer",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16: autocast of the training's passes, for large networks on processors "
@@ -300,9 +307,8 @@ class TrainConfig(Section):
     @property
     def of_networks(self) -> TrainConfig:
         """With all that is of adapters alone at its default."""
-        return self._without(
-            "cache_mb", "optimiser", "labels", "label_smoothing", "replay", "distil", "turns"
-        )
+        names = "optimiser", "labels", "label_smoothing", "replay", "distil", "turns", "brightness"
+        return self._without("cache_mb", *names)
 
     def _without(self, *names: str) -> TrainConfig:
         """With some settings at their defaults."""

@@ -47,6 +47,15 @@ def views_of(images: Tensor, flip: bool, turns: bool = False) -> list[Tensor]:
     return [view.rot90(quarter, (-2, -1)) for quarter in quarters for view in views]
 
 
+def brightened(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Images (N, 3, H, W) uint8, each times a factor from U(1 - share, 1 + share), as float32.
+
+    No value exceeds 255.
+    """
+    factors = 1 + share * (2 * torch.rand(len(images), 1, 1, 1, generator=generator) - 1)
+    return (images * factors).clamp(max=255)
+
+
 def augmented_views(network: nn.Module, images: Tensor, flip: bool, turns: bool = False) -> Tensor:
     """Features (V, N, D) of each of the V views that `views_of` gives."""
     views = views_of(images, flip, turns)

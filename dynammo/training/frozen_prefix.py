@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor, fx, nn
 
 from dynammo.errors import DynammoError
+from dynammo.network.features import brightened
 from dynammo.network.network import Network
 from dynammo.network.tracing import as_module, trace
 
@@ -85,6 +86,36 @@ def run_once(
     if kept is None:
         raise ValueError("no images")
     return kept.movedim(-1, 2) if is_map else kept
+
+
+def run_anew(
+    prefix: nn.Module,
+    views: Sequence[Tensor],
+    share: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The prefix's outputs of images whose brightness is another each time (`brightened`).
+
+    Args:
+        prefix: frozen.
+        views: V tensors (N, 3, H, W) uint8 of the same images.
+        share: by how much images become brighter or darker.
+        generator: of the brightness.
+        device: where the prefix is.
+
+    Returns:
+        From the numbers of views (B,) and indices of images (B,) to (B, ...) on the device.
+    """
+
+    def outputs(view: Tensor, batch: Tensor) -> Tensor:
+        pairs = zip(view.tolist(), batch.tolist(), strict=True)
+        images = torch.stack([views[number][index] for number, index in pairs])
+        with torch.no_grad():
+            output: Tensor = prefix(brightened(images, share, generator).to(device))
+        return output
+
+    return outputs
 
 
 def _room(

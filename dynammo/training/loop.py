@@ -20,7 +20,7 @@ from dynammo.network.network import Network
 from dynammo.seeds import derive_seed
 from dynammo.state import State
 from dynammo.training.earlier import Earlier, feature_distance
-from dynammo.training.frozen_prefix import run_once, split_at_first_adapter
+from dynammo.training.frozen_prefix import run_anew, run_once, split_at_first_adapter
 
 _DIVERGED = 10  # times the loss before training
 
@@ -55,7 +55,8 @@ def train_adapter(
 
     Minimises the cross-entropy over |C_t| + 1 outputs: the task's classes and "others". The
     backbone is frozen and its BatchNorm stays in eval mode, so its convolutions do the BatchNorms'
-    work as well, and what comes before the first adapter is computed once, in each image's views.
+    work as well, and what comes before the first adapter is computed once, in each image's views
+    (unless `config.brightness` makes each image another one each time).
 
     With k old classes known by their statistics, features drawn from these are "others" as well, at
     the weight w = `config.replay`; an earlier network holds the features where they were, at the
@@ -88,14 +89,14 @@ def train_adapter(
     head = _head(network.feature_size, classes + 1, seed).to(device)
     prefix, suffix = split_at_first_adapter(without_frozen_norms(network))
     views = views_of(images, config.flip, config.turns)
-    with autocast(config, device):
-        inputs = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
+    inputs = _inputs(prefix, views, config, seed, device)
     criterion = partial(functional.cross_entropy, label_smoothing=config.label_smoothing)
     replay = earlier.classes if earlier and config.replay else None
     length = scale = 1.0
     if replay is not None or config.optimiser == "adamw":
         with torch.no_grad(), autocast(config, device):
-            first = suffix(inputs[0, : config.batch_size].to(device)).float()
+            start = torch.arange(min(config.batch_size, len(images)))
+            first = suffix(inputs(torch.zeros_like(start), start)).float()
         length = float(first.norm(dim=1).mean())
     if config.optimiser == "adamw":
         # Adam's steps are of one size whatever the features': they are brought to the size 1.
@@ -124,7 +125,7 @@ def train_adapter(
 
     def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, int]:
         targets = labels[batch].to(device)
-        given = inputs[view, batch].to(device)
+        given = inputs(view, batch)
         found = suffix(given)
         features, drawn, others = found * scale, None, None
         if replay is not None:
@@ -153,6 +154,18 @@ def train_adapter(
     head.weight.data *= scale
     trained_head = {name: value.detach().cpu() for name, value in head.state_dict().items()}
     return TrainedAdapter(network.adapter_state(), trained_head, history)
+
+
+def _inputs(
+    prefix: nn.Module, views: list[Tensor], config: TrainConfig, seed: int, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the suffix takes, from the numbers of views (B,) and indices of images (B,)."""
+    if config.brightness:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "brightness"))
+        return run_anew(prefix, views, config.brightness, generator, device)
+    with autocast(config, device):
+        kept = run_once(prefix, views, config.cache_mb * 2**20, config.batch_size, device)
+    return lambda view, batch: kept[view, batch].to(device)
 
 
 def _head(features: int, outputs: int, seed: int) -> nn.Linear:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynammo.network.features import augmented_views, extract_features, views_of
+from dynammo.network.features import augmented_views, brightened, extract_features, views_of
 from dynammo.network.network import Network
 
 
@@ -58,6 +58,19 @@ def test_turned_views_are_the_symmetries_of_the_square() -> None:
     assert torch.equal(views_of(image, flip=False, turns=True)[1], image.rot90(1, (2, 3)))
     # Turning any of them by a quarter gives another of them.
     assert all(any(torch.equal(v.rot90(1, (2, 3)), w) for w in views) for v in views)
+
+
+def test_brightness_is_one_factor_an_image() -> None:
+    images = torch.full((400, 3, 2, 2), 100, dtype=torch.uint8)
+    lit = brightened(images, 0.3, torch.Generator().manual_seed(0))
+    factors = lit[:, 0, 0, 0] / 100
+    torch.testing.assert_close(lit, images * factors.view(-1, 1, 1, 1))
+    # U(0.7, 1.3): the mean of 400 has a standard error of 0.6 / sqrt(12 * 400) = 0.009.
+    assert factors.min() >= 0.7 and factors.max() <= 1.3
+    assert factors.mean() == pytest.approx(1, abs=0.03)
+    assert factors.max() - factors.min() > 0.55
+    white = brightened(images + 155, 0.3, torch.Generator().manual_seed(0))
+    assert white.max() == 255
 
 
 def test_views_can_be_trained_on(network: Network, images: Tensor) -> None:

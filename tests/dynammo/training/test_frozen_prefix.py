@@ -12,9 +12,10 @@ from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.errors import DynammoError
 from dynammo.network.adapted import AdaptedStage
 from dynammo.network.backbones import pretrained_weights
+from dynammo.network.features import brightened
 from dynammo.network.frozen_norms import without_frozen_norms
 from dynammo.network.network import Network, build_network
-from dynammo.training.frozen_prefix import run_once, split_at_first_adapter
+from dynammo.training.frozen_prefix import run_anew, run_once, split_at_first_adapter
 
 SIZE = 64
 CLOSE = {"atol": 1e-3, "rtol": 1e-4}  # convolutions sum in another order for other batches
@@ -133,6 +134,18 @@ def test_every_view_is_run_once(
         for view, inputs in enumerate(views):
             torch.testing.assert_close(kept[view], prefix(inputs), **CLOSE)
     assert not any(tmp_path.iterdir())  # the file has no name any more
+
+
+def test_brightness_is_another_each_time() -> None:
+    views = [images(), images().flip(-1)]
+    generator = torch.Generator().manual_seed(0)
+    outputs = run_anew(nn.Identity(), views, 0.2, generator)
+    view, batch = torch.tensor([0, 1, 1]), torch.tensor([4, 0, 4])
+    chosen = torch.stack([views[0][4], views[1][0], views[1][4]])
+    first, second = outputs(view, batch), outputs(view, batch)
+    expected = brightened(chosen, 0.2, torch.Generator().manual_seed(0))
+    assert torch.equal(first, expected)
+    assert not torch.equal(first, second)
 
 
 def test_what_fits_is_kept_on_the_device() -> None:

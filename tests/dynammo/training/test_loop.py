@@ -205,6 +205,20 @@ def test_frozen_layers_run_once_or_every_time_makes_no_difference(
         assert mine == pytest.approx(other, abs=1e-4)
 
 
+def test_brightness_changes_training_and_next_to_none_changes_nothing(
+    weights: dict[str, Tensor],
+) -> None:
+    def trained(brightness: float, seed: int = 0) -> dict[str, Tensor]:
+        config = QUICK.model_copy(update={"brightness": brightness})
+        return train_adapter(fresh(weights), *task(), 2, config, seed=seed).adapter
+
+    plain, next_to_none, lit, again = trained(0), trained(1e-7), trained(0.3), trained(0.3)
+    for name, value in plain.items():
+        torch.testing.assert_close(next_to_none[name], value, atol=1e-4, rtol=1e-3)
+        assert torch.equal(lit[name], again[name])
+    assert any(not torch.allclose(lit[name], value, atol=1e-3) for name, value in plain.items())
+
+
 def test_metrics_with_and_without_caches_are_the_same(
     weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
