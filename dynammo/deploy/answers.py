@@ -38,10 +38,12 @@ class Answering(ABC):
     Attributes:
         classes: names in the order of the outputs.
         size: images are resized to size x size pixels.
+        model_sha256: of `model.json`, which says what the model is made of.
     """
 
     classes: list[str]
     size: int
+    model_sha256: str
 
     @abstractmethod
     def scores(self, batch: Pixels) -> NDArray[np.float64]:

@@ -130,6 +130,7 @@ class GraphPredictor(Answering):
         try:
             stored = read_graph(folder)
             self.classes, self.size = _described(stored.manifest)
+            self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session = open_session(stored.graph, threads)
             self._check_shapes()
         except (DynammoError, OSError) as error:

@@ -4,6 +4,7 @@ out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,9 @@ class Predictor(Answering):
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         folder = Path(folder)
         try:
-            self.manifest = parse_manifest((folder / _MANIFEST).read_bytes())
+            described = (folder / _MANIFEST).read_bytes()
+            self.manifest = parse_manifest(described)
+            self.model_sha256 = hashlib.sha256(described).hexdigest()
             tensors = load((folder / _WEIGHTS).read_bytes())
             if hash_tensors(tensors) != self.manifest.weights_sha256:
                 raise CheckpointError(f"{_WEIGHTS} is not the one of this {_MANIFEST}")

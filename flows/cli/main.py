@@ -121,15 +121,24 @@ def predict(
         typer.Option(help="Default: onnx where the model has its graph, else torch."),
     ] = None,
     public_key: PublicKey = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DYNAMMO_PREDICTION_LOG",
+            help="Prediction log: a line is appended for every answer before it is given.",
+        ),
+    ] = None,
 ) -> None:
     """Classify images: the most probable class, and every class's probability.
 
     An image that cannot be read has its error in its row; the others are classified, and the exit
-    status is 1.
+    status is 1. The log has model, answer, time and the image's SHA-256, no name (verify-log).
     """
     with readable_errors():
         from dynammo.checkpoint import check_writable
+        from dynammo.data.formats.pictures import HashedFile
         from dynammo.deploy.graph import has_graph, load_predictor
+        from dynammo.deploy.log import PredictionLog
 
         form = format_of(output, format_)
         if output is not None:
@@ -138,16 +147,20 @@ def predict(
         predictor = load_predictor(model, engine, public_key=public_key)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
+        logged = PredictionLog(log, predictor.model_sha256) if log else None
         bad: list[DataError] = []
         with (
             answers_to(output, form, predictor.classes) as write,
             _progress("classify", "image") as progress,
         ):
-            stream = zip(files, predictor.stream(files), strict=True)
+            hashed = [HashedFile(file) for file in files]
+            stream = zip(hashed, predictor.stream(hashed), strict=True)
             for done, (file, answer) in enumerate(stream, start=1):
-                write(str(file), answer)
                 if isinstance(answer, DataError):
                     bad.append(answer)
+                elif logged:
+                    logged.append([(file.sha256, answer)])
+                write(str(file), answer)
                 progress(done, len(files))
         if output is not None:
             line = f"{len(files) - len(bad)} predictions written to {output}"

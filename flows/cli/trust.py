@@ -1,4 +1,4 @@
-"""The commands about what can be trusted: signatures."""
+"""The commands about what can be trusted: signatures, and the prediction log."""
 
 from __future__ import annotations
 
@@ -41,3 +41,29 @@ def sign(
 
             numbers = ", ".join(map(str, sign_learner(learner, key)))
             out.print(Text(f"signed: {learner.name}, versions {numbers}, and its model"))
+
+
+@app.command("verify-log")
+def verify_log(
+    log: Annotated[Path, typer.Argument(help="File that predict --log wrote, or a served model.")],
+    head: Annotated[
+        str | None,
+        typer.Option(help="A head that this command printed before and that was kept elsewhere."),
+    ] = None,
+) -> None:
+    """Check a prediction log line by line: is it as it was written, with nothing taken out?
+
+    Lines that are missing at the end show only against a head that was kept. The exit status is 1
+    where something was changed.
+    """
+    with readable_errors():
+        from dynammo.deploy.log import verify_log as verify
+
+        found = verify(log, head)
+        out.print(Text(f"{found.predictions} predictions, chain whole"))
+        if found.cut_off:
+            lines = ", ".join(map(str, found.cut_off))
+            out.print(Text(f"cut off, as when a process is killed: line {lines}"), soft_wrap=True)
+        if found.since is not None:
+            out.print(f"{found.since} of them since the head given")
+        out.print(f"head {found.head}", soft_wrap=True, highlight=False)

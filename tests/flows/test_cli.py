@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 COMMANDS = [
     *("learn", "history", "forget", "merge", "rollback", "promote", "held", "purge"),
-    *("plan", "report", "sign"),
+    *("plan", "report", "sign", "verify-log"),
     "run",
     "config",
     "datasets",
@@ -214,6 +215,32 @@ def test_a_bad_file_has_its_error_in_its_row(form: str, tmp_path: Path, mixed: l
         assert {k: float(v) for k, v in shares.items()} == pytest.approx(
             answer.probabilities, abs=1e-6
         )
+
+
+def test_answers_are_logged_and_the_log_is_checked(
+    tmp_path: Path, mixed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, model = tmp_path / "log.jsonl", graph_folder(tmp_path / "model")
+    answers = tmp_path / "answers.jsonl"
+    result = dynammo("predict", "-m", model, mixed[0].parent, "-o", answers, "--log", log)
+    assert result.exit_code == 1  # three of the files are no pictures, and have no line
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    given = [row for row in rows_of(answers) if "label" in row]
+    assert len(lines) == len(given) == 3
+    for line, row in zip(lines, given, strict=True):
+        assert line["input"] == hashlib.sha256(Path(row["file"]).read_bytes()).hexdigest()
+        assert line["probabilities"] == row["probabilities"]
+    assert "images" not in log.read_text()  # no name
+    told = output("verify-log", log)
+    assert told == f"3 predictions, chain whole\nhead {lines[-1]['hash']}\n"
+    monkeypatch.setenv("DYNAMMO_PREDICTION_LOG", str(log))
+    output("predict", "-m", model, mixed[1])
+    assert "1 of them since the head given" in output("verify-log", log, "--head", told.split()[-1])
+    # The last line is changed: nothing is answered by this log, and nothing added.
+    log.write_text(log.read_text().replace('"probability": ', '"probability":  '))
+    assert "its last line has been changed" in error("predict", "-m", model, mixed[1])
+    assert "log.jsonl, line 1: it is not as it was written; 0 before it" in error("verify-log", log)
+    assert error("verify-log", "none.jsonl") == "none.jsonl: No such file or directory"
 
 
 def test_parquet_without_pyarrow(

@@ -5,6 +5,7 @@ Training and serving both call `load_image`, so both see the same pixels.
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dynammo.errors import DataError
 
 Pixels = NDArray[np.uint8]
-Source = str | Path | bytes | NDArray[Any] | Image.Image
+
+
+class HashedFile:
+    """A file whose SHA-256 is known once it was decoded: of the very bytes that were.
+
+    Attributes:
+        sha256: empty before.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file, self.sha256 = Path(file), ""
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    def read_bytes(self) -> bytes:
+        """The whole file."""
+        content = self.file.read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        return content
+
+
+Source = str | Path | HashedFile | bytes | NDArray[Any] | Image.Image
 
 # Change the number when `decode` or `resize` gives other pixels. The versions of Pillow and pydicom
 # are part of it: their codecs and filters change too.
@@ -42,8 +65,9 @@ def decode(source: Source, name: str | None = None) -> Pixels:
     - Animations and stacks of pages are refused. Of a camera's MPO file the main picture is taken.
 
     Args:
-        source: path, encoded file as bytes, PIL image, or array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4): uint8, uint16 (v -> v // 257) or floats in [0, 1] (v -> round(255 v)).
+        source: path, `HashedFile`, encoded file as bytes, PIL image, or array (H, W), (H, W, 1),
+            (H, W, 3) or (H, W, 4): uint8, uint16 (v -> v // 257) or floats in [0, 1]
+            (v -> round(255 v)).
         name: what to call it in an error; default: the path.
 
     Returns:
@@ -54,15 +78,16 @@ def decode(source: Source, name: str | None = None) -> Pixels:
             of a kind refused above.
     """
     if name is None:
-        name = str(source) if isinstance(source, str | Path) else "the image"
+        name = str(source) if isinstance(source, str | Path | HashedFile) else "the image"
     try:
         if isinstance(source, np.ndarray):
             return _from_array(source)
         if isinstance(source, Image.Image):
             return _from_pil(source)
-        if not isinstance(source, str | Path | bytes):
+        if not isinstance(source, str | Path | HashedFile | bytes):
             raise TypeError(f"{type(source).__name__} is no path, bytes, array or PIL image")
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        source = Path(source) if isinstance(source, str) else source
+        content = source if isinstance(source, bytes) else source.read_bytes()
         if content[128:132] == b"DICM":
             # Imported here: pydicom is not needed where there is no DICOM.
             from dynammo.data.formats.dicom import decode_dicom

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
-from dynammo.data.formats.pictures import Pixels, decode
+from dynammo.data.formats.pictures import Pixels, Source, decode
 from dynammo.deploy.graph import has_graph, load_predictor
+from dynammo.deploy.log import PredictionLog, hash_pixels
 from dynammo.errors import DataError
 
 
@@ -34,7 +36,8 @@ class ImageClassifier(PythonModel):
 
         ONNX Runtime answers, torch where the model has no graph or the environment variable
         DYNAMMO_ENGINE says torch: then on a GPU if there is one. Where DYNAMMO_PUBLIC_KEY names a
-        key, it must have signed the model.
+        key, it must have signed the model; where DYNAMMO_PREDICTION_LOG names a file, answers are
+        appended to it (`dynammo.deploy.log`) before they are given.
         """
         folder, engine = context.artifacts["model"], os.environ.get("DYNAMMO_ENGINE") or None
         device = "cpu"
@@ -44,6 +47,8 @@ class ImageClassifier(PythonModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         key = os.environ.get("DYNAMMO_PUBLIC_KEY") or None
         self.predictor = load_predictor(folder, engine, device, public_key=key)
+        file = os.environ.get("DYNAMMO_PREDICTION_LOG")
+        self.log = PredictionLog(file, self.predictor.model_sha256) if file else None
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -64,16 +69,26 @@ class ImageClassifier(PythonModel):
         Raises:
             MlflowException: images cannot be read (HTTP 400); every one is named with the reason.
         """
-        images, problems = [], []
+        images, hashes, problems = [], [], []
         sent = list(_images(model_input))
         for number, image in enumerate(sent, start=1):
+            name = f"image {number} of {len(sent)}"
             try:
-                images.append(read_image(image, f"image {number} of {len(sent)}"))
+                source = _source(image, name)
+                images.append(decode(source, name))
+                hashes.append(
+                    hashlib.sha256(source).hexdigest()
+                    if isinstance(source, bytes)
+                    else hash_pixels(images[-1])
+                )
             except DataError as error:
                 problems.append(str(error))
         if problems:
             raise MlflowException("; ".join(problems), error_code=BAD_REQUEST)
-        return [answer._asdict() for answer in self.predictor.predict(images)]
+        answers = self.predictor.predict(images)
+        if self.log:
+            self.log.append(list(zip(hashes, answers, strict=True)))
+        return [answer._asdict() for answer in answers]
 
 
 def read_image(image: Any, name: str) -> Pixels:
@@ -89,12 +104,16 @@ def read_image(image: Any, name: str) -> Pixels:
     Raises:
         DataError: it cannot be read.
     """
+    return decode(_source(image, name), name)
+
+
+def _source(image: Any, name: str) -> Source:
     if isinstance(image, str):
-        return decode(_from_base64(image, name), name)
+        return _from_base64(image, name)
     if isinstance(image, list | tuple | np.ndarray):
-        return decode(_as_array(image, name), name)
+        return _as_array(image, name)
     if isinstance(image, bytes | Image.Image):
-        return decode(image, name)
+        return image
     kind = "nothing" if image is None else type(image).__name__
     raise DataError(f"cannot read {name}: expected an array or base64 text, got {kind}")
 
