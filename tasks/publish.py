@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -23,9 +24,11 @@ from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, wr
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.graph import copy_graph
+from dynammo.deploy.manifest import PredictionSets
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
 from dynammo.evaluation.gate import Change, Outcome, compare
+from dynammo.evaluation.honesty import MISS, class_thresholds
 from dynammo.evaluation.metrics import summarise
 from dynammo.reporting.report import (
     comparison_table,
@@ -34,9 +37,10 @@ from dynammo.reporting.report import (
     readable_rows,
     write_report,
 )
+from tasks.evaluate import as_predictions
 from tasks.support.exchange import exchanged
 from tasks.support.mlflow.champion import current_champion, gate
-from tasks.support.stage import Stage, known_classes, measured
+from tasks.support.stage import Learnt, Stage, known_classes, measured
 from tasks.support.sweep import in_use
 from tasks.support.workspace import CHECKPOINTS, versions
 from tasks.version_data import DataVersion
@@ -123,6 +127,7 @@ def save_merged(
         adapter_weights=store.load(merged),
         head=store.load(head),
         classes=known_classes(stage),
+        prediction_sets=prediction_sets(stage["methods"]["merged"], store),
         provenance={
             "data": data_hash,
             "parents": {
@@ -133,6 +138,18 @@ def save_merged(
             "versions": {"dynammo": dynammo.__version__, **versions()},
         },
     )
+
+
+def prediction_sets(merged: Learnt, store: CheckpointStore) -> PredictionSets | None:
+    """Thresholds on all test images of known classes; none where no answers to images are kept."""
+    evaluated = merged["evaluated"]
+    if evaluated is None or evaluated["predictions"] is None:
+        return None
+    predictions = as_predictions(store.load(evaluated["predictions"]))
+    known = predictions.targets < predictions.classes
+    limits = class_thresholds(predictions.scores[known], predictions.targets[known], MISS)
+    thresholds = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
+    return PredictionSets(miss=MISS, thresholds=thresholds)
 
 
 def put_graph(config: Config, folder: Path, earlier: Path | None = None) -> None:

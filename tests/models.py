@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,6 +70,14 @@ def graph_folder(folder: Path, size: int = 16) -> Path:
     (folder / "model.json").write_bytes(manifest)
     record(folder)
     return folder
+
+
+def reseal_graph(folder: Path, **values: Any) -> None:
+    """Change `model.json` of a folder with a graph, and make all hashes anew."""
+    document = json.loads((folder / "model.json").read_bytes())
+    del document["document_sha256"]
+    (folder / "model.json").write_bytes(sealed({**document, **values}))
+    record(folder)
 
 
 def record(folder: Path) -> None:

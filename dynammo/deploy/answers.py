@@ -25,11 +25,16 @@ _WORTH = 1.05  # times as many images a second, or a larger batch only costs mem
 
 
 class Answer(NamedTuple):
-    """What the model says of one image."""
+    """What the model says of one image.
+
+    `prediction_set` has the classes that cannot be excluded (`PredictionSets`), none at all where
+    no known class fits. It is None if the model was made without test images.
+    """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    prediction_set: list[str] | None
 
 
 class Answering(ABC):
@@ -38,11 +43,13 @@ class Answering(ABC):
     Attributes:
         classes: names in the order of the outputs.
         size: images are resized to size x size pixels.
+        thresholds: of prediction sets, one a class; None: there are none.
         model_sha256: of `model.json`, which says what the model is made of.
     """
 
     classes: list[str]
     size: int
+    thresholds: list[float | None] | None
     model_sha256: str
 
     @abstractmethod
@@ -121,10 +128,21 @@ class Answering(ABC):
         best = (max(range(len(row)), key=row.__getitem__) for row in rows)
         return iter(
             [
-                Answer(self.classes[i], row[i], dict(zip(self.classes, row, strict=True)))
+                Answer(
+                    self.classes[i],
+                    row[i],
+                    dict(zip(self.classes, row, strict=True)),
+                    self._prediction_set(row),
+                )
                 for i, row in zip(best, rows, strict=True)
             ]
         )
+
+    def _prediction_set(self, row: Sequence[float]) -> list[str] | None:
+        if self.thresholds is None:
+            return None
+        of_class = zip(self.classes, row, self.thresholds, strict=True)
+        return [name for name, share, limit in of_class if limit is None or 1 - share <= limit]
 
 
 class BatchSize:

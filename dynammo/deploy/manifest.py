@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save
 
 from dynammo.checkpoint import unsealed
@@ -34,6 +34,18 @@ class DeployedAdapter(Section):
         return AdapterConfig(name=self.name, options=self.options)
 
 
+class PredictionSets(Section):
+    """From which probability on a class cannot be excluded (`dynammo.evaluation.honesty`).
+
+    Class c is in an image's prediction set if 1 - p_c <= thresholds[c]; always, where too few
+    images were at hand for a threshold (None). Of further images of any class, such as those were,
+    at most a share `miss` have sets without it.
+    """
+
+    miss: float = Field(gt=0, lt=1)
+    thresholds: list[Annotated[float, Field(ge=0, le=1)] | None]
+
+
 class Manifest(Section):
     """What `model.json` says."""
 
@@ -43,6 +55,7 @@ class Manifest(Section):
     adapter: DeployedAdapter | None
     image_size: int = Field(ge=16, le=1024)
     classes: list[str] = Field(min_length=1)
+    prediction_sets: PredictionSets | None = None  # none where no test image was kept
     provenance: dict[str, Any]
 
     @field_validator("classes")
@@ -51,6 +64,12 @@ class Manifest(Section):
         if problems := problems_of_names(classes):
             raise ValueError("; ".join(problems))
         return classes
+
+    @model_validator(mode="after")
+    def _one_threshold_a_class(self) -> Manifest:
+        if self.prediction_sets and len(self.prediction_sets.thresholds) != len(self.classes):
+            raise ValueError("prediction_sets: expected a threshold a class")
+        return self
 
 
 def parse_manifest(content: bytes) -> Manifest:

@@ -24,6 +24,7 @@ from dynammo.deploy.answers import Answering
 from dynammo.deploy.manifest import (
     DeployedAdapter,
     Manifest,
+    PredictionSets,
     check_exact,
     check_finite,
     hash_tensors,
@@ -83,6 +84,7 @@ def save_model(
     head: State,
     classes: Sequence[str],
     provenance: Mapping[str, Any],
+    prediction_sets: PredictionSets | None = None,
 ) -> list[str]:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
@@ -99,6 +101,7 @@ def save_model(
         head: as a head rule makes it.
         classes: names in the order of the head's outputs.
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
+        prediction_sets: their thresholds, where there were images to find them on.
 
     Returns:
         What kept adapters from being folded, a line each; nothing where all were.
@@ -132,6 +135,7 @@ def save_model(
             else None,
             image_size=size,
             classes=list(classes),
+            prediction_sets=prediction_sets,
             provenance=dict(provenance),
         )
     except ValidationError as error:
@@ -177,6 +181,8 @@ class Predictor(Answering):
     def _load(self, tensors: State) -> Classifier:
         self.classes = self.manifest.classes
         self.size = self.manifest.image_size
+        sets = self.manifest.prediction_sets
+        self.thresholds = sets.thresholds if sets else None
         adapter = self.manifest.adapter
         network = build_network(
             self.manifest.backbone,

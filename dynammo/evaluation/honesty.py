@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from dynammo.evaluation.intervals import numbered
 from dynammo.evaluation.metrics import Floats, Integers, open_set_auroc
 
+MISS = 0.1  # share of a class's prediction sets that may lack it, where nothing else is said
+
 
 class ClassHonesty(TypedDict):
     """Of a class's test images: the share whose set holds the class (`coverage`), the mean size of
@@ -118,7 +120,7 @@ def measure_honesty(
     groups: Sequence[str | None],
     classes: Sequence[str],
     *,
-    miss: float = 0.1,
+    miss: float = MISS,
     alarm: float = 0.05,
 ) -> Honesty:
     """What sets and alarms do on images that they were not calibrated on.

@@ -6,8 +6,9 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from textwrap import indent
@@ -48,16 +49,20 @@ def format_of(output: Path | None, asked: Format | None) -> Format:
 
 
 @contextmanager
-def answers_to(output: Path | None, format_: Format, classes: Sequence[str]) -> Iterator[Write]:
+def answers_to(
+    output: Path | None, format_: Format, classes: Sequence[str], sets: bool
+) -> Iterator[Write]:
     """A function `write(file, answer)`; a file appears when the block ends without an error.
 
-    A row has the file and its label, probability and probabilities by class, or the error that says
-    why there are none. In CSV the probabilities are a column a class, in Parquet a map.
+    A row has the file and its label, probability, prediction set and probabilities by class, or the
+    error that says why there are none. In CSV the probabilities are a column a class, and there is
+    none for sets that the model does not give; in Parquet they are a map.
 
     Args:
         output: a file; none: standard output.
         format_: of the rows.
         classes: of the model.
+        sets: whether it gives prediction sets.
 
     Raises:
         MissingExtra: Parquet without pyarrow.
@@ -68,35 +73,42 @@ def answers_to(output: Path | None, format_: Format, classes: Sequence[str]) -> 
         with written_atomically(output) as file, _parquet(file) as write:
             yield write
         return
-    writing = {Format.csv: _csv, Format.json: _json, Format.jsonl: _json_lines}[format_]
+    tables: dict[Format, Callable[[TextIO], AbstractContextManager[Write]]] = {
+        Format.csv: partial(_csv, classes=classes, sets=sets),
+        Format.json: _json,
+        Format.jsonl: _json_lines,
+    }
+    writing = tables[format_]
     if output is None:
-        with writing(sys.stdout, classes) as write:
+        with writing(sys.stdout) as write:
             yield write
         return
     with written_atomically(output) as file:
         text = TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        with writing(text, classes) as write:
+        with writing(text) as write:
             yield write
         text.detach()  # the file is closed by who opened it
 
 
 @contextmanager
-def _csv(text: TextIO, classes: Sequence[str]) -> Iterator[Write]:
+def _csv(text: TextIO, classes: Sequence[str], sets: bool) -> Iterator[Write]:
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "probability", *classes, "error"])
+    columns = ["label", "probability", *["prediction_set"] * sets, *classes]
+    writer.writerow(["file", *columns, "error"])
 
     def write(file: str, answer: Answer | DataError) -> None:
         if isinstance(answer, DataError):
-            writer.writerow([file, *[""] * (len(classes) + 2), str(answer)])
+            writer.writerow([file, *[""] * len(columns), str(answer)])
             return
+        possible = [] if answer.prediction_set is None else ["; ".join(answer.prediction_set)]
         shares = [f"{answer.probabilities[name]:.6f}" for name in classes]
-        writer.writerow([file, answer.label, f"{answer.probability:.6f}", *shares, ""])
+        writer.writerow([file, answer.label, f"{answer.probability:.6f}", *possible, *shares, ""])
 
     yield write
 
 
 @contextmanager
-def _json(text: TextIO, _: Sequence[str]) -> Iterator[Write]:
+def _json(text: TextIO) -> Iterator[Write]:
     before = "[\n"
 
     def write(file: str, answer: Answer | DataError) -> None:
@@ -109,7 +121,7 @@ def _json(text: TextIO, _: Sequence[str]) -> Iterator[Write]:
 
 
 @contextmanager
-def _json_lines(text: TextIO, _: Sequence[str]) -> Iterator[Write]:
+def _json_lines(text: TextIO) -> Iterator[Write]:
     def write(file: str, answer: Answer | DataError) -> None:
         text.write(json.dumps(_row(file, answer)) + "\n")
 
@@ -127,6 +139,7 @@ def _parquet(file: IO[bytes]) -> Iterator[Write]:
             "label": pa.string(),
             "probability": pa.float64(),
             "probabilities": pa.map_(pa.string(), pa.float64()),
+            "prediction_set": pa.list_(pa.string()),
             "error": pa.string(),
         }
     )

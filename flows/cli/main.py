@@ -150,7 +150,7 @@ def predict(
         logged = PredictionLog(log, predictor.model_sha256) if log else None
         bad: list[DataError] = []
         with (
-            answers_to(output, form, predictor.classes) as write,
+            answers_to(output, form, predictor.classes, predictor.thresholds is not None) as write,
             _progress("classify", "image") as progress,
         ):
             hashed = [HashedFile(file) for file in files]
@@ -220,6 +220,11 @@ def evaluate(
             f"accuracy {percent(measured['accuracy'])}, "
             f"mean class recall {percent(measured['mean_class_recall'])}"
         )
+        if sets := measured["prediction_sets"]:
+            out.print(
+                f"prediction sets hold the class of {percent(sets['coverage'])} of the images, "
+                f"with {sets['size']:.1f} classes on average"
+            )
 
 
 @app.command()

@@ -17,7 +17,8 @@ from rich.text import Text
 from dynammo.config import Config
 from dynammo.data.sources.csv_manifest import load as load_csv
 from dynammo.data.sources.folder import image_files
-from dynammo.deploy.predictor import Predictor
+from dynammo.deploy.answers import Answer
+from dynammo.deploy.graph import load_predictor
 from dynammo.errors import DataError
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.reporting.report import COLUMNS, advice, comparison_table
@@ -86,7 +87,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Metrics of a saved model on labelled images.
+    """Metrics of a saved model on labelled images, and what its prediction sets are worth.
 
     Args:
         model: folder of the model.
@@ -96,7 +97,7 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
     Raises:
         DataError: no images, or a class that the model has not learnt.
     """
-    predictor = Predictor(model)
+    predictor = load_predictor(model)
     labelled = list(_labelled(data))
     unknown = sorted({label for _, label in labelled} - set(predictor.classes))
     if unknown:
@@ -111,7 +112,19 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
         confidence=confidence,
         knownness=confidence,
     )
-    return evaluate_stage(predictions, [predictor.classes], 1)
+    return {
+        **evaluate_stage(predictions, [predictor.classes], 1),
+        "prediction_sets": _sets_of(answers, [label for _, label in labelled]),
+    }
+
+
+def _sets_of(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, float] | None:
+    """Mean size of the prediction sets, and the share that holds the class; none without sets."""
+    sets = [answer.prediction_set for answer in answers if answer.prediction_set is not None]
+    if len(sets) != len(labels):
+        return None
+    held = [label in names for label, names in zip(labels, sets, strict=True)]
+    return {"coverage": float(np.mean(held)), "size": float(np.mean([len(s) for s in sets]))}
 
 
 def _labelled(data: Path) -> Iterator[tuple[Path, str]]:

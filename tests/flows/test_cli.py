@@ -30,7 +30,7 @@ from dynammo.deploy.predictor import Predictor
 from dynammo.merging import MERGE_RULES
 from flows.cli import app
 from tests.flows.project import Project
-from tests.models import graph_folder
+from tests.models import BY_COLOUR, graph_folder, reseal_graph
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,7 @@ COMMANDS = [
     "config",
     "datasets",
     "predict",
+    "serve",
     "evaluate",
     "compare",
     "benchmark",
@@ -150,6 +151,14 @@ def test_predictions_as_csv(model_folder: Path, images: Path) -> None:
         assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6)
         shares = [float(row[name]) for name in predictor.classes]
         assert shares == pytest.approx(list(answer.probabilities.values()), abs=1e-6)
+
+
+def test_prediction_sets_are_a_column(tmp_path: Path, images: Path) -> None:
+    folder = graph_folder(tmp_path / "graph")
+    reseal_graph(folder, prediction_sets={"miss": 0.1, "thresholds": [None, None, 0.0]})
+    (row, *_) = csv.DictReader(StringIO(output("predict", "-m", folder, images)))
+    assert list(row) == ["file", "label", "probability", "prediction_set", *BY_COLOUR, "error"]
+    assert row["prediction_set"] == "red; green"
 
 
 def test_predictions_as_json_into_a_file(model_folder: Path, images: Path) -> None:
@@ -309,6 +318,16 @@ def test_a_model_is_measured_on_labelled_images(model_folder: Path, tmp_path: Pa
     assert f"accuracy {100 * right / 3:.1f}%" in output(
         "evaluate", data / "test", "--model", model_folder
     )
+
+
+def test_prediction_sets_are_measured(tmp_path: Path) -> None:
+    folder = graph_folder(tmp_path / "model")
+    reseal_graph(folder, prediction_sets={"miss": 0.1, "thresholds": [0.0, None, 0.999]})
+    for name in ("red", "green"):
+        picture(tmp_path / "data" / name / "0.png", 0)
+    text = output("evaluate", tmp_path / "data", "-m", folder)
+    # Whatever it looks like, a picture is not red and may be green or blue.
+    assert "prediction sets hold the class of 50.0% of the images, with 2.0 classes" in text
 
 
 def test_classes_that_the_model_does_not_know_are_named(model_folder: Path, tmp_path: Path) -> None:

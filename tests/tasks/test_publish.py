@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dynammo.checkpoint import CheckpointStore
 from dynammo.config import load_config
 from dynammo.deploy import export
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, ExportError
-from tasks.publish import check_output, collect, put_graph, replaced_folder
+from tasks.publish import check_output, collect, prediction_sets, put_graph, replaced_folder
 from tasks.support.exchange import exchanged
+from tasks.support.stage import learnt
 from tasks.support.workspace import CHECKPOINTS
 
 
@@ -34,6 +37,25 @@ def published(tmp_path: Path) -> Path:
     for name in ("metrics.json", "results.json", ".gitignore", "model/model.json"):
         (target / name).write_text("old")
     return target
+
+
+def test_prediction_sets_are_calibrated_on_the_test_images_of_known_classes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    shares = torch.cat([torch.arange(1, 21) / 100, torch.full((5,), 0.5), torch.full((9,), 0.01)])
+    targets = torch.tensor([0] * 20 + [1] * 5 + [2] * 9)  # of 0, 1, and a class that is not known
+    answers = {
+        "targets": targets,
+        "predicted": torch.zeros_like(targets),
+        "probabilities": torch.stack([1 - shares, shares], 1).double(),
+        "confidence": shares.double(),
+        "knownness": shares.double(),
+    }
+    predictions = store.save("predictions", answers, {})
+    sets = prediction_sets(learnt() | {"evaluated": {"predictions": predictions}}, store)
+    assert sets is not None and sets.miss == 0.1
+    # Of class 0 1 - p is 0.01 to 0.20: the 19th of 20, ceil(21 * 0.9). Five images are too few.
+    assert sets.thresholds == [pytest.approx(0.19, abs=1e-6), None]
+    assert prediction_sets(learnt(), store) is None
 
 
 def test_results_may_be_replaced(published: Path, tmp_path: Path) -> None:

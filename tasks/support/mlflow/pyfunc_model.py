@@ -24,7 +24,7 @@ from PIL import Image
 
 from dynammo.data.formats.pictures import Pixels, Source, decode
 from dynammo.deploy.graph import has_graph, load_predictor
-from dynammo.deploy.log import PredictionLog, hash_pixels
+from dynammo.deploy.log import LOG, PredictionLog, hash_pixels
 from dynammo.errors import DataError
 
 
@@ -47,7 +47,7 @@ class ImageClassifier(PythonModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         key = os.environ.get("DYNAMMO_PUBLIC_KEY") or None
         self.predictor = load_predictor(folder, engine, device, public_key=key)
-        file = os.environ.get("DYNAMMO_PREDICTION_LOG")
+        file = os.environ.get(LOG)
         self.log = PredictionLog(file, self.predictor.model_sha256) if file else None
 
     def predict(
@@ -64,7 +64,8 @@ class ImageClassifier(PythonModel):
             params: unused.
 
         Returns:
-            For each image `label`, `probability` and `probabilities` (by class name).
+            For each image `label`, `probability`, `probabilities` (by class name) and
+            `prediction_set` (None where the model has no thresholds for it).
 
         Raises:
             MlflowException: images cannot be read (HTTP 400); every one is named with the reason.

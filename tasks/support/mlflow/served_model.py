@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import AnyType, Map
+from mlflow.types.schema import AnyType, Array, Map
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -53,6 +53,7 @@ _SIGNATURE = ModelSignature(
             ColSpec(DataType.string, "label"),
             ColSpec(DataType.double, "probability"),
             ColSpec(Map(DataType.double), "probabilities"),
+            ColSpec(Array(DataType.string), "prediction_set", required=False),
         ]
     ),
 )
@@ -60,7 +61,8 @@ _EXAMPLE_SIDE = 128
 _ABOUT = (
     "Tells classes of images apart that it learnt one task after another (DynaMMo, arXiv "
     "2404.14099). Input: a column `image`, each an array (H x W x 3 or H x W) or a base64-encoded "
-    "image file. Output: for each image `label`, `probability` and `probabilities` by class name."
+    "image file. Output: for each image `label`, `probability`, `probabilities` by class name, and "
+    "`prediction_set`, the classes that cannot be excluded."
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import onnx
 import pytest
 
-from dynammo.checkpoint import sealed
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy import answers as answering
 from dynammo.deploy.answers import Answer, BatchSize
 from dynammo.deploy.graph import GraphPredictor, copy_graph, load_predictor, softmax
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import CheckpointError, ConfigError, DataError
-from tests.models import BY_COLOUR, graph_folder, record
+from tests.models import BY_COLOUR, graph_folder, record, reseal_graph
 
 
 @pytest.fixture
@@ -44,6 +42,23 @@ def test_answers_are_those_of_the_graph(folder: Path) -> None:
     assert labels == ["green", "blue"]
 
 
+def test_a_prediction_set_has_what_its_thresholds_do_not_exclude(folder: Path) -> None:
+    colours = [plain(20, 0, 0), plain(0, 20, 0), plain(10, 10, 0)]
+    assert [answer.prediction_set for answer in load_predictor(folder).predict(colours)] == [
+        None
+    ] * 3
+
+    def sets(*thresholds: float | None) -> list[list[str] | None]:
+        reseal_graph(folder, prediction_sets={"miss": 0.1, "thresholds": list(thresholds)})
+        return [answer.prediction_set for answer in load_predictor(folder).predict(colours)]
+
+    # Probabilities, by softmax of a tenth of the mean colour: 0.79 0.11 0.11; 0.11 0.79 0.11;
+    # 0.42 0.42 0.16.
+    assert sets(0.5, 0.6, 0.0) == [["red"], ["green"], ["green"]]
+    assert sets(0.9, 0.6, None) == [["red", "blue"], ["red", "green", "blue"], [*BY_COLOUR]]
+    assert sets(0.1, 0.1, 0.1) == [[], [], []]
+
+
 def test_large_logits_do_not_overflow() -> None:
     logits = np.array([[1000.0, 999.0], [-1000.0, 0.0]], dtype=np.float32)
     expected = [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], [0, 1]]
@@ -58,14 +73,6 @@ def test_the_engine(folder: Path, model_folder: Path) -> None:
         load_predictor(folder, "torch")
     with pytest.raises(ConfigError, match="unknown engine 'tpu'; known: onnx, torch"):
         load_predictor(folder, "tpu")
-
-
-def change(folder: Path, **values: Any) -> None:
-    """Change `model.json` and make all hashes anew."""
-    document = json.loads((folder / "model.json").read_bytes())
-    del document["document_sha256"]
-    (folder / "model.json").write_bytes(sealed({**document, **values}))
-    record(folder)
 
 
 @pytest.mark.parametrize("name", ["model.json", "graph.json", "model.onnx"])
@@ -89,7 +96,7 @@ def test_a_damaged_file_is_refused(folder: Path, name: str, damage: str) -> None
 
 def test_the_graph_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     other = graph_folder(tmp_path / "other")
-    change(other, classes=["a", "b", "c"])
+    reseal_graph(other, classes=["a", "b", "c"])
     for name in ("model.onnx", "graph.json"):
         (folder / name).write_bytes((other / name).read_bytes())
     with pytest.raises(CheckpointError, match=r"exported from another model\.json"):
@@ -106,10 +113,16 @@ def test_the_graph_of_another_model_is_refused(folder: Path, tmp_path: Path) -> 
         ({"classes": []}, "expected class names"),
         ({"classes": ["a", "b", 3]}, "expected a list of names"),
         ({"classes": ["a", "b", "=1+1"]}, "would be a formula"),
+        ({"prediction_sets": {"thresholds": [0.5, 0.5]}}, "expected a threshold a class"),
+        ({"prediction_sets": [0.5, 0.5, 0.5]}, "expected a threshold a class"),
+        (
+            {"prediction_sets": {"thresholds": [0.5, None, 1.5]}},
+            r"thresholds are in 0\.\.1, or null",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(folder: Path, values: dict[str, Any], message: str) -> None:
-    change(folder, **values)
+    reseal_graph(folder, **values)
     with pytest.raises(CheckpointError, match=message):
         load_predictor(folder)
 
@@ -128,7 +141,7 @@ def test_a_graph_is_copied_to_the_same_model_only(folder: Path, tmp_path: Path) 
     (bare / "model.json").write_bytes((folder / "model.json").read_bytes())
     assert copy_graph(folder, bare)
     assert load_predictor(bare).predict([plain(9, 0, 0)])[0].label == "red"
-    change(bare, classes=["a", "b", "c"])
+    reseal_graph(bare, classes=["a", "b", "c"])
     before = (bare / "model.onnx").read_bytes()
     assert not copy_graph(folder, bare) and not copy_graph(tmp_path / "nowhere", bare)
     assert (bare / "model.onnx").read_bytes() == before

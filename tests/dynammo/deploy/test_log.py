@@ -27,7 +27,7 @@ from tasks.support.mlflow.pyfunc_model import ImageClassifier
 from tests.models import graph_folder
 
 MODEL, IMAGE = "a" * 64, "b" * 64
-ANSWER = Answer("naevus é", 0.75, {"naevus é": 0.75, "melanoma": 0.25})
+ANSWER = Answer("naevus é", 0.75, {"naevus é": 0.75, "melanoma": 0.25}, ["naevus é"])
 # Appends without end, a few at a time; says when it has begun.
 WRITER = """
 import sys
@@ -35,7 +35,7 @@ from dynammo.deploy.answers import Answer
 from dynammo.deploy.log import PredictionLog
 log, rounds = PredictionLog(sys.argv[1], "a" * 64), int(sys.argv[2])
 while rounds:
-    log.append([("b" * 64, Answer("x" * 3000, 0.5, {}))] * 3)
+    log.append([("b" * 64, Answer("x" * 3000, 0.5, {}, None))] * 3)
     print(".", flush=True)
     rounds -= 1
 """
@@ -62,7 +62,7 @@ def test_a_line_says_who_answered_what_and_when(tmp_path: Path) -> None:
         **ANSWER._asdict(),
     }
     assert first["time"].endswith("+00:00")
-    assert len(first) == 8  # and nothing else: no name
+    assert len(first) == 9  # and nothing else: no name
     # By hand: the hash is of the line without it.
     rest = {key: value for key, value in first.items() if key != "hash"}
     line = (json.dumps(rest, sort_keys=True) + "\n").encode()
@@ -160,7 +160,7 @@ def test_nothing_is_added_to_a_line_that_was_changed(tmp_path: Path) -> None:
 def test_long_lines_are_found_from_the_end(tmp_path: Path) -> None:
     log = PredictionLog(tmp_path / "log", MODEL)
     for size in (10, 70_000, 300_000, 10):
-        log.append([(IMAGE, Answer("x" * size, 1.0, {}))])
+        log.append([(IMAGE, Answer("x" * size, 1.0, {}, None))])
     assert verify_log(tmp_path / "log").predictions == 4
 
 

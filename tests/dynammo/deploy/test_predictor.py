@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.formats.pictures import load_image
+from dynammo.deploy.manifest import PredictionSets
 from dynammo.deploy.predictor import Classifier, Predictor, save_model
 from dynammo.errors import CheckpointError, DataError
 from dynammo.heads.linear import new_head
@@ -66,6 +67,7 @@ def saved(
     head: dict[str, Tensor],
     backbone: BackboneConfig = TINY,
     adapter: AdapterConfig = ADAPTER,
+    sets: PredictionSets | None = None,
 ) -> Path:
     save_model(
         folder,
@@ -77,6 +79,7 @@ def saved(
         head=head,
         classes=CLASSES,
         provenance={"data": "d" * 64},
+        prediction_sets=sets,
     )
     return folder
 
@@ -110,6 +113,7 @@ def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> Non
         "adapter": {"name": "conv", "options": {"alpha": 0.5}},
         "image_size": SIZE,
         "classes": CLASSES,
+        "prediction_sets": None,
         "provenance": {"data": "d" * 64},
     }
 
@@ -180,6 +184,21 @@ def test_answers_are_those_of_the_classifier(
         assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-12)
         assert answer.label == CLASSES[int(np.argmax(row))]
         assert answer.probability == answer.probabilities[answer.label]
+
+
+def test_prediction_sets_are_those_of_the_thresholds(
+    weights: dict[str, Tensor], merged: Network, head: dict[str, Tensor], tmp_path: Path
+) -> None:
+    def made(*thresholds: float | None) -> Predictor:
+        sets = PredictionSets(miss=0.1, thresholds=list(thresholds))
+        return Predictor(saved(tmp_path, weights, merged, head, sets=sets))
+
+    limits = (0.3, None, 0.9)
+    for answer in made(*limits).predict(pictures(8)):
+        shares = zip(CLASSES, answer.probabilities.values(), limits, strict=True)
+        assert answer.prediction_set == [c for c, p, t in shares if t is None or p >= 1 - t]
+    with pytest.raises(CheckpointError, match="expected a threshold a class"):
+        made(0.3, 0.3)
 
 
 def test_paths_bytes_and_arrays_give_the_same_answer(predictor: Predictor, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def assert_same(answers: list[dict[str, Any]], predictor: Predictor, images: lis
     expected = predictor.predict(images)
     assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
     for answer, right in zip(answers, expected, strict=True):
-        assert set(answer) == {"label", "probability", "probabilities"}
+        assert set(answer) == {"label", "probability", "probabilities", "prediction_set"}
+        assert answer["prediction_set"] == right.prediction_set
         assert answer["probability"] == pytest.approx(right.probability, abs=1e-6)
         assert answer["probabilities"] == pytest.approx(right.probabilities, abs=1e-6)
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
@@ -215,7 +216,12 @@ def test_the_logged_model_is_whole_and_without_pickles(registered: Registered) -
     assert not [pin for pin in pins if "==" not in pin or "+" in pin]
     info = mlflow.models.get_model_info(registered.uri)
     assert info.signature.inputs.input_names() == ["image"]
-    assert info.signature.outputs.input_names() == ["label", "probability", "probabilities"]
+    assert info.signature.outputs.input_names() == [
+        "label",
+        "probability",
+        "probabilities",
+        "prediction_set",
+    ]
     assert info.run_id == registered.run
 
 
