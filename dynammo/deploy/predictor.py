@@ -57,7 +57,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) RGB pixels in 0..255 -> logits (B, C)."""
-        features: Tensor = self.network(images)
+        return self.logits(self.network(images))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, D) features of the network -> (B, C)."""
         if self.power is not None:
             features = power_normalise(features, self.power)
         logits: Tensor = self.head(features)

@@ -84,10 +84,14 @@ class Network(nn.Module):
             if weight.dim() == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB pixels in 0..255 as the backbone takes them."""
+        pixels = images.float().contiguous(memory_format=torch.channels_last)
+        return (pixels - self.mean) / self.std
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
-        pixels = images.float().contiguous(memory_format=torch.channels_last)
-        pixels = (pixels - self.mean) / self.std
+        pixels = self.normalised(images)
         if self.copied > 1:
             pixels = torch.cat([pixels] * self.copied)
         if self.signed is not None:

@@ -143,7 +143,7 @@ def predict(
         form = format_of(output, format_)
         if output is not None:
             check_writable(output)  # before all the work, not after it
-        files = list(_image_files(images))
+        files = list(image_files(images))
         predictor = load_predictor(model, engine, public_key=public_key)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
@@ -377,7 +377,7 @@ def export_model(
     with readable_errors():
         from dynammo.deploy import export as forms
 
-        images = list(_image_files(check)) if check else None
+        images = list(image_files(check)) if check else None
         report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
         title = escape(str(folder))
         table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
@@ -440,12 +440,14 @@ def _params(given: Path | None) -> str | None:
     return str(given)
 
 
-def _image_files(paths: list[Path]) -> Iterator[Path]:
-    from dynammo.data.sources.folder import image_files, is_utf8
+def image_files(paths: list[Path]) -> Iterator[Path]:
+    """The files that are named, and those of the folders that are."""
+    from dynammo.data.sources.folder import image_files as files_in
+    from dynammo.data.sources.folder import is_utf8
 
     for path in paths:
         if path.is_dir():
-            yield from image_files(path)
+            yield from files_in(path)
         elif path.is_file():
             if not is_utf8(str(path)):
                 raise DataError(f"{str(path)!a}: the name is not UTF-8")

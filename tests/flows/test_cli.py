@@ -42,6 +42,7 @@ COMMANDS = [
     "datasets",
     "predict",
     "serve",
+    "explain",
     "evaluate",
     "compare",
     "benchmark",
@@ -318,6 +319,23 @@ def test_a_model_is_measured_on_labelled_images(model_folder: Path, tmp_path: Pa
     assert f"accuracy {100 * right / 3:.1f}%" in output(
         "evaluate", data / "test", "--model", model_folder
     )
+
+
+def test_heat_maps_are_pictures(model_folder: Path, images: Path) -> None:
+    (images / "bad.png").write_bytes(b"no picture")
+    result = dynammo("explain", images, "-m", model_folder, "-o", "maps", "--label", "naevus")
+    assert result.exit_code == 1
+    assert "3 heat maps written to maps" in result.stderr
+    assert "1 of 4 images have none; first: " in result.stderr
+    maps = sorted(Path("maps").iterdir())
+    assert [file.name for file in maps] == [f"{name}-heat-map.png" for name in "abc"]
+    assert Image.open(maps[0]).width > Image.open(maps[0]).height
+    assert "no class 'wart'" in error(
+        "explain", images, "-m", model_folder, "-o", "m", "--label", "wart"
+    )
+    picture(images / "inside" / "a.png", 1)
+    assert "would share" in error("explain", images, "-m", model_folder, "-o", "m")
+    assert not Path("m").exists()
 
 
 def test_prediction_sets_are_measured(tmp_path: Path) -> None:

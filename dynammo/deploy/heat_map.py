@@ -1,0 +1,83 @@
+"""Heat maps: which places of an image speak for a class, and which against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dynammo.deploy.predictor import Classifier
+from dynammo.errors import ConfigError
+from dynammo.network.layouts import intermediate_maps
+from dynammo.network.multilevel import level_features
+from dynammo.network.network import Network
+
+
+def heat_maps(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
+    """What the log-odds of a class owe to each place, to first order.
+
+    With s = log p_c / (1 - p_c), and x_l (C, h, w) the feature maps of level l that are pooled,
+
+        M_l[u] = sum_k x_l[k, u] ds / dx_l[k, u],
+
+    which is how much s would fall if nothing were seen at u; negative where it would rise. The maps
+    of all levels are enlarged to the image and added. Features of several levels are shares of a
+    whole (`level_features`), so each map adds up to 0: it says where the class is seen rather than
+    elsewhere, not how well.
+
+    Args:
+        classifier: the merged network and its head.
+        images: (B, 3, S, S) RGB pixels in 0..255.
+        classes: (B,) the class of each map.
+
+    Returns:
+        (B, S, S) on the CPU: log-odds for each hundredth of the image's area.
+
+    Raises:
+        ConfigError: the network gives no maps: features from a class token, or a layer of a
+            transformer.
+
+    Source: HiResCAM (arXiv 2011.08891), of log-odds instead of a logit and at several levels.
+    """
+    network = classifier.network
+    with torch.no_grad():
+        maps = _maps(network, images)
+    maps = [feature_map.requires_grad_() for feature_map in maps]
+    with torch.enable_grad():
+        logits = classifier.logits(_pooled(network, maps))
+        rows = torch.arange(len(logits))
+        own = logits[rows, classes]
+        others = logits.index_put((rows, classes), torch.tensor(-torch.inf)).logsumexp(1)
+        gradients = torch.autograd.grad((own - others).sum(), maps)
+    size, total = images.shape[-2:], torch.zeros(len(images), *images.shape[-2:])
+    for feature_map, gradient in zip(maps, gradients, strict=True):
+        parts = (feature_map * gradient).sum(1, keepdim=True).detach()
+        per_hundredth = parts * parts[0].numel() / 100
+        large = functional.interpolate(per_hundredth, size, mode="bilinear", align_corners=False)
+        total += large[:, 0].cpu()
+    return total
+
+
+def _maps(network: Network, images: Tensor) -> list[Tensor]:
+    """The feature maps that `_pooled` makes features of."""
+    pixels = network.normalised(images)
+    if network.signed is not None:
+        maps = intermediate_maps(network.backbone, pixels, len(network.signed))
+    else:
+        backbone: Any = network.backbone
+        maps = [backbone.forward_features(pixels)] if hasattr(backbone, "forward_head") else []
+    if not maps or any(one.dim() != 4 or one.shape[-1] == 1 for one in maps):
+        raise ConfigError(
+            ["no heat map: this network's features are not the mean of a map; of a CNN they are"]
+        )
+    return maps
+
+
+def _pooled(network: Network, maps: list[Tensor]) -> Tensor:
+    if network.signed is not None:
+        return level_features(maps, network.signed)
+    backbone: Any = network.backbone
+    features: Tensor = backbone.forward_head(maps[0], pre_logits=True)
+    return features
