@@ -16,6 +16,7 @@ from flows.support.versions import (
     write_version,
 )
 from tasks.forget_batches import forget_batches
+from tasks.sign_learner import check_signed
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.version import config_of, context_in, find_learner, ledger_of, read_version
 
@@ -24,7 +25,10 @@ shorten_expected_errors()
 
 @flow(name="dynammo-forget", flow_run_name="{learner}: dynammo-forget")
 def forget(
-    learner: str, batches: list[int] | None = None, classes: list[str] | None = None
+    learner: str,
+    batches: list[int] | None = None,
+    classes: list[str] | None = None,
+    public_key: str | None = None,
 ) -> dict[str, Any]:
     """Take batches or classes out of a learner: the next version is as if it had never learnt them,
     as far as the mathematics allow (docs/learner.md).
@@ -33,6 +37,7 @@ def forget(
         learner: its name.
         batches: their numbers, as `dynammo history` shows them.
         classes: their names.
+        public_key: as of `flows.learn.learn`.
 
     Returns:
         `learner`, the `version` made, whether it is `champion`, its `outcome` by the plan, and
@@ -44,6 +49,7 @@ def forget(
     step = {"forget": batches, "classes": classes, "config": config.model_dump(mode="json")}
     if killed_when_written(folder) == {**step, "parent": old["parent"]}:
         return {**finish_killed(folder), "remarks": old["notes"]}
+    check_signed(folder, public_key)
     check_known(folder, old, batches, classes)
     with taken_up(folder, step):
         here = context_in(folder, config, f"after version {folder.pointer()['current']}")

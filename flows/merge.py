@@ -11,6 +11,7 @@ from dynammo.config.reading import layered
 from flows.support.revision import draft_revised, tests_left
 from flows.support.versions import evaluated, judged, taken_up, write_version
 from tasks.forget_batches import forget_batches
+from tasks.sign_learner import check_signed
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.version import config_of, context_in, find_learner, ledger_of, read_version
 
@@ -19,7 +20,10 @@ shorten_expected_errors()
 
 @flow(name="dynammo-merge", flow_run_name="{learner}: dynammo-merge")
 def merge(
-    learner: str, batches: list[int] | None = None, rule: str | None = None
+    learner: str,
+    batches: list[int] | None = None,
+    rule: str | None = None,
+    public_key: str | None = None,
 ) -> dict[str, Any]:
     """Merge a learner's adapters again: some of them, or by another rule. No class is forgotten.
 
@@ -27,11 +31,13 @@ def merge(
         learner: its name.
         batches: numbers of those whose adapters are merged; default: all.
         rule: of merging (docs/merge-rules.md); default: the learner's.
+        public_key: as of `flows.learn.learn`.
 
     Returns:
         As `flows.forget.forget` does.
     """
     folder = find_learner(learner)
+    check_signed(folder, public_key)
     old = read_version(folder)
     config = _by_rule(config_of(old), rule)
     step = {"merge": batches, "config": config.model_dump(mode="json")}

@@ -8,6 +8,7 @@ from prefect import flow
 
 from dynammo.learner.folder import LearnerError
 from tasks.publish_version import show_version
+from tasks.sign_learner import check_signed
 from tasks.support.logs import shorten_expected_errors
 from tasks.support.version import find_learner, read_version
 
@@ -16,7 +17,11 @@ shorten_expected_errors()
 
 @flow(name="dynammo-promote", flow_run_name="{learner}: dynammo-promote")
 def promote(
-    learner: str, version: int, reason: str | None = None, back: bool = False
+    learner: str,
+    version: int,
+    reason: str | None = None,
+    back: bool = False,
+    public_key: str | None = None,
 ) -> dict[str, Any]:
     """Make a version champion, here and in MLflow.
 
@@ -25,11 +30,15 @@ def promote(
         version: its number.
         reason: why, where the gate was not passed.
         back: whether learning goes on from it, too.
+        public_key: file of the key that must have signed the version; default: DYNAMMO_PUBLIC_KEY,
+            and without that none.
 
     Raises:
         LearnerError: the version did not pass the gate, and there is no reason.
+        SignatureError: it is not signed by the key.
     """
     folder = find_learner(learner)
+    check_signed(folder, public_key, [version])
     gate = read_version(folder, version)["gate"]
     if not (back or gate["passed"] or (reason and reason.strip())):
         failed = "; ".join(check["detail"] for check in gate["checks"] if not check["passed"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,23 @@ def sign_learner(folder: LearnerFolder, key: Path) -> list[int]:
     return numbers
 
 
-def check_signed(folder: LearnerFolder, key: str | None) -> None:
+def check_signed(
+    folder: LearnerFolder, key: str | None, versions: Sequence[int] | None = None
+) -> None:
     """Refuse to go on from a version that is not signed.
 
     Args:
         folder: of the learner; one that has learnt nothing yet has nothing to sign.
         key: file of the public key; none: that of the environment variable DYNAMMO_PUBLIC_KEY, and
             without one nothing is asked for.
+        versions: their numbers; default: the current one, the champion and the authorised one.
 
     Raises:
-        SignatureError: the current version, the champion or the authorised one is not signed by it.
+        SignatureError: one of them is not signed by it.
     """
     if not (key := key or os.environ.get(PUBLIC_KEY)) or not folder.exists:
         return
-    for number in needed_versions(folder):
+    for number in needed_versions(folder) if versions is None else versions:
         what = f"{folder.name}, version {number}"
         signature = signature_of(folder, number)
         verify(folder.path, _files(folder, number), Path(key), signature, what)

@@ -68,8 +68,8 @@ def learn(
         from flows.learn import learn as flow
 
         given = str(params) if params else None
-        signer = str(public_key.absolute()) if public_key else None
-        made = flow(learner, str(batch.absolute()), given, overrides, modification, signer)
+        key = _path(public_key)
+        made = flow(learner, str(batch.absolute()), given, overrides, modification, key)
         _show(made["learner"], made["version"])
 
 
@@ -99,6 +99,7 @@ def forget(
     group: Annotated[
         str | None, typer.Option("--group", "-g", help="A patient: the images kept of them go.")
     ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Take batches, classes or a patient's images out again.
 
@@ -123,7 +124,7 @@ def forget(
                 "batch is forgotten (--tasks)."
             )
             return
-        made = forget_flow(learner, _numbers(tasks), class_)
+        made = forget_flow(learner, _numbers(tasks), class_, _path(public_key))
         for remark in made["remarks"]:
             out.print(Text(f"stays: {remark}"), soft_wrap=True)
         _show(learner, made["version"])
@@ -136,6 +137,7 @@ def merge(
     rule: Annotated[
         str | None, typer.Option("--rule", "-r", help="docs/merge-rules.md lists them.")
     ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Merge the adapters of some batches again, or of all by another rule. Forgets no class."""
     with readable_errors():
@@ -145,13 +147,15 @@ def merge(
         _ready()
         from flows.merge import merge as flow
 
-        made = flow(learner, _numbers(tasks), rule)
+        made = flow(learner, _numbers(tasks), rule, public_key=_path(public_key))
         _show(learner, made["version"])
 
 
 @app.command(rich_help_panel=PANEL)
 def rollback(
-    learner: Learner, version: Annotated[int, typer.Argument(help="As history shows it.")]
+    learner: Learner,
+    version: Annotated[int, typer.Argument(help="As history shows it.")],
+    public_key: PublicKey = None,
 ) -> None:
     """Go back to a version: it is champion, and learning goes on from it. Nothing is lost."""
     with readable_errors():
@@ -160,7 +164,7 @@ def rollback(
         _ready()
         from flows.promote import promote as flow
 
-        flow(learner, version, back=True)
+        flow(learner, version, back=True, public_key=_path(public_key))
         out.print(_history(folder))
 
 
@@ -171,6 +175,7 @@ def promote(
     reason: Annotated[
         str | None, typer.Option(help="Why, against the gate; recorded with the version.")
     ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Make a version champion. One that did not pass the gate needs a reason."""
     with readable_errors():
@@ -179,7 +184,7 @@ def promote(
         _ready()
         from flows.promote import promote as flow
 
-        flow(learner, version, reason)
+        flow(learner, version, reason, public_key=_path(public_key))
         out.print(_history(folder))
 
 
@@ -219,6 +224,11 @@ def purge(
 
         removed = flow(learner, _numbers(tasks), None)["removed"]
         out.print(f"{removed} images removed from all versions.")
+
+
+def _path(key: Path | None) -> str | None:
+    """As flows take it, which may run elsewhere."""
+    return str(key.absolute()) if key else None
 
 
 def find(name: str) -> LearnerFolder:

@@ -69,4 +69,12 @@ def test_learn_goes_on_from_what_is_signed(
     with pytest.raises(SignatureError, match="shapes, version 2 is not signed: there is no"):
         check_signed(folder, public)
     assert "is not signed" in dynammo("learn", "shapes", arrive("batch3", TASKS[2]), status=1)
+    assert "is not signed" in dynammo("forget", "shapes", "--tasks", "1", status=1)
+    assert "is not signed" in dynammo("merge", "shapes", "--tasks", "2", status=1)
+    assert "version 2 is not signed" in dynammo(
+        "promote", "shapes", "2", "--reason", "a try", status=1
+    )
     assert folder.numbers() == [1, 2]
+    # One that was signed may take its place at any time.
+    dynammo("rollback", "shapes", "1")
+    assert folder.pointer()["current"] == 1
