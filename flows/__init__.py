@@ -13,6 +13,8 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# What MLflow does for us is no news to who runs a step; its warnings stay.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 # Read by OpenMP when torch is first imported. Its threads spin while they wait, which slows
 # training where another process wants the cores (benchmarks/README.md).
