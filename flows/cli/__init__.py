@@ -1,5 +1,6 @@
 """The command line `dynammo`."""
 
+import flows.cli.delta
 import flows.cli.explain
 import flows.cli.learner
 import flows.cli.plan
