@@ -17,6 +17,7 @@ from dynammo.config import BackboneConfig
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs
 from dynammo.network.network import build_network
+from tests.models import graph_folder
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--set", "backbone.name=test_resnet", "--set", "backbone.pretrained=false"]
@@ -97,3 +98,13 @@ def test_ablation(
         for recalls in seeds.values():
             assert len(recalls) == 2 and all(0 <= recall <= 100 for recall in recalls), name
     assert capsys.readouterr().out.count("\n| ") == len(results)
+
+
+def test_delta(
+    benchmark: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [graph_folder(tmp_path / f"version-{side}", side) for side in (16, 32, 64)]
+    benchmark("delta.py", *models)
+    told = capsys.readouterr().out
+    assert "| version-32 |" in told
+    assert "| version-64 |" in told
