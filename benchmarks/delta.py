@@ -47,7 +47,7 @@ def main() -> None:
 
 def learnt(source: Path, classes: int, settings: Sequence[str], place: Path) -> list[Path]:
     """The model folders of a learner's versions; each is promoted, whatever the gate says."""
-    from learner import command, load_images, options, write_batch
+    from learner import LearnerFolder, command, load_images, options, write_batch
 
     os.chdir(place)
     os.environ |= {
@@ -62,7 +62,7 @@ def learnt(source: Path, classes: int, settings: Sequence[str], place: Path) -> 
     for number, start in enumerate(range(0, len(names), classes), start=1):
         batch = write_batch(images, names[start : start + classes], Path("arrived"))
         command("learn", "it", str(batch), *options(chosen if number == 1 else []))
-        if number > 1:
+        if LearnerFolder(Path("learners"), "it").pointer()["champion"] != number:
             command("promote", "it", str(number), "--reason", "to be measured")
         models.append(Path(shutil.copytree("learners/it/model", place / f"version-{number}")))
     return models

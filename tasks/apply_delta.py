@@ -112,8 +112,9 @@ def _alone(model: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise CheckpointError(f"another process updates a model in {model.parent}") from None
-        for left in model.parent.glob(f"{prefix}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in model.parent.iterdir():
+            if left.name.startswith(prefix):
+                shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=model.parent, prefix=prefix) as draft:
             yield Path(draft)
             os.fsync(handle)
