@@ -1,6 +1,7 @@
 """The command line `dynammo`."""
 
 import flows.cli.learner
+import flows.cli.monitor
 import flows.cli.plan
 import flows.cli.trust  # noqa: F401  (these add their commands)
 from flows.cli.main import app
