@@ -139,7 +139,8 @@ def mixed(clean: Seen, rows: Any, held: Seen, share: float, seed: int) -> Seen:
 def report(name: str, batches: list[Any]) -> None:
     """A row: how many batches raised an alarm, and by which checks."""
     raised = [[check["name"] for check in own if check["alarm"]] for own in batches]
-    by = Counter("recall" if check[:6] == "recall" else check for own in raised for check in {*own})
+    kinds = ({"recall" if check[:6] == "recall" else check for check in own} for own in raised)
+    by = Counter(check for own in kinds for check in own)
     told = ", ".join(f"{check} {count}" for check, count in by.most_common())
     print(f"| {name} | {sum(map(bool, raised))} of {len(batches)} | {told} |", flush=True)
 
