@@ -72,7 +72,7 @@ def judge_version(
         compared = compare(against.outcome, confidence=confidence)
         against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
-    predictions, groups, evidence = _answers(version, context)
+    predictions, groups, evidence = tested_answers(version, context)
     distances = _distances(config, version, context) if predictions else None
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
@@ -141,7 +141,7 @@ def judge_version(
     return judgement, decided
 
 
-def _answers(
+def tested_answers(
     version: Draft, context: Context
 ) -> tuple[Predictions | None, list[str | None], list[str]]:
     """Answers to the test images, the images' groups, and the hashes of both."""

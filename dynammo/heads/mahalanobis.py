@@ -26,9 +26,25 @@ def mahalanobis(features: Tensor, statistics: ClassStatistics, shrinkage: float)
 
     Source: Lee et al. 2018 (arXiv 1807.03888).
     """
+    images, means = _whitened(features, statistics, shrinkage)
+    return torch.cdist(images, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def residuals(features: Tensor, statistics: ClassStatistics, shrinkage: float) -> Tensor:
+    """(N, D): from the nearest class's mean to each image, L^-1 (x - mu_c) with S = L L^T, whose
+    squared length is the `mahalanobis` distance. Arguments as there.
+    """
+    images, means = _whitened(features, statistics, shrinkage)
+    return images - means[torch.cdist(images, means).argmin(dim=1)]
+
+
+def _whitened(
+    features: Tensor, statistics: ClassStatistics, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """L^-1 x of the images and of the means."""
     root = torch.linalg.cholesky(shrunk_covariance(statistics, shrinkage))
     images, means = (
         torch.linalg.solve_triangular(root, own.double().T, upper=False).T
         for own in (features, statistics.means)
     )
-    return torch.cdist(images, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return images, means

@@ -29,7 +29,7 @@ def load(path: Path) -> ImageSet:
     return read(path)
 
 
-def read(path: Path, default_split: str | None = None) -> ImageSet:
+def read(path: Path, default_split: str | None = None, labelled: bool = True) -> ImageSet:
     """List the images that a CSV names.
 
     Files are relative to the CSV's folder, with forward slashes. Split is `train` or `test`. An
@@ -38,6 +38,7 @@ def read(path: Path, default_split: str | None = None) -> ImageSet:
     Args:
         path: the CSV, or a folder that holds `manifest.csv`.
         default_split: of images without one; the column may then be missing. None: it is needed.
+        labelled: every image has a class; otherwise it may be empty, or the column missing.
 
     Raises:
         DataError: the CSV cannot be read, lacks columns or rows, or a line has an unknown split, no
@@ -56,7 +57,7 @@ def read(path: Path, default_split: str | None = None) -> ImageSet:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
-    needed = [name for name in _COLUMNS if name != "split" or default_split is None]
+    needed = ["file", *["split"] * (default_split is None), *["class"] * labelled]
     if missing := [name for name in needed if name not in columns]:
         raise DataError(
             f"{path} line 1: missing columns {', '.join(missing)}; expected file,split,class and "
@@ -75,7 +76,7 @@ def read(path: Path, default_split: str | None = None) -> ImageSet:
         wrong = []
         if split not in SPLITS:
             wrong.append(f"unknown split {split!r}; expected train or test")
-        if not label:
+        if not label and labelled:
             wrong.append("empty class")
         if not cell:
             wrong.append("empty file")
