@@ -152,7 +152,7 @@ def test_the_deployments_run_the_flows() -> None:
         names.append(f"{flow.name}/{deployment['name']}")
     assert names == [
         *("dynammo/incremental", "dynammo/learn", "dynammo-forget/forget", "dynammo/watch"),
-        "dynammo-benchmark/grid",
+        *("dynammo/monitor", "dynammo-benchmark/grid"),
     ]
 
 
