@@ -168,9 +168,9 @@ def _p_values(
     found = statistic(_weights(fresh[None]))[0]
     found = found - 1e-9 * np.abs(found)  # rounding must not make what is the same smaller
     reached = np.zeros(len(found))
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for size in _chunks(draws, len(fresh)):
-        chosen = random.random((size, groups)).argsort(axis=1) < new_groups
+        chosen = generator.random((size, groups)).argsort(axis=1) < new_groups
         reached += (statistic(_weights(chosen[:, owner])) >= found).sum(axis=0)
     p: Floats = (reached + 1) / (draws + 1)
     return p
