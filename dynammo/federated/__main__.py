@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a message")
     given = parser.parse_args()
     try:
-        from dynammo.federated.app import Asked, client_app, server_app
         from dynammo.extras import needs
+        from dynammo.federated.app import Asked, client_app, server_app
 
         with needs("federated"):
             from flwr.simulation import run_simulation

@@ -11,16 +11,16 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynammo.checkpoint import CheckpointStore, to_json, write_atomically
 from dynammo.config import Config, load_config
 from dynammo.errors import DataError, DynammoError
 from dynammo.extras import needs
 from dynammo.federated.merge import check_adapter, check_federated, check_statistics, merge_sites
-from dynammo.federated.site import backbone_hash, measure_site, read_site, state_hash, train_site
+from dynammo.federated.round import SiteSent, write_round
+from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
 from dynammo.network.network import build_network
 from dynammo.state import State
 
@@ -29,7 +29,6 @@ with needs("federated", "flwr"):
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
 
-FORMAT = 1
 log = logging.getLogger(__name__)
 Answer = Callable[[Mapping[str, Any], RecordDict, Path, Config], RecordDict]
 
@@ -65,15 +64,15 @@ def client_app(sites: Sequence[str] = ()) -> ClientApp:
             content = RecordDict({"site": ConfigRecord({"error": type(error).__name__})})
         return Message(content, reply_to=message)
 
-    @app.query("introduce")
+    @app.query("introduce")  # type: ignore[untyped-decorator]
     def introduce(message: Message, context: Context) -> Message:
         return answer(message, context, _introduce)
 
-    @app.train()
+    @app.train()  # type: ignore[untyped-decorator]
     def train(message: Message, context: Context) -> Message:
         return answer(message, context, _train)
 
-    @app.query("measure")
+    @app.query("measure")  # type: ignore[untyped-decorator]
     def measure(message: Message, context: Context) -> Message:
         return answer(message, context, _measure)
 
@@ -117,26 +116,13 @@ class Asked:
     out: Path
 
 
-@dataclass
-class _Site:
-    """What the server has of a site."""
-
-    name: str
-    number: int = 0
-    classes: list[str] = field(default_factory=list)
-    images: int = 0
-    adapter: State = field(default_factory=dict)
-    statistics: dict[str, State] = field(default_factory=dict)
-    bytes: int = 0
-
-
 def server_app(asked: Asked | None = None) -> ServerApp:
     """The server's part; without `asked` the run's configuration says what is wanted: `config` (a
     JSON file), `min-patients`, `sites`, `timeout` and `out`.
     """
     app = ServerApp()
 
-    @app.main()
+    @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         run = context.run_config
         hold_round(
@@ -163,7 +149,7 @@ def hold_round(grid: Grid, asked: Asked) -> None:
     began, config = time.monotonic(), asked.config
     check_federated(config)
     backbone, left_out = backbone_hash(config), list[dict[str, str]]()
-    sites: dict[int, _Site] = {}
+    sites: dict[int, SiteSent] = {}
 
     def leave_out(name: str, reason: str) -> None:
         log.warning("%s is left out: %s", name, reason)
@@ -183,7 +169,7 @@ def hold_round(grid: Grid, asked: Asked) -> None:
         elif name in {own.name for own in sites.values()}:
             leave_out(name, "another site has this name")
         else:
-            sites[node] = _Site(name)
+            sites[node] = SiteSent(name)
     for number, own in enumerate(sorted(sites.values(), key=lambda own: own.name), start=1):
         own.number = number
 
@@ -201,7 +187,7 @@ def hold_round(grid: Grid, asked: Asked) -> None:
             config, [own.adapter for own in ordered], [own.images for own in ordered]
         )
         complete = True
-        wanted = dict.fromkeys(sites, dict[str, Any]())
+        wanted: dict[int, dict[str, Any]] = {node: {} for node in sites}
         for node, reply in _ask(grid, "query.measure", wanted, asked, merged).items():
             try:
                 _take_statistics(config, sites[node], reply)
@@ -211,7 +197,16 @@ def hold_round(grid: Grid, asked: Asked) -> None:
     if not sites:
         said = "; ".join(f"{own['name']}: {own['reason']}" for own in left_out)
         raise RoundError(f"no site went through: {said}")
-    _write(asked, list(sites.values()), merged, backbone, left_out, time.monotonic() - began)
+    write_round(
+        asked.out,
+        config,
+        asked.min_patients,
+        list(sites.values()),
+        merged,
+        backbone,
+        left_out,
+        time.monotonic() - began,
+    )
 
 
 def _nodes(grid: Grid, asked: Asked) -> list[int]:
@@ -259,7 +254,7 @@ def _ask(
     return found
 
 
-def _take_adapter(config: Config, site: _Site, reply: RecordDict | str) -> None:
+def _take_adapter(config: Config, site: SiteSent, reply: RecordDict | str) -> None:
     if isinstance(reply, str):
         raise DataError(reply)
     told, record = reply["site"], reply["adapter"]
@@ -272,7 +267,7 @@ def _take_adapter(config: Config, site: _Site, reply: RecordDict | str) -> None:
     site.bytes += _size(record)
 
 
-def _take_statistics(config: Config, site: _Site, reply: RecordDict | str) -> None:
+def _take_statistics(config: Config, site: SiteSent, reply: RecordDict | str) -> None:
     if isinstance(reply, str):
         raise DataError(reply)
     if list(reply["site"]["classes"]) != site.classes:
@@ -287,43 +282,6 @@ def _take_statistics(config: Config, site: _Site, reply: RecordDict | str) -> No
 
 def _size(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
-
-
-def _write(
-    asked: Asked,
-    sites: list[_Site],
-    merged: State,
-    backbone: str,
-    left_out: list[dict[str, str]],
-    seconds: float,
-) -> None:
-    store = CheckpointStore(asked.out / "objects")
-    document = {
-        "format": FORMAT,
-        "config": asked.config.model_dump(mode="json"),
-        "min_patients": asked.min_patients,
-        "backbone": backbone,
-        "merged": store.save("merged", merged, {"sites": [own.name for own in sites]}),
-        "sites": [
-            {
-                "name": own.name,
-                "number": own.number,
-                "classes": own.classes,
-                "images": own.images,
-                "bytes": own.bytes,
-                "adapter": store.save("adapter", own.adapter, {"site": own.name}),
-                "statistics": {
-                    name: store.save("batch-statistics", state, {"site": own.name})
-                    for name, state in own.statistics.items()
-                },
-            }
-            for own in sorted(sites, key=lambda own: own.number)
-        ],
-        "left_out": left_out,
-        "seconds": round(seconds, 1),
-        "merged_hash": state_hash(merged),
-    }
-    write_atomically(asked.out / "round.json", to_json(document))
 
 
 client = client_app()

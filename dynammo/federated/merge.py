@@ -13,11 +13,15 @@ from dynammo.heads import HEAD_RULES
 from dynammo.heads.statistics import ClassStatistics, add_samples
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
-from dynammo.methods import METHODS
 from dynammo.network.network import build_network
 from dynammo.state import State
 
-SETTINGS = {"adapter.init": "fresh", "memory.per_class": 0, "methods": ["merged", "frozen"]}
+METHODS = ("merged", "frozen")
+SETTINGS: dict[str, object] = {
+    "adapter.init": "fresh",
+    "memory.per_class": 0,
+    "methods": [*METHODS],
+}
 
 
 def check_federated(config: Config) -> None:
@@ -27,7 +31,7 @@ def check_federated(config: Config) -> None:
         ConfigError: all of them.
     """
     needed = inputs_of(MERGE_RULES[config.merge.rule]) - {"samples"}
-    others = [name for name in config.methods if name not in SETTINGS["methods"]]
+    others = [name for name in config.methods if name not in METHODS]
     problems = {
         "adapter.init must be fresh": config.adapter.init != "fresh",
         "adapter.tasks must be null: every site trains one": config.adapter.tasks is not None,

@@ -1,5 +1,6 @@
 """The command line `dynammo`."""
 
+import flows.cli.federate
 import flows.cli.learner
 import flows.cli.plan
 import flows.cli.trust  # noqa: F401  (these add their commands)
