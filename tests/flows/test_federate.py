@@ -14,14 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from dynammo.federated.merge import SETTINGS, merge_sites
-from dynammo.federated.round import SiteSent, write_round
+from dynammo.checkpoint import to_json, write_atomically
+from dynammo.errors import DataError
+from dynammo.federated.merge import SETTINGS, add_sites, merge_sites
+from dynammo.federated.round import SiteSent, read_round, write_round
 from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import first_settings
-from tasks.support.version import read_version
-from tests.flows.project import PARAMS
+from flows.federate import federate
+from flows.forget import forget
+from flows.learn import learn
+from tasks.support.version import find_learner, read_version
+from tests.flows.project import CLASSES, PARAMS
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES: dict[str, Any] = {
