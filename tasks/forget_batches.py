@@ -89,7 +89,8 @@ def forget_batches(
     if not kept:
         raise LearnerError("nothing would be left")
     remarks: list[str] = []
-    if classes and not stored and config.head.pooling == "samples":
+    together = not stored or "round" in version  # sites send the scatter of all their classes
+    if classes and together and config.head.pooling == "samples":
         remarks.append("the forgotten classes' spread stays in the scatter that all classes share")
     adapted, moved = stage["adapted"], False
     if adapted is not None:
@@ -327,8 +328,9 @@ def _cut(part: Part, remaining: Sequence[int], kept: Sequence[str], context: Con
         return part
     if not classes:
         return {**part, "classes": [], "statistics": None}
-    places = torch.tensor([part["classes"].index(name) for name in classes])
+    places = [part["classes"].index(name) for name in classes]
     store = context.checkpoints
-    rest = {name: value[places] for name, value in store.load(part["statistics"]).items()}
+    state = store.load(part["statistics"])
+    rest = drop_classes(ClassStatistics.of(state), places).state()
     ref = store.save("batch-statistics", rest, provenance(statistics=part["statistics"]))
     return {**part, "classes": classes, "statistics": ref}

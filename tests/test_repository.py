@@ -71,7 +71,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
     wanted = [*project()["dependencies"]]
     for extra, requirements in project()["optional-dependencies"].items():
-        if extra != "distributed":
+        if extra not in ("distributed", "federated"):
             wanted += requirements
     for requirement in map(Requirement, wanted):
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
@@ -214,7 +214,8 @@ def test_every_import_is_of_a_declared_package() -> None:
     modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
     known = set(sys.stdlib_module_names) | {"dynammo", "tasks", "flows", "pydantic_core"}
     extras = project()["optional-dependencies"]
-    allowed = [*project()["dependencies"], *extras["export"], *extras["dicom"]]
+    allowed = [*project()["dependencies"]]
+    allowed += [line for name in ("export", "dicom", "federated") for line in extras[name]]
     for folders, more in ((["dynammo"], []), (["tasks", "flows"], ["pipeline", "distributed"])):
         for extra in more:
             allowed += extras[extra]
@@ -237,5 +238,5 @@ def test_the_types_ship() -> None:
 
 
 def test_the_lock_holds_every_extra_but_one() -> None:
-    extras = set(project()["optional-dependencies"]) - {"distributed"}
+    extras = set(project()["optional-dependencies"]) - {"distributed", "federated"}
     assert set(re.findall(r"--extra (\w+)", read("scripts/lock.sh"))) == extras

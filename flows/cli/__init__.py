@@ -2,6 +2,7 @@
 
 import flows.cli.delta
 import flows.cli.explain
+import flows.cli.federate
 import flows.cli.learner
 import flows.cli.monitor
 import flows.cli.plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
@@ -64,7 +64,8 @@ class Draft(Content):
 
     `parent` is the version it was made of, 0 for the first. `code` is the hash of the code of the
     steps and `versions` are those of the libraries: recorded, never demanded; `notes` say where
-    either differs from the parent's. `steps` are all changes that led here, oldest first.
+    either differs from the parent's. `steps` are all changes that led here, oldest first. `round`
+    tells which site sent what, by hash, where sites made the first version (`dynammo.federated`).
     """
 
     parent: int
@@ -74,6 +75,7 @@ class Draft(Content):
     code: str
     versions: dict[str, str]
     steps: list[Step]
+    round: NotRequired[Ref]
 
 
 class Version(Draft):
@@ -111,8 +113,10 @@ def draft_version(
     parent = folder.pointer()["current"] if folder.exists else 0
     code, libraries = code_version(*CODE), versions()
     step = Step(version=folder.next_number(), parent=parent, modifications=modifications, new=new)
+    held: dict[str, Ref] = {"round": before["round"]} if before and "round" in before else {}
     return {
         **content,
+        **held,  # type: ignore[typeddict-item]
         "parent": parent,
         "at": now(),
         "config": config.model_dump(mode="json"),

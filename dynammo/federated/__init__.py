@@ -1,0 +1,1 @@
+"""Sites that share no images: each sends an adapter and class statistics, which are added up."""

@@ -1,0 +1,185 @@
+"""What a site does with its own images, and what of it crosses. Flower is in `app`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynammo.config import Config
+from dynammo.data.checks import check_image_set
+from dynammo.data.samples import ImageSet, Sample
+from dynammo.data.store import ImageStore, build_store
+from dynammo.errors import DataError
+from dynammo.heads.scaling import power_normalise
+from dynammo.heads.statistics import ClassStatistics, measure_classes
+from dynammo.learner.batch import load_batch
+from dynammo.learner.ledger import Ledger
+from dynammo.methods import METHODS
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.features import augmented_views
+from dynammo.network.network import Network, build_network
+from dynammo.seeds import derive_seed
+from dynammo.state import State
+from dynammo.training.loop import train_adapter
+
+
+class SiteBatch(NamedTuple):
+    """A site's images of the classes that may cross, and how many patients each class has.
+
+    `held_back`: likewise of those that have too few, and stay.
+    """
+
+    images: ImageSet
+    patients: dict[str, int]
+    held_back: dict[str, int]
+
+    @property
+    def training(self) -> tuple[Sample, ...]:
+        """What is learnt from, class by class."""
+        return self.images.select("train", sorted(self.patients))
+
+
+class Crossing(NamedTuple):
+    """A tensor that leaves a site: in which message, its name, shape, type and bytes."""
+
+    message: str
+    tensor: str
+    shape: tuple[int, ...]
+    kind: str
+    bytes: int
+
+
+def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
+    """List a site's images, without the classes that have too few patients.
+
+    Args:
+        path: a batch (`dynammo.learner.batch`).
+        config: of the learner that is made.
+        min_patients: k; of a class with images without a group, each image counts as a patient.
+
+    Raises:
+        DataError: of the batch; or no class has k patients.
+    """
+    images, _ = load_batch(path, config.data.test_share, Ledger.empty(), "00" * 32)
+    check_image_set(images, config.data.repeats)
+    counts = {name: _patients(images.select("train", [name])) for name in images.classes}
+    there = {name: count for name, count in counts.items() if count >= min_patients}
+    if not there:
+        raise DataError(f"{path}: no class has {min_patients} patients; nothing would be sent")
+    kept = tuple(sample for sample in images.samples if sample.label in there)
+    rest = {name: count for name, count in counts.items() if name not in there}
+    return SiteBatch(ImageSet(images.root, kept), there, rest)
+
+
+def train_site(config: Config, number: int, batch: SiteBatch) -> State:
+    """The site's adapter: what `learn` trains of a batch of that number from a fresh one.
+
+    Args:
+        config: of the learner.
+        number: of the batch, from 1; sets the seeds.
+        batch: of the site.
+    """
+    seed = derive_seed(config.seed, "adapter", number)
+    network = _network(config, seed).to(_device(config))
+    pixels, labels = _load(config, batch)
+    own = derive_seed(config.seed, "train", number)
+    settings = config.train.of_adapters
+    return train_adapter(network, pixels, labels, len(batch.patients), settings, own).adapter
+
+
+def measure_site(config: Config, adapter: State, batch: SiteBatch) -> dict[str, ClassStatistics]:
+    """The site's class statistics for each method: under the merged adapter, or the bare backbone.
+
+    Args:
+        config: of the learner.
+        adapter: the merged one.
+        batch: of the site.
+    """
+    pixels, labels = _load(config, batch)
+    head, found = config.head, {}
+    for name in config.methods:
+        network = _network(config, 0 if METHODS[name].shared_adapters else None)
+        if METHODS[name].shared_adapters:
+            network.load_adapter_state(adapter)
+        views = augmented_views(network.to(_device(config)), pixels, head.flip, head.turns)
+        features = power_normalise(views, head.power)
+        measured = measure_classes(features, labels, len(batch.patients), "classes")
+        found[name] = measured.pooled(head.pooling)
+    return found
+
+
+def crossings(config: Config, batch: SiteBatch) -> list[Crossing]:
+    """All tensors that a site will send; nothing is computed on its images."""
+    network = _network(config, 0)
+    rows = [_crossing("train", name, value) for name, value in network.adapter_state().items()]
+    classes, size = len(batch.patients), network.feature_size
+    own = () if config.head.pooling == "samples" else (classes,)
+    shapes = {
+        "means": (classes, size),
+        "scatter": (*own, size * (size + 1) // 2),
+        "counts": (classes,),
+    }
+    return rows + [
+        _crossing("measure", f"{method}.{name}", torch.empty(shape, dtype=torch.float64))
+        for method in config.methods
+        for name, shape in shapes.items()
+    ]
+
+
+def backbone_hash(config: Config) -> str:
+    """Hash of the frozen network's weights: what all sites must have in common."""
+    weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
+    return state_hash(weights)
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, hex, over names, types, shapes and contents, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _patients(samples: tuple[Sample, ...]) -> int:
+    groups = {sample.group for sample in samples}
+    return len(samples) if None in groups else len(groups)
+
+
+def _load(config: Config, batch: SiteBatch) -> tuple[Tensor, Tensor]:
+    """Training images (N, 3, S, S) uint8 and class indices (N,); no decoded copy stays."""
+    names = sorted(batch.patients)
+    with TemporaryDirectory(prefix="dynammo-site-") as folder:
+        path = build_store(
+            batch.images, config.image.size, Path(folder), repeated=config.data.repeats
+        )
+        pixels = ImageStore.open(path, verify=False).load(batch.training)
+    labels = torch.tensor([names.index(sample.label) for sample in batch.training]).long()
+    return pixels, labels
+
+
+def _network(config: Config, seed: int | None) -> Network:
+    """With fresh adapters drawn from a seed, or bare."""
+    weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
+    adapter = None if seed is None else config.adapter
+    return build_network(
+        config.backbone.architecture, weights, config.image.size, adapter, seed or 0
+    )
+
+
+def _device(config: Config) -> torch.device:
+    if config.device != "auto":
+        return torch.device(config.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _crossing(message: str, name: str, value: Tensor) -> Crossing:
+    kind = str(value.dtype).removeprefix("torch.")
+    return Crossing(message, name, tuple(value.shape), kind, value.nbytes)

@@ -1,0 +1,222 @@
+"""A round of sites beside a learner that got the same batches one after another."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynammo.checkpoint import to_json, write_atomically
+from dynammo.errors import DataError
+from dynammo.federated.merge import SETTINGS, add_sites, merge_sites
+from dynammo.federated.round import SiteSent, read_round, write_round
+from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
+from dynammo.heads.statistics import ClassStatistics
+from dynammo.learner.folder import LearnerFolder
+from dynammo.learner.settings import first_settings
+from flows.federate import federate
+from flows.forget import forget
+from flows.learn import learn
+from tasks.support.version import find_learner, read_version
+from tests.flows.project import CLASSES, PARAMS
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES: dict[str, Any] = {
+    **{key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train", "gate")},
+    **SETTINGS,
+    "tracking.register_model": False,
+}
+FLOWER = os.environ.get("DYNAMMO_FLOWER_PYTHON", sys.executable)
+HAS_FLOWER = not subprocess.run(
+    [FLOWER, "-c", "import flwr, ray"], check=False, capture_output=True
+).returncode
+needs_flower = pytest.mark.skipif(
+    not HAS_FLOWER, reason="no Flower: set DYNAMMO_FLOWER_PYTHON (docs/federated.md)"
+)
+
+
+def statistics(folder: LearnerFolder, method: str) -> ClassStatistics:
+    ref = read_version(folder)["stage"]["methods"][method]["statistics"]
+    assert ref is not None
+    return ClassStatistics.of(folder.store.load(ref))
+
+
+def merged(folder: LearnerFolder) -> dict[str, torch.Tensor]:
+    adapted = read_version(folder)["stage"]["adapted"]
+    assert adapted is not None
+    return folder.store.load(adapted["merged"])
+
+
+def hold(folder: Path, sites: list[Path]) -> None:
+    """What `dynammo.federated.app` does, in this process."""
+    config = first_settings("fed", None, OVERRIDES)
+    sent, batches = [], [read_site(path, config, 5) for path in sites]
+    for number, (path, batch) in enumerate(zip(sites, batches, strict=True), start=1):
+        adapter = train_site(config, number, batch)
+        sent.append(
+            SiteSent(path.name, number, sorted(batch.patients), len(batch.training), adapter)
+        )
+    whole = merge_sites(config, [own.adapter for own in sent], [own.images for own in sent])
+    for own, batch in zip(sent, batches, strict=True):
+        found = measure_site(config, whole, batch)
+        own.statistics = {name: value.state() for name, value in found.items()}
+    write_round(folder, config, 5, sent, whole, backbone_hash(config), [], 0.0)
+
+
+@pytest.fixture
+def sites(arrive: Callable[..., Path]) -> list[Path]:
+    names = ("site_a", "site_b", "site_c")
+    return [arrive(name, list(CLASSES[2 * i : 2 * i + 2])) for i, name in enumerate(names)]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_learner_is_that_of_the_batches_one_after_another(
+    here: Path, sites: list[Path]
+) -> None:
+    hold(here / "round", sites)
+    assert federate("fed", str(here / "round"))["version"] == 1
+    for number, batch in enumerate(sites):
+        learn("central", str(batch), None, OVERRIDES if number == 0 else None)
+    fed, central = find_learner("fed"), find_learner("central")
+    # Bit by bit: the same seeds, the same images, the same running average.
+    ours, theirs = merged(fed), merged(central)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for got, wanted in zip(statistics(fed, "frozen"), statistics(central, "frozen"), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    # Under the merged adapter the learner carries old statistics over by a map, and sites measure.
+    torch.testing.assert_close(
+        statistics(fed, "merged").counts, statistics(central, "merged").counts
+    )
+
+    document = read_round(here / "round")
+    version = read_version(fed)
+    assert fed.store.load_json(version["round"]) == document
+    forget("fed", [2])
+    sent = [
+        (own["classes"], ClassStatistics.of(fed.store.load(own["statistics"]["frozen"])))
+        for own in document["sites"]
+        if own["number"] != 2
+    ]
+    names, left = add_sites(sent)
+    assert names == ["amber", "birch", "ember", "fern"]
+    for got, wanted in zip(statistics(fed, "frozen"), left, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_round_that_was_changed_is_refused(here: Path) -> None:
+    with pytest.raises(DataError, match="cannot read"):
+        read_round(here)
+    write_atomically(here / "round.json", to_json({"format": 0}))
+    with pytest.raises(DataError, match="format 0"):
+        read_round(here)
+
+
+def same_round(here: Path, sites: list[Path]) -> None:
+    """What Flower brought of two sites is what this process makes of them; the third is named."""
+    hold(here / "expected", sites[:2])
+    got, wanted = read_round(here / "round"), read_round(here / "expected")
+    assert got["merged"] == wanted["merged"]
+    for own, expected in zip(got["sites"], wanted["sites"], strict=True):
+        assert own["name"] == expected["name"] and own["bytes"] > 0
+        assert own["adapter"] == expected["adapter"]
+        assert own["statistics"] == expected["statistics"]
+    assert [own["name"] for own in got["left_out"]] == ["site_c"]
+
+
+def settings_in(here: Path) -> Path:
+    config = first_settings("fed", None, OVERRIDES)
+    write_atomically(here / "config.json", to_json(config.model_dump(mode="json")))
+    return here / "config.json"
+
+
+def environment(here: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "FLWR_HOME": str(here / "flower"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(FLOWER).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@needs_flower
+def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) -> None:
+    settings = settings_in(here)
+    for file in sites[2].rglob("*.png"):
+        file.write_bytes(b"no picture")
+    subprocess.run(
+        [FLOWER, "-m", "dynammo.federated", settings, here / "round", *sites],
+        check=True,
+        env=environment(here),
+    )
+    same_round(here, sites)
+
+
+@needs_flower
+def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[Path]) -> None:
+    settings, port = settings_in(here), free_port()
+    env, address = environment(here), f"127.0.0.1:{port}"
+    sites[2].rename(here / "gone")  # its supernode comes, and has no images
+    home = here / "flower"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        '[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\n'
+        f'address = "{address}"\ninsecure = true\n'
+    )
+    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    commands = [[*link, "--disable-runtime-dependency-installation"]]
+    for path in sites:
+        node = ["flower-supernode", "--insecure", "--superlink", address]
+        own = ["--port", str(free_port()), "--node-config", f'site="{path}"']
+        commands.append([*node, *own])
+    asked = f'config="{settings}" out="{here / "round"}" sites=3 timeout=200.0'
+    started = []
+    try:
+        for number, command in enumerate(commands):
+            log = (here / f"{number}.log").open("wb")
+            folder = Path(FLOWER).parent
+            started.append(
+                subprocess.Popen(
+                    [folder / command[0], *command[1:]], env=env, stdout=log, stderr=log
+                )
+            )
+            wait_for(port)
+        run = ["run", str(ROOT / "scripts" / "flower"), "loopback", "--stream", "-c", asked]
+        subprocess.run([Path(FLOWER).parent / "flwr", *run], check=True, env=env, timeout=250)
+        for _ in range(600):
+            if (here / "round" / "round.json").is_file():
+                break
+            time.sleep(0.1)
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait(30)
+    same_round(here, sites)
+
+
+def free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        port: int = own.getsockname()[1]
+        return port
+
+
+def wait_for(port: int) -> None:
+    """Until somebody listens."""
+    for _ in range(600):
+        with socket.socket() as own:
+            if own.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody listens on {port}")
