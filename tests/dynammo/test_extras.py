@@ -58,6 +58,21 @@ def test_a_missing_package_names_its_extra() -> None:
         import nowhere  # noqa: F401
 
 
+def test_pictures_are_decoded_where_pydicom_was_never_installed() -> None:
+    code = """
+import importlib.metadata as metadata
+known = metadata.version
+def version(name):
+    if name == "pydicom":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+metadata.version = version
+from dynammo.data.formats import pictures
+print(pictures.DECODER_VERSION.endswith("-pydicom-none"))
+"""
+    assert alone(code) == "True"
+
+
 def test_without_pydicom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from dynammo.data.formats.pictures import decode
 

@@ -6,7 +6,7 @@ Training and serving both call `load_image`, so both see the same pixels.
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,12 @@ class HashedFile:
 Source = str | Path | HashedFile | bytes | NDArray[Any] | Image.Image
 
 # Change the number when `decode` or `resize` gives other pixels. The versions of Pillow and pydicom
-# are part of it: their codecs and filters change too.
-DECODER_VERSION = f"1-pillow-{PIL.__version__}-pydicom-{version('pydicom')}"
+# are part of it: their codecs and filters change too. Without the extra "dicom" none is decoded.
+try:
+    _DICOM = version("pydicom")
+except PackageNotFoundError:
+    _DICOM = "none"
+DECODER_VERSION = f"1-pillow-{PIL.__version__}-pydicom-{_DICOM}"
 
 # Only these are opened: others are no pictures to learn from, and some (EPS) run programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
