@@ -153,12 +153,13 @@ def predict(
             answers_to(output, form, predictor.classes, predictor.thresholds is not None) as write,
             _progress("classify", "image") as progress,
         ):
-            hashed = [HashedFile(file) for file in files]
-            stream = zip(hashed, predictor.stream(hashed), strict=True)
+            # Hashed for the log alone.
+            sources: list[Path | HashedFile] = [HashedFile(f) if logged else f for f in files]
+            stream = zip(sources, predictor.stream(sources), strict=True)
             for done, (file, answer) in enumerate(stream, start=1):
                 if isinstance(answer, DataError):
                     bad.append(answer)
-                elif logged:
+                elif logged and isinstance(file, HashedFile):
                     logged.append([(file.sha256, answer)])
                 write(str(file), answer)
                 progress(done, len(files))
