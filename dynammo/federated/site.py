@@ -15,6 +15,7 @@ from dynammo.config import Config
 from dynammo.data.checks import check_image_set
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.store import ImageStore, build_store
+from dynammo.device import choose_device
 from dynammo.errors import DataError
 from dynammo.heads.scaling import power_normalise
 from dynammo.heads.statistics import ClassStatistics, measure_classes
@@ -86,7 +87,7 @@ def train_site(config: Config, number: int, batch: SiteBatch) -> State:
         batch: of the site.
     """
     seed = derive_seed(config.seed, "adapter", number)
-    network = _network(config, seed).to(_device(config))
+    network = _network(config, seed).to(choose_device(config.device))
     pixels, labels = _load(config, batch)
     own = derive_seed(config.seed, "train", number)
     settings = config.train.of_adapters
@@ -107,7 +108,9 @@ def measure_site(config: Config, adapter: State, batch: SiteBatch) -> dict[str, 
         network = _network(config, 0 if METHODS[name].shared_adapters else None)
         if METHODS[name].shared_adapters:
             network.load_adapter_state(adapter)
-        views = augmented_views(network.to(_device(config)), pixels, head.flip, head.turns)
+        views = augmented_views(
+            network.to(choose_device(config.device)), pixels, head.flip, head.turns
+        )
         features = power_normalise(views, head.power)
         measured = measure_classes(features, labels, len(batch.patients), "classes")
         found[name] = measured.pooled(head.pooling)
@@ -172,12 +175,6 @@ def _network(config: Config, seed: int | None) -> Network:
     return build_network(
         config.backbone.architecture, weights, config.image.size, adapter, seed or 0
     )
-
-
-def _device(config: Config) -> torch.device:
-    if config.device != "auto":
-        return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _crossing(message: str, name: str, value: Tensor) -> Crossing:

@@ -85,7 +85,7 @@ def _torch() -> str:
     import torch
 
     import dynammo.network.backbones  # noqa: F401  (fails where torchvision does not fit torch)
-    from tasks.support.workspace import choose_device
+    from dynammo.device import choose_device
 
     device = choose_device("auto")
     return f"{torch.__version__}, runs on {device}, {torch.get_num_threads()} threads"

