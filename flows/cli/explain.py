@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DataError
 from flows.cli.main import Model, PublicKey, app, err, image_files, readable_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dynammo.data.formats.pictures import Pixels
+    from dynammo.deploy.predictor import Predictor
 
 
 @app.command()
@@ -27,15 +33,11 @@ def explain(
     Red speaks for the class, blue against it. It shows what the model goes by, which may be wrong.
     """
     with readable_errors():
-        import torch
-
         from dynammo.checkpoint import check_writable
         from dynammo.data.formats.pictures import load_image
         from dynammo.deploy.graph import load_predictor
-        from dynammo.deploy.heat_map import heat_maps
         from dynammo.deploy.predictor import Predictor
         from dynammo.reporting.figures import save_figure
-        from dynammo.reporting.heat_map import draw_heat_map
         from tasks.support.progress import progress_bar
 
         targets: dict[Path, Path] = {}
@@ -56,16 +58,25 @@ def explain(
                     picture = load_image(file, predictor.size)
                 except DataError as error:
                     bad.append(str(error))
-                    continue
-                (answer,) = predictor.predict([picture])
-                shown = label or answer.label
-                pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
-                place = torch.tensor([predictor.classes.index(shown)])
-                heat = heat_maps(predictor.model, pixels, place)[0].numpy()
-                title = f"{shown}, {answer.probabilities[shown]:.1%}"
-                save_figure(draw_heat_map(picture, heat, title), target)
+                else:
+                    save_figure(_drawn(predictor, picture, label), target)
                 progress(done, len(targets))
         line = f"{len(targets) - len(bad)} heat maps written to {output}"
         err.print(Text(line), soft_wrap=True)
         if bad:
             raise DataError(f"{len(bad)} of {len(targets)} images have none; first: {bad[0]}")
+
+
+def _drawn(predictor: Predictor, picture: Pixels, label: str | None) -> Figure:
+    """Where a class is seen in a picture of the network's size; none: the most probable one."""
+    import torch
+
+    from dynammo.deploy.heat_map import heat_maps
+    from dynammo.reporting.heat_map import draw_heat_map
+
+    (answer,) = predictor.predict([picture])
+    shown = label or answer.label
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    place = torch.tensor([predictor.classes.index(shown)])
+    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
+    return draw_heat_map(picture, heat, f"{shown}, {answer.probabilities[shown]:.1%}")
