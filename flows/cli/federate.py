@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DynammoError
-from flows.cli.learner import PANEL, _ready, _show
+from flows.cli.learner import PANEL, ready, show
 from flows.cli.main import Params, Set, app, out, readable_errors
 
 if TYPE_CHECKING:
@@ -67,14 +67,13 @@ def federate(
                 for path in batches:
                     _list(path, config, min_patients)
                 return
-            _ready()
+        ready()
+        if simulate:
             _simulate(config, folder, batches, min_patients)
-        else:
-            _ready()
         from flows.federate import federate as flow
 
         made = flow(learner, str(folder))
-        _show(made["learner"], made["version"])
+        show(made["learner"], made["version"])
 
 
 def _settings(learner: str, params: Path | None, set_: list[str] | None) -> Config:

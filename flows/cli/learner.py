@@ -64,13 +64,13 @@ def learn(
         folder_for(learner)  # what is wrong with names is said before a server is started
         if not batch.exists():
             raise DataError(f"{batch}: no such file or folder")
-        _ready()
+        ready()
         from flows.learn import learn as flow
 
         given = str(params) if params else None
         key = _path(public_key)
         made = flow(learner, str(batch.absolute()), given, overrides, modification, key)
-        _show(made["learner"], made["version"])
+        show(made["learner"], made["version"])
 
 
 @app.command(rich_help_panel=PANEL)
@@ -112,7 +112,7 @@ def forget(
         if not (tasks or class_ or group):
             raise ConfigError(["forget what? --tasks, --class or --group"])
         find(learner)
-        _ready()
+        ready()
         from flows.forget import forget as forget_flow
         from flows.purge import purge as purge_flow
 
@@ -127,7 +127,7 @@ def forget(
         made = forget_flow(learner, _numbers(tasks), class_, _path(public_key))
         for remark in made["remarks"]:
             out.print(Text(f"stays: {remark}"), soft_wrap=True)
-        _show(learner, made["version"])
+        show(learner, made["version"])
 
 
 @app.command(rich_help_panel=PANEL)
@@ -144,11 +144,11 @@ def merge(
         if not (tasks or rule):
             raise ConfigError(["merge what? --tasks, --rule or both"])
         find(learner)
-        _ready()
+        ready()
         from flows.merge import merge as flow
 
         made = flow(learner, _numbers(tasks), rule, public_key=_path(public_key))
-        _show(learner, made["version"])
+        show(learner, made["version"])
 
 
 @app.command(rich_help_panel=PANEL)
@@ -161,7 +161,7 @@ def rollback(
     with readable_errors():
         folder = find(learner)
         folder.version(version)
-        _ready()
+        ready()
         from flows.promote import promote as flow
 
         flow(learner, version, back=True, public_key=_path(public_key))
@@ -181,7 +181,7 @@ def promote(
     with readable_errors():
         folder = find(learner)
         folder.version(version)
-        _ready()
+        ready()
         from flows.promote import promote as flow
 
         flow(learner, version, reason, public_key=_path(public_key))
@@ -219,7 +219,7 @@ def purge(
     """
     with readable_errors():
         find(learner)
-        _ready()
+        ready()
         from flows.purge import purge as flow
 
         removed = flow(learner, _numbers(tasks), None)["removed"]
@@ -240,7 +240,8 @@ def find(name: str) -> LearnerFolder:
     return folder
 
 
-def _ready() -> None:
+def ready() -> None:
+    """Find out before any work whether Prefect's server answers, where one is set."""
     from flows.cli.doctor import check_prefect
 
     check_prefect()
@@ -284,7 +285,7 @@ def _history(folder: LearnerFolder) -> Table:
     return table
 
 
-def _show(name: str, number: int) -> None:
+def show(name: str, number: int) -> None:
     """The version just made: its classes' recall beside the champion's, and where to look.
 
     Raises:
