@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DataError
 from flows.cli.main import Model, PublicKey, app, err, image_files, readable_errors
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from dynammo.data.formats.pictures import Pixels
-    from dynammo.deploy.predictor import Predictor
 
 
 @app.command()
@@ -38,6 +32,7 @@ def explain(
         from dynammo.deploy.graph import load_predictor
         from dynammo.deploy.predictor import Predictor
         from dynammo.reporting.figures import save_figure
+        from dynammo.reporting.heat_map import explain as draw
         from tasks.support.progress import progress_bar
 
         targets: dict[Path, Path] = {}
@@ -59,24 +54,9 @@ def explain(
                 except DataError as error:
                     bad.append(str(error))
                 else:
-                    save_figure(_drawn(predictor, picture, label), target)
+                    save_figure(draw(predictor, picture, label), target)
                 progress(done, len(targets))
         line = f"{len(targets) - len(bad)} heat maps written to {output}"
         err.print(Text(line), soft_wrap=True)
         if bad:
             raise DataError(f"{len(bad)} of {len(targets)} images have none; first: {bad[0]}")
-
-
-def _drawn(predictor: Predictor, picture: Pixels, label: str | None) -> Figure:
-    """Where a class is seen in a picture of the network's size; none: the most probable one."""
-    import torch
-
-    from dynammo.deploy.heat_map import heat_maps
-    from dynammo.reporting.heat_map import draw_heat_map
-
-    (answer,) = predictor.predict([picture])
-    shown = label or answer.label
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    place = torch.tensor([predictor.classes.index(shown)])
-    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
-    return draw_heat_map(picture, heat, f"{shown}, {answer.probabilities[shown]:.1%}")
