@@ -42,6 +42,7 @@ COMMANDS = [
     "datasets",
     "predict",
     "serve",
+    "app",
     "explain",
     "evaluate",
     "compare",

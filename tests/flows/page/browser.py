@@ -48,9 +48,9 @@ class Tab:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition: str, seconds: float = 60) -> None:
         """Until an expression is true, in this page or in one that takes its place."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + seconds
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, condition
             time.sleep(0.05)

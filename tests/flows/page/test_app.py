@@ -143,21 +143,16 @@ def test_a_change_is_confirmed_first(client: TestClient, begun: Path) -> None:
     assert "dynammo forget shapes --tasks 1<" in reply.text
 
 
-def test_another_champion_answers_at_once(client: TestClient, begun: Path) -> None:
-    folder = find_learner("shapes")
+def test_the_champion_is_read_again_when_it_is_another(client: TestClient, begun: Path) -> None:
+    """What was loaded does not answer in its place; here the other one is damaged."""
     content = picture(begun).read_bytes()
-    before = client.post("/answer", content=content).json()
-    model = folder.path / "model"
-    manifest = json.loads((model / "model.json").read_text())
-    renamed = {**manifest, "classes": ["fern", "dusk"]}
-    (model / "model.json").write_text(json.dumps(renamed))
-    (model / "model.onnx").unlink()  # it would be of another model
-    after = client.post("/answer", content=content).json()
-    assert "error" not in after, after
-    assert list(after["probabilities"].values()) == pytest.approx(
-        list(before["probabilities"].values()), abs=1e-4
+    assert "probabilities" in client.post("/answer", content=content).json()
+    manifest = find_learner("shapes").path / "model" / "model.json"
+    manifest.write_text(manifest.read_text().replace("amber", "azure"))
+    assert (
+        "exported from another model.json"
+        in client.post("/answer", content=content).json()["error"]
     )
-    assert list(after["probabilities"]) == ["fern", "dusk"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as Debian has it")
@@ -182,7 +177,7 @@ def test_in_a_browser(begun: Path, tmp_path: Path) -> None:
         tab.run("document.querySelector('form[action=\"/change/forget\"] button').click()")
         tab.wait("document.querySelector('h1')?.textContent === 'Forget?'")
         tab.run("document.querySelector('main form button').click()")
-        tab.wait("/ended with status/.test(document.getElementById('status')?.textContent)")
+        tab.wait("/ended/.test(document.getElementById('status')?.textContent)", seconds=300)
         assert "error: nothing would be left" in tab.run(
             "document.getElementById('lines').textContent"
         )
