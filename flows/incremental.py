@@ -79,4 +79,8 @@ def incremental(
         close_runs.fn(runs, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     close_runs(runs, "FINISHED")
-    return {"output": str(config.output_dir), "summary": results["summary"]}
+    return {
+        "output": str(config.output_dir),
+        "summary": results["summary"],
+        "paths": runs["paths"],
+    }

@@ -40,12 +40,12 @@ def open_runs(config: Config, data: DataVersion, backbone: Ref) -> dict[str, Any
 
     Returns:
         `parent` and `children` (variant -> run id), `experiment_id`, and the pages `url` of the
-        parent and `compare_url`, none without a tracking server.
+        parent and `compare_url`, none without a tracking server, whose address `paths` follow.
     """
     key = experiment_key(config, data["hash"], backbone)
     runs = mlflow_runs.open_runs(config, key, dict(data), config.methods)
     pages = {"url": mlflow_runs.run_url(runs), "compare_url": mlflow_runs.compare_url(runs)}
-    return {**runs, **pages}
+    return {**runs, **pages, "paths": mlflow_runs.paths(runs)}
 
 
 @task(name="track", retries=2, retry_delay_seconds=3, task_run_name="track {label} in MLflow")

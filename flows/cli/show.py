@@ -33,10 +33,11 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
 
     check_output(config.output_dir)  # before anything is started
     check_prefect()
-    incremental(params, overrides)
+    came = incremental(params, overrides)
     folder = config.output_dir
     uri = tracking_uri()
-    where = uri if uri.startswith("http") else "http://127.0.0.1:5000 (start it with: make ui)"
+    served = uri.startswith("http")
+    address = uri.rstrip("/") if served else "http://127.0.0.1:5000"
     model = []
     if "merged" in config.methods:
         model = [
@@ -47,13 +48,14 @@ def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -
         f"report       {folder / 'report.html'}",
         f"metrics      {folder / 'metrics.json'}",
         *model,
-        f"MLflow       {where}",
-        f"             {config.experiment}: its newest run links to the curves to compare",
+        f"MLflow       {address}" + ("" if served else " (start it with: make ui)"),
     ]
     results = read_results(folder)
     console = Console()
     console.print(_table(results), *advice(results), sep="\n")
     console.print(Panel(Text("\n".join(lines)), title="where to look"))
+    for what, path in came["paths"].items():
+        console.print(Text(f"{what}: {address}/{path}"), soft_wrap=True)
 
 
 def comparison(folders: Sequence[Path]) -> Group:

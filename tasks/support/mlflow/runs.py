@@ -49,6 +49,10 @@ from tasks.support.processes import this_process
 
 _RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
+_EXPERIMENT = {
+    _NOTE: "A run has a child a method, merged, unmerged, frozen and others: the same metrics, "
+    "with the number of tasks learnt as the step. A run's description links to their curves."
+}
 PROCESS = "dynammo.process"  # by which tasks.support.sweep knows that a run will not go on
 _PARAM_LENGTH, _TAG_LENGTH, _DIGEST_LENGTH, _BATCH = 6000, 5000, 36, 1000  # MLflow's limits
 _ANSWER_SECONDS = 5
@@ -308,7 +312,16 @@ def run_url(runs: Runs) -> str | None:
 
 def compare_url(runs: Runs) -> str | None:
     """The page that lays the children's curves over each other, where a server shows one."""
-    return _page(_compare_path(runs["experiment_id"], list(runs["children"].values())))
+    return _page(paths(runs)["curves"])
+
+
+def paths(runs: Runs) -> dict[str, str]:
+    """What follows a server's address: `runs`, the experiment's, and the children's `curves`."""
+    return {
+        # MLflow's page of an experiment opens on language models unless it is told otherwise.
+        "runs": f"#/experiments/{runs['experiment_id']}?workflowType=machine_learning",
+        "curves": _compare_path(runs["experiment_id"], list(runs["children"].values())),
+    }
 
 
 def _page(path: str) -> str | None:
@@ -320,7 +333,9 @@ def _experiment(client: MlflowClient, name: str) -> str:
     """The experiment's id; it is made if missing, and restored if deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        made: str = client.create_experiment(name, artifact_location=_artifact_location())
+        made: str = client.create_experiment(
+            name, artifact_location=_artifact_location(), tags=dict(_EXPERIMENT)
+        )
         return made
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
