@@ -401,13 +401,22 @@ def export_model(
             "Default: crops of two photographs.",
         ),
     ] = None,
+    monai_bundle: Annotated[
+        bool, typer.Option("--monai-bundle", help="A MONAI bundle around the program (pt2).")
+    ] = False,
 ) -> None:
     """Write a model as safetensors, torch.export program and ONNX, and check their answers."""
     with readable_errors():
         from dynammo.deploy import export as forms
+        from dynammo.deploy.bundle import export_bundle
 
         images = list(image_files(check)) if check else None
-        report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
+        if monai_bundle:
+            if format_:
+                raise ConfigError(["--monai-bundle has its own format: leave --format out"])
+            report = export_bundle(model, folder, images)
+        else:
+            report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
         title = escape(str(folder))
         table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
         for file in report["files"].values():
