@@ -7,6 +7,8 @@ an answer was given, the prediction log says.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from io import BytesIO
 from typing import Any
@@ -66,6 +68,8 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
             hd.sr.QualitativeEvaluation(_coded(POSSIBLE), _coded(code))
             for code in finding.possible or [NONE]
         ]
+    with _taking_over():
+        source = hd.sr.SourceImageForMeasurementGroup.from_source_image(header)
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         hd.sr.TrackingIdentifier(
             uid=dicom_uid(finding.identifier("group")), identifier="Whole image"
@@ -83,10 +87,10 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
             hd.sr.Measurement(_coded(PROBABILITY), float(finding.percent), codes.UCUM.Percent)
         ],
         qualitative_evaluations=evaluations,
-        source_images=[hd.sr.SourceImageForMeasurementGroup.from_source_image(header)],
+        source_images=[source],
     )
     day, hour = date_of(header) or _NO_DATE
-    try:
+    with _taking_over():
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=_observer(device)),
             procedure_reported=_procedure(header),
@@ -107,8 +111,6 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
             content_time=hour,
             **_equipment(device, "predicted classes"),
         )
-    except (TypeError, ValueError) as error:
-        raise DataError(f"no report can take over its header: {error}") from None
     return _written(report)
 
 
@@ -127,7 +129,7 @@ def heat_map_image(header: Dataset, drawn: Pixels, device: Device, label: str) -
     pixels = hashlib.sha256(drawn.tobytes()).hexdigest()
     unique = identifier("heat map", str(header.SOPInstanceUID), device.model, label, pixels)
     day, hour = date_of(header) or _NO_DATE
-    try:
+    with _taking_over():
         image = hd.sc.SCImage.from_ref_dataset(
             ref_dataset=header,
             pixel_array=drawn,
@@ -144,8 +146,6 @@ def heat_map_image(header: Dataset, drawn: Pixels, device: Device, label: str) -
             content_time=hour,
             **_equipment(device, "heat maps"),
         )
-    except (TypeError, ValueError) as error:
-        raise DataError(f"no image can take over its header: {error}") from None
     source = Dataset()
     source.ReferencedSOPClassUID = header.SOPClassUID
     source.ReferencedSOPInstanceUID = header.SOPInstanceUID
@@ -162,13 +162,24 @@ def heat_map_image(header: Dataset, drawn: Pixels, device: Device, label: str) -
     return _written(image)
 
 
+@contextmanager
+def _taking_over() -> Iterator[None]:
+    """Around what reads a header that anybody may have written."""
+    try:
+        yield
+    except Exception as error:  # highdicom raises nearly anything on what it does not expect
+        reason = " ".join(str(error).split())
+        raise DataError(f"nothing that refers to it can take over its header: {reason}") from error
+
+
 def _written(made: Dataset) -> bytes:
     for part in (made, *made.get("ContributingEquipmentSequence", [])):
         for name in _CLOCK:
             if name in part:
                 delattr(part, name)
     stream = BytesIO()
-    made.save_as(stream, enforce_file_format=True)
+    with _taking_over():
+        made.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
 
 

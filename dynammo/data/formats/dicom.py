@@ -18,7 +18,6 @@ from dynammo.extras import needs
 
 with needs("dicom", "pydicom"):
     from pydicom import Dataset, dcmread
-    from pydicom.errors import InvalidDicomError
     from pydicom.multival import MultiValue
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
     from pydicom.pixels.utils import pixel_array
@@ -27,7 +26,7 @@ with needs("dicom", "pydicom"):
 _MOMENT: tuple[tuple[Any, str], ...] = ((DA, "Date"), (TM, "Time"))
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 # What another object needs to refer to an image, and what it takes over, empty if need be (type 2).
-_REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _TAKEN_OVER = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
@@ -91,8 +90,9 @@ def read_header(content: bytes) -> Dataset | None:
         header = dcmread(BytesIO(content), stop_before_pixels=True)
         header.decode()
         missing = [name for name in _REFERRED if not header.get(name)]
-    except (InvalidDicomError, LookupError, ValueError) as error:
-        raise DataError(f"its header cannot be read: {error}") from None
+    except Exception as error:  # as with pixels, damaged bytes raise nearly anything
+        reason = " ".join(str(error).split())
+        raise DataError(f"its header cannot be read: {reason}") from None
     if missing:
         raise DataError(f"it has no {', '.join(missing)}, so that no report can refer to it")
     for name in _TAKEN_OVER:

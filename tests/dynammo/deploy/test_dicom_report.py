@@ -9,6 +9,7 @@ import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
 from pydicom.sr.codedict import codes as standard
 
 from dynammo.data.formats.dicom import date_of, read_header
@@ -149,11 +150,28 @@ def test_dates_are_those_of_the_image(
     assert str(report.ContentTime).ljust(6, "0") == expected[1].ljust(6, "0")
 
 
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm"])
+def test_headers_of_real_devices(name: str) -> None:
+    file = get_testdata_file(name, download=False)
+    header = read_header(Path(str(file)).read_bytes())
+    assert header is not None
+    (source,) = group_of(structured_report(header, FINDING)).source_images
+    assert source.referenced_sop_instance_uid == header.SOPInstanceUID
+
+
+def test_what_is_no_image_of_a_patient() -> None:
+    file = get_testdata_file("rtdose_1frame.dcm", download=False)
+    header = read_header(Path(str(file)).read_bytes())
+    assert header is not None
+    with pytest.raises(DataError, match="Modality 'RTDOSE' are not valid"):
+        structured_report(header, FINDING)
+
+
 def test_what_nothing_can_refer_to(tmp_path: Path) -> None:
     assert read_header(b"\x89PNG no DICOM") is None
     with pytest.raises(DataError, match="it has no StudyInstanceUID, SeriesInstanceUID, so that"):
         header_of(tmp_path, StudyInstanceUID="", SeriesInstanceUID="")
-    with pytest.raises(DataError, match="no report can take over its header: 'X' is not a valid"):
+    with pytest.raises(DataError, match="can take over its header: 'X' is not a valid"):
         structured_report(header_of(tmp_path, PatientSex="X"), FINDING)
 
 
