@@ -40,6 +40,7 @@ def benchmark(
     methods: list[str] | None = None,
     seeds: list[int] | None = None,
     paths: dict[str, str] | None = None,
+    scores: dict[str, str] | None = None,
     runner: str | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def benchmark(
         methods: of its methods these only.
         seeds: instead of its own.
         paths: data set -> folder of its images.
+        scores: column -> folder of another program's scores, in addition to the grid's.
         runner: sequential, process, dask or ray; default: what the grid says.
         workers: cells at a time.
 
@@ -70,6 +72,7 @@ def benchmark(
         seeds=seeds,
         paths=paths,
         overrides=overrides,
+        scores=scores,
         runner=runner,
         workers=workers,
     )
@@ -86,7 +89,9 @@ def benchmark(
                 logger.error("%s failed: %s", cell.name, outcome["error"])
             else:
                 logger.info("%s took %.0f seconds", cell.name, outcome["seconds"])
-        page = report(asked, cells, {name: it.key for name, it in known.items()}, failed, run_id)
+        keys = {name: it.key for name, it in known.items()}
+        page, unread = report(asked, cells, keys, failed, run_id)
+        failed |= unread
     except BaseException:
         close_grid(run_id, {}, failed=True)
         raise

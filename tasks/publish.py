@@ -30,6 +30,7 @@ from dynammo.errors import ConfigError, DynammoError
 from dynammo.evaluation.gate import Change, Outcome, compare
 from dynammo.evaluation.honesty import MISS, class_thresholds
 from dynammo.evaluation.metrics import summarise
+from dynammo.evaluation.scores import write_predictions, write_scores
 from dynammo.reporting.report import (
     comparison_table,
     lead,
@@ -59,7 +60,7 @@ CURVES = (
 
 _PUBLISHED = {
     *("metrics.json", "results.json", "report.html", "table.md", "figures", "model"),
-    *("curves", "predictions", "curves.csv", "per_class.csv", "confusion.csv"),
+    *("curves", "predictions", "scores", "curves.csv", "per_class.csv", "confusion.csv"),
     ".gitignore",  # DVC's
 }
 
@@ -233,27 +234,20 @@ def _paired(data: DataVersion, stage: Stage, first: str) -> dict[str, Change]:
 def _write_tables(
     config: Config, data: DataVersion, stages: list[Stage], results: dict[str, Any], folder: Path
 ) -> None:
-    """`curves/<variant>.csv`, a row a task, and `predictions/<variant>.csv`, a row a test image."""
+    """`curves/<variant>.csv`, a row a task, `predictions/<variant>.csv`, a row a test image, and
+    `scores/<variant>.csv.gz`, a row a test image and task.
+    """
     names = data["classes"]
     tests = read_manifest(Path(data["manifest"])).select("test", names)
+    tested = {sample.file: sample.label for sample in tests}
     for variant, document in results["variants"].items():
         curves = [{key: stage[key] for key in CURVES} for stage in document["stages"]]
         _write_csv(folder / "curves" / f"{variant}.csv", curves)
-        answers = measured(stages[-1])[variant]["predictions"]
-        assert answers is not None  # a run keeps them all
-        last = CHECKPOINTS.load(answers)
-        rows = [
-            {
-                "file": sample.file,
-                "actual": sample.label,
-                "predicted": names[predicted],
-                "confidence": f"{confidence:.4f}",
-            }
-            for sample, predicted, confidence in zip(
-                tests, last["predicted"].tolist(), last["confidence"].tolist(), strict=True
-            )
-        ]
-        _write_csv(folder / "predictions" / f"{variant}.csv", rows)
+        kept = [measured(stage)[variant]["predictions"] for stage in stages]
+        said = [as_predictions(CHECKPOINTS.load(ref)) for ref in kept if ref is not None]
+        assert len(said) == len(stages)  # a run keeps them all
+        write_scores(folder / "scores" / f"{variant}.csv.gz", said, list(tested), names)
+        write_predictions(folder / "predictions" / f"{variant}.csv", said[-1], tested, names)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -299,7 +293,7 @@ def check_output(target: Path) -> None:
         names = {entry.name for entry in target.iterdir()}
         foreign = sorted(names - _PUBLISHED)
         if "results.json" not in names:  # then such folders are somebody else's
-            foreign += sorted(names & {"figures", "model", "curves", "predictions"})
+            foreign += sorted(names & {"figures", "model", "curves", "predictions", "scores"})
         if foreign:
             raise ConfigError(
                 [f"output: {target} would be replaced, but holds {', '.join(foreign[:3])}"]

@@ -7,7 +7,7 @@ of its data set, then those of its method, then those common to all, then its se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +46,10 @@ class Grid(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(SEEDS, min_length=1)
     reference: str | None = Field(
         None, description="the column that others are compared with; default: unmerged, or merged"
+    )
+    scores: dict[Label, str] = Field(
+        default_factory=dict,
+        description="column -> folder of another program's scores, <data set>/<seed>.csv in it",
     )
     runner: Literal["sequential", "process", "dask", "ray"] = Field(
         "sequential", description="where cells run; dask and ray need the extra `distributed`"
@@ -86,6 +90,8 @@ class Grid(Section):
             problems.append(f"seeds names one twice: {self.seeds}")
         if self.reference is not None and self.reference not in self.methods:
             problems.append(f"reference {self.reference!r} is not among {', '.join(self.methods)}")
+        if both := sorted(set(self.scores) & set(self.methods)):
+            problems.append(f"scores: {', '.join(both)} is a column of methods, too")
         if REPORT in self.data:
             problems.append(f"data: {REPORT!r} is the folder of the report; choose another name")
         if self.runner == "sequential" and self.workers > 1:
@@ -111,6 +117,14 @@ class Grid(Section):
         """The column that others are compared with."""
         usual = (name for name in ("unmerged", "merged") if name in self.methods)
         return self.reference or next(usual, next(iter(self.methods)))
+
+    def others(self) -> Iterator[tuple[str, str, int, Path | None]]:
+        """Data set, column and seed of another program's cells, and their table if it is there."""
+        for column, folder in self.scores.items():
+            for data in self.data:
+                for seed in self.seeds:
+                    files = [Path(folder, data, f"{seed}.csv{end}") for end in ("", ".gz")]
+                    yield data, column, seed, next((it for it in files if it.is_file()), None)
 
     def method(self, column: str) -> str:
         """The method of a column."""
@@ -140,6 +154,7 @@ def load_grid(
     seeds: Sequence[int] | None = None,
     paths: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    scores: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Grid:
     """Read a grid file, and narrow or change it.
@@ -151,6 +166,7 @@ def load_grid(
         seeds: instead of its own.
         paths: data set -> `data.path`.
         overrides: for all cells; they win over those of the file.
+        scores: columns of other programs, in addition to the file's.
         settings: other keys of `Grid` that win over the file where they are not none.
 
     Raises:
@@ -160,6 +176,8 @@ def load_grid(
     values = _read(Path(file))
     values.setdefault("name", Path(file).stem)
     values |= {key: value for key, value in settings.items() if value is not None}
+    if scores:
+        values["scores"] = {**(values.get("scores") or {}), **scores}
     try:
         grid = Grid.model_validate(values)
     except ValidationError as error:

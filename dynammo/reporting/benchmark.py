@@ -80,7 +80,7 @@ class Benchmark:
             document: its results, as in results.json, of one method.
             predictions: its table of test images, as in predictions/<method>.csv.
         """
-        (method,) = document["variants"]
+        (method,) = document["variants"]  # of another program, which is no method: the column
         self.cells[data, column, seed] = document
         self.predictions[data, column, seed] = predictions
         self.columns[column] = method
@@ -360,7 +360,8 @@ def _html(
         few=FEW,
         classes={results.name: figures.class_table(results) for results in sets},
         meanings={
-            column: METHODS[method].about.meaning for column, method in benchmark.columns.items()
+            column: METHODS[method].about.meaning if method in METHODS else "another program"
+            for column, method in benchmark.columns.items()
         },
         about={
             results.name: next(

@@ -77,8 +77,14 @@ class SetResults(NamedTuple):
 
 def looks(columns: Mapping[str, str]) -> dict[str, Look]:
     """Column -> look, given column -> method: the method's own, or of a fixed cycle if many."""
-    styles = {column: METHODS[method].about.style for column, method in columns.items()}
-    if len(columns) <= MOST_STYLED and len({own.colour for own in styles.values()}) == len(columns):
+    styles = {
+        column: METHODS[method].about.style
+        for column, method in columns.items()
+        if method in METHODS  # another program's is not
+    }
+    if len(styles) == len(columns) <= MOST_STYLED and len(
+        {own.colour for own in styles.values()}
+    ) == len(columns):
         return {column: Look(style.colour, style.marker, "-") for column, style in styles.items()}
     return {
         column: Look(
@@ -129,11 +135,12 @@ def open_set(results: SetResults, metric: str) -> Figure | None:
 
 def accuracy_against_cost(results: SetResults) -> Figure:
     """Mean class recall after the last task against GMACs an image: up and left is better."""
-    names = list(results.columns)
+    names = [name for name in results.columns if results.mean(name, "gmacs") is not None]
     figure, axes = _figure(max(4.8, 2.3 + _LINE * 1.15 * len(names)))
     focus, other = results.focus, results.reference
     if focus == other:
-        other = _best(results, "last_mean_class_recall", max)[0]
+        best = _best(results, "last_mean_class_recall", max)[0]
+        other = best if best in names else focus  # another program's cost is not known
     ours, theirs = (results.mean(column, "last_mean_class_recall") for column in (focus, other))
     costs = [results.mean(column, "gmacs") for column in (focus, other)]
     assert ours is not None and theirs is not None and costs[0] is not None and costs[1] is not None

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dynammo.data.formats.pictures import Pixels
+from dynammo.errors import DataError
 from dynammo.reporting.figures import SMALL, TEXT
+
+if TYPE_CHECKING:
+    from dynammo.deploy.predictor import Predictor
+
+
+def explain(predictor: Predictor, image: Pixels, label: str | None = None) -> Figure:
+    """Draw where a class is seen in an image.
+
+    Args:
+        predictor: the model.
+        image: (S, S, 3) of the network's size.
+        label: the class; none: the most probable one.
+
+    Raises:
+        DataError: the model knows no such class.
+    """
+    import torch
+
+    from dynammo.deploy.heat_map import heat_maps
+
+    (answer,) = predictor.predict([image])
+    shown = label or answer.label
+    if shown not in predictor.classes:
+        raise DataError(f"the model knows no class {shown!r}")
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    place = torch.tensor([predictor.classes.index(shown)])
+    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
+    return draw_heat_map(image, heat, f"{shown}, {answer.probabilities[shown]:.1%}")
 
 
 def draw_heat_map(image: Pixels, heat: NDArray[np.float32], title: str) -> Figure:

@@ -13,9 +13,6 @@ from dynammo.errors import ConfigError, DataError
 from flows.cli.main import Model, PublicKey, app, err, image_files, readable_errors
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from dynammo.data.formats.pictures import Pixels
     from dynammo.deploy.predictor import Predictor
 
 
@@ -43,6 +40,7 @@ def explain(
         from dynammo.deploy.graph import load_predictor
         from dynammo.deploy.predictor import Predictor
         from dynammo.reporting.figures import to_png
+        from dynammo.reporting.heat_map import explain as draw
         from tasks.support.progress import progress_bar
 
         targets: dict[Path, Path] = {}
@@ -62,8 +60,8 @@ def explain(
             for done, (target, file) in enumerate(targets.items(), start=1):
                 try:
                     picture = load_image(file, predictor.size)
-                    drawn, shown = _drawn(predictor, picture, label)
-                    content = to_png(drawn)
+                    shown = label or predictor.predict([picture])[0].label
+                    content = to_png(draw(predictor, picture, shown))
                     write_atomically(target, as_file(file, content, shown) if as_file else content)
                 except DataError as error:
                     bad.append(str(error))
@@ -72,23 +70,6 @@ def explain(
         err.print(Text(line), soft_wrap=True)
         if bad:
             raise DataError(f"{len(bad)} of {len(targets)} images have none; first: {bad[0]}")
-
-
-def _drawn(predictor: Predictor, picture: Pixels, label: str | None) -> tuple[Figure, str]:
-    """Where a class is seen in a picture of the network's size, and that class; none: the most
-    probable one.
-    """
-    import torch
-
-    from dynammo.deploy.heat_map import heat_maps
-    from dynammo.reporting.heat_map import draw_heat_map
-
-    (answer,) = predictor.predict([picture])
-    shown = label or answer.label
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    place = torch.tensor([predictor.classes.index(shown)])
-    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
-    return draw_heat_map(picture, heat, f"{shown}, {answer.probabilities[shown]:.1%}"), shown
 
 
 def _as_dicom(model: Path, predictor: Predictor) -> Callable[[Path, bytes, str], bytes]:

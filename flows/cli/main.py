@@ -284,6 +284,13 @@ def benchmark(
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="Where a data set is. May be repeated."),
     ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="A column of another program's scores, FOLDER/DATA/SEED.csv (docs/methods.md).",
+        ),
+    ] = None,
     runner: Annotated[
         str | None,
         typer.Option(help="sequential, process, dask or ray; default: what the grid says."),
@@ -313,6 +320,7 @@ def benchmark(
             "methods": method,
             "seeds": seed,
             "paths": {key: str(value) for key, value in parse_overrides(path or []).items()},
+            "scores": {key: str(value) for key, value in parse_overrides(scores or []).items()},
             "runner": runner,
             "workers": workers,
         }

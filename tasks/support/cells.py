@@ -47,7 +47,7 @@ def check_grid(grid: Grid, weights: bool = True) -> tuple[list[Cell], dict[str, 
     """
     cells, problems = plan(grid)
     known, others = inspect(cells, weights)
-    problems += [*others, *_missing_runner(grid)]
+    problems += [*others, *_missing_runner(grid), *_missing_scores(grid)]
     if problems:
         raise ConfigError(problems)
     return cells, known
@@ -199,6 +199,16 @@ def _load(config: Config) -> ImageSet:
         *others, last = error.problems
         raise DataError([*others, f"{last}{hint_if_missing(path)}"]) from None
     return image_set
+
+
+def _missing_scores(grid: Grid) -> list[str]:
+    there = {column for _, column, _, file in grid.others() if file}
+    first = f"{next(iter(grid.data))}/{grid.seeds[0]}.csv"
+    return [
+        f"scores: {folder} has no table for {column}, such as {first}"
+        for column, folder in grid.scores.items()
+        if column not in there
+    ]
 
 
 def _missing_runner(grid: Grid) -> list[str]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flows.project import Project, copier, new_project, write_pictures
+from flows.learn import learn
+from tests.flows.project import (
+    OVERRIDES,
+    TASKS,
+    Project,
+    apart,
+    copier,
+    new_project,
+    write_pictures,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,3 +75,21 @@ def arrive(here: Path, pictures: Path) -> Callable[..., Path]:
     """Copy some classes' pictures into a batch, as they would arrive."""
 
     return copier(here, pictures)
+
+
+@pytest.fixture(scope="session")
+def begun_once(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
+) -> Path:
+    """A learner that has learnt the first task."""
+    root = tmp_path_factory.mktemp("begun")
+    with apart(root, migrated_database):
+        learn("shapes", str(copier(root, pictures)("batch1", TASKS[0])), None, OVERRIDES)
+    return root / "learners"
+
+
+@pytest.fixture
+def begun(here: Path, begun_once: Path, arrive: Callable[..., Path]) -> Path:
+    """The batch of the first task, which a learner to change has learnt."""
+    shutil.copytree(begun_once, here / "learners")
+    return arrive("batch1", TASKS[0])

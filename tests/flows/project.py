@@ -34,6 +34,14 @@ PARAMS: dict[str, Any] = {
     "gate": {"min_last_recall": 0.0, "max_gap_to_unmerged": 1.0},
     "tracking": {"onnx_graph": False},  # seconds each; tests/tasks/test_publish.py makes one
 }
+OVERRIDES: dict[str, Any] = {
+    **{
+        key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train", "head", "gate")
+    },
+    "memory.per_class": 4,
+    "tracking.register_model": False,
+}
+TASKS = [list(CLASSES[start : start + 2]) for start in (0, 2, 4)]
 
 
 def states(lines: Iterable[str]) -> dict[str, list[str]]:
@@ -145,3 +153,13 @@ def copier(root: Path, pictures: Path) -> Callable[..., Path]:
         return root / name
 
     return copy
+
+
+@contextmanager
+def apart(root: Path, database: Path) -> Iterator[None]:
+    """With learners and an MLflow database in a folder of their own."""
+    shutil.copy(database, root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYNAMMO_LEARNERS", str(root / "learners"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 from collections.abc import Callable
@@ -152,6 +153,22 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
         assert "report/report.html" in {info.path for info in listed}
         assert client.search_registered_models() == []  # a grid fills no registry
 
+        # Another program's scores stand beside them: here merged's own, and a table cut short.
+        theirs = new.folder / "theirs" / "shapes"
+        theirs.mkdir(parents=True)
+        scores = (folder / "shapes" / "merged" / "1" / "scores" / "merged.csv.gz").read_bytes()
+        (theirs / "1.csv.gz").write_bytes(scores)
+        (theirs / "2.csv").write_bytes(gzip.decompress(scores)[:2000])
+        with pytest.raises(CellsFailed, match=r"shapes/theirs/2: .*2\.csv"):
+            benchmark(file, methods=["merged", "frozen"], scores={"theirs": str(theirs.parent)})
+        cells = {
+            (row["column"], row["seed"]): {**row, "column": "", "method": "", "seconds": ""}
+            for row in csv.DictReader((folder / "report" / "cells.csv").open())
+        }
+        free = {"gmacs": "", "parameters": ""}
+        assert cells["theirs", "1"] == {**cells["merged", "1"], **free}
+        assert ("theirs", "2") not in cells
+
 
 @pytest.mark.timeout(900)
 def test_two_processes_share_server_workspace_and_database(
@@ -225,7 +242,7 @@ def test_a_grid_file_that_makes_no_sense(tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(
         "data: {a: {}, report: {}}\nmethods: {merged: , mine: , two: {methods: [merged, frozen]}}\n"
-        "seeds: [1, 1]\nreference: other\nworkers: 2\n"
+        "seeds: [1, 1]\nreference: other\nworkers: 2\nscores: {merged: there}\n"
     )
     with pytest.raises(ConfigError) as error:
         load_grid(file)
@@ -237,6 +254,7 @@ def test_a_grid_file_that_makes_no_sense(tmp_path: Path) -> None:
         "reference 'other' is not among merged, mine, two",
         "'report' is the folder of the report",
         "workers: 2 need a runner",
+        "scores: merged is a column of methods, too",
     ):
         assert part in text
     with pytest.raises(ConfigError, match="has no data set 'b'"):

@@ -52,6 +52,7 @@ COMMANDS = [
     "datasets",
     "predict",
     "serve",
+    "app",
     "explain",
     "evaluate",
     "compare",

@@ -105,7 +105,7 @@ def test_the_results_folder_is_complete(finished: Project) -> None:
     assert [path.name for path in finished.results.parent.iterdir()] == ["shapes"]
     assert {path.name for path in finished.results.iterdir()} == {
         *("metrics.json", "results.json", "report.html", "table.md", "figures", "model"),
-        *("curves", "predictions", "curves.csv", "per_class.csv", "confusion.csv"),
+        *("curves", "predictions", "scores", "curves.csv", "per_class.csv", "confusion.csv"),
     }
     metrics, results = finished.read("metrics.json"), finished.read("results.json")
     assert sorted(metrics) == sorted(VARIANTS)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,8 @@ from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import find_learner
 from tasks.support.workspace import IMAGES, RESULTS
-from tests.flows.project import CLASSES, PARAMS, copier
+from tests.flows.project import CLASSES, OVERRIDES, TASKS, apart, copier
 
-OVERRIDES: dict[str, Any] = {
-    **{
-        key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train", "head", "gate")
-    },
-    "memory.per_class": 4,
-    "tracking.register_model": False,
-}
-TASKS = [list(CLASSES[start : start + 2]) for start in (0, 2, 4)]
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
@@ -51,27 +42,6 @@ def teach(arrive: Callable[..., Path], name: str = "shapes", **more: Any) -> Lea
     return find_learner(name)
 
 
-@contextmanager
-def apart(root: Path, database: Path) -> Iterator[None]:
-    """With learners and an MLflow database in a folder of their own."""
-    shutil.copy(database, root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DYNAMMO_LEARNERS", str(root / "learners"))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-        yield
-
-
-@pytest.fixture(scope="module")
-def begun_once(
-    tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
-) -> Path:
-    """A learner that has learnt the first task."""
-    root = tmp_path_factory.mktemp("begun")
-    with apart(root, migrated_database):
-        learn("shapes", str(copier(root, pictures)("batch1", TASKS[0])), None, OVERRIDES)
-    return root / "learners"
-
-
 @pytest.fixture(scope="module")
 def taught_once(
     tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
@@ -81,13 +51,6 @@ def taught_once(
     with apart(root, migrated_database):
         teach(copier(root, pictures))
     return root / "learners"
-
-
-@pytest.fixture
-def begun(here: Path, begun_once: Path, arrive: Callable[..., Path]) -> Path:
-    """The batch of the first task, which a learner to change has learnt."""
-    shutil.copytree(begun_once, here / "learners")
-    return arrive("batch1", TASKS[0])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.learn import learn
-from tests.flows.test_learn import OVERRIDES, TASKS
+from tests.flows.project import OVERRIDES, TASKS
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -19,7 +19,7 @@ from flows.learn import learn
 from tasks.publish_version import pack
 from tasks.support.plans import plan_of, set_plan
 from tasks.support.version import find_learner
-from tests.flows.test_learn import OVERRIDES, TASKS
+from tests.flows.project import OVERRIDES, TASKS
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -15,7 +15,7 @@ from flows.cli import app
 from tasks.fetch_learner import fetch_learner
 from tasks.sign_learner import check_signed
 from tasks.support.version import find_learner
-from tests.flows.test_learn import OVERRIDES, TASKS
+from tests.flows.project import OVERRIDES, TASKS
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -16,7 +16,7 @@ from dynammo.errors import DataError
 from flows.support.notify import tell
 from flows.watch import watch
 from tasks.support.version import find_learner
-from tests.flows.test_learn import OVERRIDES, TASKS
+from tests.flows.project import OVERRIDES, TASKS
 
 
 @pytest.fixture
