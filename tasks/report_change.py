@@ -54,10 +54,11 @@ def write_change_report(
     target = output or report_of(folder, number)
     if output is not None:
         check_writable(output)
-    return write_change(_document(folder, number, version), target, flips)
+    return write_change(change_of(folder, number, version), target, flips)
 
 
-def _document(folder: LearnerFolder, number: int, version: Version) -> ChangeReport:
+def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeReport:
+    """All that the change report of a version says."""
     judgement = version["judgement"]
     plan = plan_of(folder, judgement["plan"]) if judgement["plan"] else None
     pointer = folder.pointer()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from dynammo.checkpoint import write_atomically
 from dynammo.evaluation.metrics import task_forgetting
 from dynammo.methods import METHODS
 from dynammo.methods.base import About, Style
@@ -234,11 +232,6 @@ def to_png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG, whole or not at all, in reproducible bytes."""
-    write_atomically(path, to_png(figure))
 
 
 def _numbers(stages: Sequence[Mapping[str, Any]]) -> list[int]:

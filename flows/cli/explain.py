@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DataError
 from flows.cli.main import Model, PublicKey, app, err, image_files, readable_errors
+
+if TYPE_CHECKING:
+    from dynammo.deploy.predictor import Predictor
 
 
 @app.command()
@@ -20,24 +24,28 @@ def explain(
     label: Annotated[
         str | None, typer.Option(help="Class to look for; default: each image's most probable.")
     ] = None,
+    dicom: Annotated[
+        bool,
+        typer.Option("--dicom", help="Of DICOM images: Secondary Captures that refer to them."),
+    ] = False,
     public_key: PublicKey = None,
 ) -> None:
-    """Show where in each image a class is seen: NAME-heat-map.png.
+    """Show where in each image a class is seen: NAME-heat-map.png, or .dcm.
 
     Red speaks for the class, blue against it. It shows what the model goes by, which may be wrong.
     """
     with readable_errors():
-        from dynammo.checkpoint import check_writable
+        from dynammo.checkpoint import check_writable, write_atomically
         from dynammo.data.formats.pictures import load_image
         from dynammo.deploy.graph import load_predictor
         from dynammo.deploy.predictor import Predictor
-        from dynammo.reporting.figures import save_figure
+        from dynammo.reporting.figures import to_png
         from dynammo.reporting.heat_map import explain as draw
         from tasks.support.progress import progress_bar
 
         targets: dict[Path, Path] = {}
         for file in image_files(images):
-            target = output / f"{file.stem}-heat-map.png"
+            target = output / f"{file.stem}-heat-map.{'dcm' if dicom else 'png'}"
             if target in targets:
                 raise DataError(f"{targets[target]} and {file} would share {target}: one at a time")
             check_writable(target)
@@ -46,17 +54,40 @@ def explain(
         assert isinstance(predictor, Predictor)
         if label is not None and label not in predictor.classes:
             raise ConfigError([f"no class {label!r}; the model knows {predictor.classes}"])
+        as_file = _as_dicom(model, predictor) if dicom else None
         bad: list[str] = []
         with progress_bar("explain", "image") as progress:
             for done, (target, file) in enumerate(targets.items(), start=1):
                 try:
                     picture = load_image(file, predictor.size)
+                    shown = label or predictor.predict([picture])[0].label
+                    content = to_png(draw(predictor, picture, shown))
+                    write_atomically(target, as_file(file, content, shown) if as_file else content)
                 except DataError as error:
                     bad.append(str(error))
-                else:
-                    save_figure(draw(predictor, picture, label), target)
                 progress(done, len(targets))
         line = f"{len(targets) - len(bad)} heat maps written to {output}"
         err.print(Text(line), soft_wrap=True)
         if bad:
             raise DataError(f"{len(bad)} of {len(targets)} images have none; first: {bad[0]}")
+
+
+def _as_dicom(model: Path, predictor: Predictor) -> Callable[[Path, bytes, str], bytes]:
+    """A function of an image's file, its heat map as PNG and the class: a Secondary Capture."""
+    from dynammo.data.formats.dicom import read_header
+    from dynammo.data.formats.pictures import decode
+    from dynammo.deploy.dicom_report import heat_map_image
+    from dynammo.deploy.finding import read_device
+
+    device = read_device(model, predictor.model_sha256)
+
+    def convert(file: Path, png: bytes, label: str) -> bytes:
+        try:
+            header = read_header(file.read_bytes())
+            if header is None:
+                raise DataError("it is no DICOM file, so that no DICOM image can refer to it")
+            return heat_map_image(header, decode(png), device, label)
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
+
+    return convert

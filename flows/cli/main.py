@@ -128,17 +128,31 @@ def predict(
             help="Prediction log: a line is appended for every answer before it is given.",
         ),
     ] = None,
+    dicom_sr: Annotated[
+        Path | None,
+        typer.Option("--dicom-sr", help="Folder for a DICOM Structured Report on each image."),
+    ] = None,
+    fhir: Annotated[
+        Path | None,
+        typer.Option("--fhir", help="Folder for a FHIR R4 DiagnosticReport on each image."),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option("--codes", help="Of classes in reports, CSV: class,code,scheme,meaning."),
+    ] = None,
 ) -> None:
     """Classify images: the most probable class, and every class's probability.
 
     An image that cannot be read has its error in its row; the others are classified, and the exit
-    status is 1. The log has model, answer, time and the image's SHA-256, no name (verify-log).
+    status is 1, as where there can be no report on an image. The log has model, answer, time and
+    the image's SHA-256, no name (verify-log).
     """
     with readable_errors():
         from dynammo.checkpoint import check_writable
         from dynammo.data.formats.pictures import HashedFile
         from dynammo.deploy.graph import has_graph, load_predictor
         from dynammo.deploy.log import PredictionLog
+        from flows.cli.reports import Reports
 
         form = format_of(output, format_)
         if output is not None:
@@ -147,27 +161,41 @@ def predict(
         predictor = load_predictor(model, engine, public_key=public_key)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
+        reports = Reports(dicom_sr, fhir, codes, model, predictor)
         logged = PredictionLog(log, predictor.model_sha256) if log else None
         bad: list[DataError] = []
+        unreported: list[DataError] = []
         with (
             answers_to(output, form, predictor.classes, predictor.thresholds is not None) as write,
             _progress("classify", "image") as progress,
         ):
-            # Hashed for the log alone.
-            sources: list[Path | HashedFile] = [HashedFile(f) if logged else f for f in files]
+            # Hashed for the log and reports alone.
+            hashed = logged or reports
+            sources: list[Path | HashedFile] = [HashedFile(f) if hashed else f for f in files]
             stream = zip(sources, predictor.stream(sources), strict=True)
             for done, (file, answer) in enumerate(stream, start=1):
                 if isinstance(answer, DataError):
                     bad.append(answer)
-                elif logged and isinstance(file, HashedFile):
-                    logged.append([(file.sha256, answer)])
+                elif isinstance(file, HashedFile):
+                    if logged:
+                        logged.append([(file.sha256, answer)])
+                    if reports:
+                        try:
+                            reports.write(file, answer)
+                        except DataError as error:
+                            unreported.append(error)
                 write(str(file), answer)
                 progress(done, len(files))
         if output is not None:
             line = f"{len(files) - len(bad)} predictions written to {output}"
             err.print(Text(line), soft_wrap=True)
-        if bad:
-            raise DataError(f"{len(bad)} of {len(files)} images have no answer; first: {bad[0]}")
+        problems = [
+            f"{len(found)} of {len(files)} images have no {what}; first: {found[0]}"
+            for what, found in (("answer", bad), ("report", unreported))
+            if found
+        ]
+        if problems:
+            raise DataError(problems)
 
 
 @app.command()
@@ -381,13 +409,22 @@ def export_model(
             "Default: crops of two photographs.",
         ),
     ] = None,
+    monai_bundle: Annotated[
+        bool, typer.Option("--monai-bundle", help="A MONAI bundle around the program (pt2).")
+    ] = False,
 ) -> None:
     """Write a model as safetensors, torch.export program and ONNX, and check their answers."""
     with readable_errors():
         from dynammo.deploy import export as forms
+        from dynammo.deploy.bundle import export_bundle
 
         images = list(image_files(check)) if check else None
-        report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
+        if monai_bundle:
+            if format_:
+                raise ConfigError(["--monai-bundle has its own format: leave --format out"])
+            report = export_bundle(model, folder, images)
+        else:
+            report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
         title = escape(str(folder))
         table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
         for file in report["files"].values():

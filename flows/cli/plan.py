@@ -86,3 +86,23 @@ def report(
         number = folder.pointer()["current"] if version is None else version
         written = write_change_report(folder, number, output, pictures=pictures)
         out.print(Text(str(written)), soft_wrap=True)
+
+
+@app.command(rich_help_panel=PANEL)
+def card(
+    learner: Learner,
+    version: Annotated[
+        int | None, typer.Argument(help="As history shows it; default: the current one.")
+    ] = None,
+) -> None:
+    """Print a version's model card and technical documentation, to be completed (Markdown).
+
+    It has the order of Annex IV of the EU's AI Act; what the learner does not know is marked.
+    """
+    with readable_errors():
+        from dynammo.reporting.card import write_card
+        from tasks.report_card import card_of
+
+        folder = find(learner)
+        number = folder.pointer()["current"] if version is None else version
+        typer.echo(write_card(card_of(folder, number)), nl=False)

@@ -36,7 +36,17 @@ ROOT = Path(__file__).parents[2]
 
 COMMANDS = [
     *("learn", "history", "forget", "merge", "rollback", "promote", "held", "purge"),
-    *("plan", "report", "sign", "verify-log", "delta", "apply-delta", "monitor", "federate"),
+    *(
+        "plan",
+        "report",
+        "card",
+        "sign",
+        "verify-log",
+        "delta",
+        "apply-delta",
+        "monitor",
+        "federate",
+    ),
     "run",
     "config",
     "datasets",

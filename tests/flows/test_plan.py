@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,14 @@ def test_updates_are_judged_by_the_plan(here: Path, arrive: Callable[..., Path])
     assert "version 4 is in the plan and passed" in told
     assert folder.pointer()["champion"] == 4
     assert [step["version"] for step in folder.current()["steps"]] == [1, 4]
+
+    # The card has the plan, the published model and how the version came about.
+    card = dynammo("card", "shapes")
+    assert f"Plan, SHA-256 `{folder.pointer()['plans'][-1]['plan']['sha256']}`" in card
+    model = hashlib.sha256((folder.path / "model" / "model.json").read_bytes()).hexdigest()
+    assert model in card and model not in dynammo("card", "shapes", "1")
+    changes = card.partition("## 6. Changes")[2].partition("##")[0]
+    assert [row.split(" | ")[0] for row in changes.splitlines()[4:] if row] == ["| 1", "| 4"]
 
     # The plans, and what they authorise, go where the learner goes.
     pack(folder, 4, here / "copy")

@@ -17,7 +17,7 @@ from dynammo.data.sources.folder import image_files, load
 from dynammo.errors import ConfigError, DataError, DynammoError
 from dynammo.evaluation.grid import load_grid
 from dynammo.training.loop import fit
-from tests.dynammo.data.sources.test_dicom import encode
+from tests.scans import encode
 
 pytestmark = pytest.mark.timeout(30)  # what hangs has failed
 PIXELS = np.arange(16, dtype=np.uint16).reshape(4, 4)

@@ -1,10 +1,11 @@
-"""The picture in a DICOM file, read with pydicom.
+"""The picture in a DICOM file, and what its header says, read with pydicom.
 
 Apart from the source `dicom`, for pictures are decoded wherever images are.
 """
 
 from __future__ import annotations
 
+from datetime import date, time
 from io import BytesIO
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dynammo.errors import DataError
 from dynammo.extras import needs
 
 with needs("dicom", "pydicom"):
@@ -19,8 +21,16 @@ with needs("dicom", "pydicom"):
     from pydicom.multival import MultiValue
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
     from pydicom.pixels.utils import pixel_array
+    from pydicom.valuerep import DA, TM
 
+_MOMENT: tuple[tuple[Any, str], ...] = ((DA, "Date"), (TM, "Time"))
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+# What another object needs to refer to an image, and what it takes over, empty if need be (type 2).
+_REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
+_TAKEN_OVER = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
 _KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *_COLOUR)
 
 
@@ -66,6 +76,45 @@ def decode_dicom(content: bytes) -> NDArray[np.uint8]:
     if kind == "MONOCHROME1":
         shown = 1 - shown
     return np.rint(255 * shown).astype(np.uint8)
+
+
+def read_header(content: bytes) -> Dataset | None:
+    """A DICOM file without its pixels, its texts decoded; None if it is no DICOM file.
+
+    Raises:
+        DataError: it cannot be read, or lacks what other objects must refer to.
+    """
+    if content[128:132] != b"DICM":
+        return None
+    try:
+        header = dcmread(BytesIO(content), stop_before_pixels=True)
+        header.decode()
+        missing = [name for name in _REFERRED if not header.get(name)]
+    except Exception as error:  # as with pixels, damaged bytes raise nearly anything
+        reason = " ".join(str(error).split())
+        raise DataError(f"its header cannot be read: {reason}") from None
+    if missing:
+        raise DataError(f"it has no {', '.join(missing)}, so that no report can refer to it")
+    for name in _TAKEN_OVER:
+        if name not in header:
+            setattr(header, name, None)
+    return header
+
+
+def date_of(header: Dataset) -> tuple[date, time] | None:
+    """An image's date and time: its own, else its series', else its study's.
+
+    Raises:
+        DataError: they are none.
+    """
+    for name in ("Content", "Acquisition", "Series", "Study"):
+        try:
+            day, hour = (kind(header.get(f"{name}{part}")) for kind, part in _MOMENT)
+        except ValueError as error:
+            raise DataError(f"its {name}Date and {name}Time cannot be read: {error}") from None
+        if day is not None:
+            return day, hour or time()
+    return None
 
 
 def _shown(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float64]:

@@ -89,6 +89,8 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "plan": {
             "device": "Lesions",
             "intended_use": "second reader",
+            "named": [{"name": NEW}],
+            "modifications": ["add_named_class"],
             "rollback": {"to": "authorised", "when": "complaints"},
             "signatures": ["A. Example, 2027"],
         },

@@ -374,13 +374,10 @@ def test_many_methods_can_be_told_apart(results: dict[str, Any]) -> None:
     assert np.diff(heights).min() / (high - low) * figure.get_figheight() > 0.19
 
 
-def test_saved_figure_is_reproducible(results: dict[str, Any], tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        figures.save_figure(figures.cost_curves(results), tmp_path / name)
-    content = (tmp_path / "a.png").read_bytes()
-    assert content == (tmp_path / "b.png").read_bytes()
+def test_a_figure_is_reproducible(results: dict[str, Any]) -> None:
+    content, again = (figures.to_png(figures.cost_curves(results)) for _ in range(2))
+    assert content == again
     assert b"tEXt" not in content  # no program name, no date
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from dynammo.data.formats.pictures import decode
-from tests.dynammo.data.sources.test_dicom import encode as dicom
 from tests.hostile.corpus.judging import Case
+from tests.scans import encode as dicom
 
 UNREADABLE = "cannot read "
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")

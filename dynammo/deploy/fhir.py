@@ -1,0 +1,163 @@
+"""What a model says of an image as a FHIR R4 DiagnosticReport, with all it needs inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dynammo.deploy.finding import (
+    NONE,
+    OWN,
+    POSSIBLE,
+    PREDICTED,
+    PROBABILITY,
+    SPACE,
+    Code,
+    Device,
+    Finding,
+    identifier,
+)
+from dynammo.errors import DataError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_REPORT = Code("image-classification", OWN, "Classification of an image")
+_SYSTEMS = {  # designator of a scheme in DICOM -> URI in FHIR (DICOM PS3.16, table 8-1)
+    OWN: f"urn:uuid:{SPACE}",
+    "DCM": "http://dicom.nema.org/resources/ontology/DCM",
+    "SCT": "http://snomed.info/sct",
+    "LN": "http://loinc.org",
+    "RADLEX": "http://radlex.org",
+    "I10": "http://hl7.org/fhir/sid/icd-10",
+    "I10C": "http://hl7.org/fhir/sid/icd-10-cm",
+}
+_UCUM, _UIDS, _URIS = "http://unitsofmeasure.org", "urn:dicom:uid", "urn:ietf:rfc:3986"
+_SHA256 = "urn:oid:2.16.840.1.101.3.4.2.1"  # the name of the algorithm (RFC 5758)
+
+
+def check_schemes(codes: Iterable[Code]) -> None:
+    """Refuse codes that FHIR could not name.
+
+    Raises:
+        DataError: no URI is known for a scheme.
+    """
+    if unknown := sorted({code.scheme for code in codes} - _SYSTEMS.keys()):
+        known = ", ".join(_SYSTEMS)
+        raise DataError(f"FHIR has no URI here for the scheme {', '.join(unknown)}; known: {known}")
+
+
+def diagnostic_report(finding: Finding, header: Dataset | None = None) -> dict[str, Any]:
+    """A report with one Observation and the Device that made it, both contained.
+
+    The value is the predicted class; components are its probability in percent and each class that
+    cannot be excluded, or that none fits. Nobody is named who is not in the image's header, and
+    there is no date but the image's.
+
+    Args:
+        finding: what is said of the image; its codes are of schemes that `check_schemes` passes.
+        header: of a DICOM image, as `dynammo.data.formats.dicom.read_header` gives it.
+    """
+    unique = str(finding.identifier("FHIR"))
+    patient = {} if header is None else _subject(header)
+    when = {} if header is None else _time(header)
+    components: list[dict[str, Any]] = [
+        {
+            "code": _concept(PROBABILITY),
+            "valueQuantity": {
+                "value": float(finding.percent),
+                "unit": "%",
+                "system": _UCUM,
+                "code": "%",
+            },
+        }
+    ]
+    if finding.possible is not None:
+        components += [
+            {"code": _concept(POSSIBLE), "valueCodeableConcept": _concept(code)}
+            for code in finding.possible or [NONE]
+        ]
+    observation = {
+        "resourceType": "Observation",
+        "id": "answer",
+        "status": "preliminary",
+        "code": _concept(PREDICTED),
+        **patient,
+        **when,
+        "valueCodeableConcept": _concept(finding.label),
+        "device": {"reference": "#model"},
+        "derivedFrom": _sources(finding, header),
+        "component": components,
+    }
+    study = {}
+    if header is not None:
+        study = {"imagingStudy": [_logical("ImagingStudy", _UIDS, f"{header.StudyInstanceUID}")]}
+    return {
+        "resourceType": "DiagnosticReport",
+        "id": unique,
+        "contained": [observation, _device(finding.device)],
+        "identifier": [{"system": _URIS, "value": f"urn:uuid:{unique}"}],
+        "status": "preliminary",
+        "code": _concept(_REPORT),
+        **patient,
+        **when,
+        "result": [{"reference": "#answer"}],
+        **study,
+        "conclusion": f"{finding.label.meaning}, {finding.percent} %",
+        "conclusionCode": [_concept(finding.label)],
+    }
+
+
+def _device(device: Device) -> dict[str, Any]:
+    unique = identifier("device", device.model)
+    hashes = {"model": device.model, **device.parts}
+    return {
+        "resourceType": "Device",
+        "id": "model",
+        "identifier": [{"system": _URIS, "value": f"urn:uuid:{unique}"}],
+        "manufacturer": "DynaMMo",
+        "deviceName": [{"name": "DynaMMo", "type": "model-name"}],
+        "version": [
+            {"type": {"text": "software"}, "value": device.software},
+            *(
+                {"type": {"text": f"{name} SHA-256"}, "value": value}
+                for name, value in hashes.items()
+            ),
+        ],
+    }
+
+
+def _sources(finding: Finding, header: Dataset | None) -> list[dict[str, Any]]:
+    """The file by its hash, a DICOM image by its UID, too."""
+    file = _logical("DocumentReference", _SHA256, finding.input)
+    if header is None:
+        return [file]
+    return [_logical("Media", _UIDS, f"{header.SOPInstanceUID}"), file]
+
+
+def _subject(header: Dataset) -> dict[str, Any]:
+    number = str(header.get("PatientID") or "").strip()
+    if not number:
+        return {}
+    issuer = str(header.get("IssuerOfPatientID") or "").strip()
+    assigner = {"assigner": {"display": issuer}} if issuer else {}
+    return {"subject": {"type": "Patient", "identifier": {"value": number, **assigner}}}
+
+
+def _time(header: Dataset) -> dict[str, Any]:
+    from dynammo.data.formats.dicom import date_of  # where there is a header, there is pydicom
+
+    found = date_of(header)
+    return {} if found is None else {"effectiveDateTime": found[0].strftime("%Y-%m-%d")}
+
+
+def _logical(kind: str, system: str, value: str) -> dict[str, Any]:
+    """A reference to something that another system knows by this identifier."""
+    if system == _UIDS:
+        value = f"urn:oid:{value}"
+    return {"type": kind, "identifier": {"system": system, "value": value}}
+
+
+def _concept(code: Code) -> dict[str, Any]:
+    coding = {"system": _SYSTEMS[code.scheme], "code": code.value, "display": code.meaning}
+    return {"coding": [coding], "text": code.meaning}
