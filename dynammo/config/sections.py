@@ -462,6 +462,13 @@ class TrackingConfig(Section):
         "predict and the served model answer; making it takes some 20 s of processor time, 4 s "
         "for a learner's later versions",
     )
+    unknown_alarm: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description='share of images of known classes that answers may call unknown, "none of the '
+        'classes I know"; the threshold is set on test images',
+    )
 
 
 class Config(Section):

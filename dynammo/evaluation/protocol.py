@@ -17,12 +17,12 @@ from dynammo.evaluation.gate import Comparison, Outcome, not_below
 from dynammo.evaluation.honesty import Honesty, as_unknown
 from dynammo.evaluation.intervals import Interval, bootstrap_interval, share_interval
 from dynammo.evaluation.metrics import (
-    Floats,
     Predictions,
     expected_calibration_error,
     open_set_auroc,
 )
 from dynammo.evaluation.plan import Limits, Plan
+from dynammo.evaluation.strangeness import strangeness
 
 Verdict = Literal["met", "not met", "not measured"]
 IN_WORDS = {
@@ -112,7 +112,6 @@ class Measured(NamedTuple):
         predictions: on the test images; targets from C on are unknown classes. None where there are
             none.
         groups: N labels of the images.
-        distances: (N, C) of the images to the classes; None where no statistics are kept.
         evidence: hashes of what these are.
         champion: the comparison with it; none where nothing could be compared.
         authorised: likewise.
@@ -125,7 +124,6 @@ class Measured(NamedTuple):
     classes: Sequence[str]
     predictions: Predictions | None
     groups: Sequence[str | None]
-    distances: Floats | None
     evidence: list[str]
     champion: Against | None
     authorised: Against | None
@@ -336,21 +334,21 @@ def _calibration(limits: Limits, measured: Measured) -> Iterator[Requirement]:
 def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     if limits.unknown_auroc is None:
         return
-    given, far = measured.predictions, measured.distances
+    given = measured.predictions
     interval, how = None, "no test image is of an unknown class"
     if given is not None and (given.targets >= given.classes).any():
         known = given.targets < given.classes
-        score = given.knownness if far is None else -far.min(axis=1)
+        score = -strangeness(given.scores)
         interval = bootstrap_interval(
             lambda chosen: open_set_auroc(known[chosen], score[chosen]),
             measured.groups,
             limits.confidence,
         )
         how = "images of classes that it does not know"
-    elif given is not None and far is not None and given.classes > 1:
+    elif given is not None and given.classes > 2:
 
         def mean(chosen: NDArray[np.int64]) -> float | None:
-            found = as_unknown(far[chosen], given.targets[chosen])
+            found = as_unknown(given.scores[chosen], given.targets[chosen])
             areas = [own for own in found if own is not None]
             return float(np.mean(areas)) if areas else None
 

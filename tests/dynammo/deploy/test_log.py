@@ -62,7 +62,7 @@ def test_a_line_says_who_answered_what_and_when(tmp_path: Path) -> None:
         **ANSWER._asdict(),
     }
     assert first["time"].endswith("+00:00")
-    assert len(first) == 9  # and nothing else: no name
+    assert len(first) == 10  # and nothing else: no name
     # By hand: the hash is of the line without it.
     rest = {key: value for key, value in first.items() if key != "hash"}
     line = (json.dumps(rest, sort_keys=True) + "\n").encode()

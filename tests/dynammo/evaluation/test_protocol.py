@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def answers(wrong: dict[int, int], unknown: int = 0) -> Predictions:
         predicted[np.flatnonzero(label == TARGETS)[:count]] = (label + 1) % 3
     targets = np.concatenate([TARGETS, np.full(unknown, 3)])
     predicted = np.concatenate([predicted, np.zeros(unknown, dtype=np.int64)])
-    scores = np.eye(3)[predicted] * 0.97 + 0.01
+    scores = np.where((targets < 3)[:, None], np.eye(3)[predicted] * 0.97 + 0.01, 1 / 3)
     known = np.where(targets < 3, 1.0, 0.0)
     return Predictions(targets, predicted, scores, np.full(len(targets), 0.97), known)
 
@@ -59,7 +60,6 @@ def measured(wrong: dict[int, int] | None = None, unknown: int = 0, **more: Any)
         "classes": CLASSES,
         "predictions": new,
         "groups": [None] * len(new.targets),
-        "distances": None,
         "evidence": ["a" * 64],
         "champion": against({}, new),
         "authorised": against({}, new),
@@ -93,7 +93,7 @@ def test_a_version_that_holds_all() -> None:
         "negative_flips": "met",
         "negative_flips.melanoma": "met",
         "ece": "met",
-        "unknown_auroc": "not measured",
+        "unknown_auroc": "met",
     }
     sensitivity = next(row for row in rows if row["name"] == "sensitivity.nevus")
     assert sensitivity["limit"] == 0.6
@@ -138,7 +138,9 @@ def test_unknown_classes_and_confidence() -> None:
     flat = measured(unknown=5)
     assert flat.predictions is not None
     blind = Predictions(
-        *(getattr(flat.predictions, name) for name in ("targets", "predicted", "scores")),
+        flat.predictions.targets,
+        flat.predictions.predicted,
+        np.full((65, 3), 1 / 3),
         np.full(65, 0.5),  # right, and half sure: an error of 0.5
         np.zeros(65),
     )
@@ -146,13 +148,13 @@ def test_unknown_classes_and_confidence() -> None:
 
 
 def test_without_unknown_images_each_class_is_one_in_turn() -> None:
-    # Three classes at the corners of a triangle: an image left out is far from both others.
-    own = measured()._replace(distances=np.where(np.eye(3)[TARGETS] == 1, 0.0, 1.0))
-    _, rows = judge_by_plan(plan(), own)
+    _, rows = judge_by_plan(plan(), own := measured())
     row = next(row for row in rows if row["name"] == "unknown_auroc")
     assert row["verdict"] == "met" and row["measured"] and row["measured"]["value"] == 1
     assert "each known class in turn as if unknown" in row["detail"]
-    assert failed(own._replace(distances=np.ones((60, 3)))) == {"unknown_auroc"}
+    assert own.predictions is not None
+    flat = dataclasses.replace(own.predictions, scores=np.full((60, 3), 1 / 3))
+    assert failed(own._replace(predictions=flat)) == {"unknown_auroc"}
 
 
 def test_what_is_not_measured_is_not_met() -> None:
