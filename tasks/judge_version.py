@@ -8,6 +8,7 @@ from typing import Any
 from prefect import task
 
 from dynammo.config import Config, layered
+from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
 from dynammo.evaluation.honesty import Honesty, measure_honesty
@@ -20,6 +21,7 @@ from dynammo.evaluation.protocol import (
     Step,
     class_recalls,
     judge_by_plan,
+    subgroup_gaps,
 )
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
@@ -71,6 +73,7 @@ def judge_version(
         against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
     predictions, groups, evidence = tested_answers(version, context)
+    columns = tested_columns(version, context) if predictions else {}
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
         "plan": None,
@@ -81,6 +84,10 @@ def judge_version(
         "classes": class_recalls(
             predictions, groups, classes, against.outcome if against else None, confidence
         ),
+        "subgroups": {
+            name: subgroup_gaps(predictions, groups, values, confidence)
+            for name, values in columns.items()
+        },
         "confidence": confidence,
         "comparison": against.comparison if against else None,
         "cumulative": None,
@@ -98,6 +105,7 @@ def judge_version(
             classes=classes,
             predictions=predictions,
             groups=groups,
+            columns=columns,
             evidence=evidence,
             champion=against,
             authorised=since,
@@ -149,6 +157,27 @@ def tested_answers(
     assert len(groups) == len(predictions.targets)
     labels = [test["kept"]["labels"]["sha256"] for test in version["tests"]]
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
+
+
+def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
+    """Further columns kept of the test images: a text an image, empty where none was given, or
+    where a batch came before the column was kept.
+    """
+    found: dict[str, list[str]] = {}
+    done = 0
+    for test in version["tests"]:
+        state = context.checkpoints.load(test["kept"]["labels"])
+        kept = {
+            name.removeprefix(COLUMN): read_texts(values)
+            for name, values in state.items()
+            if name.startswith(COLUMN)
+        }
+        for name in kept.keys() - found.keys():
+            found[name] = [""] * done
+        done += len(state["labels"])
+        for name, texts in found.items():
+            texts += kept.get(name, [""] * len(state["labels"]))
+    return dict(sorted(found.items()))
 
 
 def _honesty(

@@ -359,6 +359,11 @@ class RetentionConfig(Section):
         description="of test images. features: old classes are then estimated, not measured; "
         "nothing: they can no longer be measured at all",
     )
+    subgroups: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="columns of a batch's CSV (site, sex, age band) that are kept of test images, "
+        "to compare subgroups by (docs/change-control.md)",
+    )
     max_mb: float | None = Field(
         None, gt=0, description="of kept images and features in all; the oldest go first"
     )

@@ -190,11 +190,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _interval(own: Mapping[str, Any] | None, scale: str = "share") -> str:
-    """`62.5 (50.1 to 73.3)`, in per cent; of a change with its sign."""
+    """`62.5 (50.1 to 73.3)`, in per cent; of a change or a gap with its sign."""
     value = None if own is None else own["difference" if scale == "change" else "value"]
     if own is None or value is None:
         return NOTHING
-    sign = "+" if scale == "change" else ""
+    sign = "" if scale == "share" else "+"
     if own["low"] is None:
         return f"{100 * value:{sign}.1f}"
     return (

@@ -11,7 +11,13 @@ import pytest
 from dynammo.evaluation.gate import Outcome, compare
 from dynammo.evaluation.metrics import Predictions
 from dynammo.evaluation.plan import Plan
-from dynammo.evaluation.protocol import Against, Measured, class_recalls, judge_by_plan
+from dynammo.evaluation.protocol import (
+    Against,
+    Measured,
+    class_recalls,
+    judge_by_plan,
+    subgroup_gaps,
+)
 from tests.dynammo.evaluation.test_plan import PLAN
 
 CLASSES = ["nevus", "melanoma", "keratosis"]
@@ -60,6 +66,7 @@ def measured(wrong: dict[int, int] | None = None, unknown: int = 0, **more: Any)
         "classes": CLASSES,
         "predictions": new,
         "groups": [None] * len(new.targets),
+        "columns": {},
         "evidence": ["a" * 64],
         "champion": against({}, new),
         "authorised": against({}, new),
@@ -198,3 +205,56 @@ def test_recalls_of_both_versions_on_the_same_images() -> None:
     assert found["nevus"]["new"]["value"] == 0.9
     assert found["nevus"]["old"] is not None and found["nevus"]["old"]["value"] == 0.8
     assert found["keratosis"]["old"] is None
+
+
+def test_a_subgroup_that_is_found_less_often() -> None:
+    """Twelve of the sixty are missed, all of them of site B; sex makes no difference."""
+    limits = {"subgroups": [{"column": "site", "gap": 0.2}, {"column": "sex", "gap": 0.25}]}
+    columns = {
+        "site": np.array(["A", "B"])[np.arange(60) % 20 // 10].tolist(),
+        "sex": ["f", "m"] * 30,
+    }
+    own = measured({0: 0})._replace(columns=columns)
+    assert failed(own, limits=limits) == set()
+    assert own.predictions is not None
+    predicted = own.predictions.predicted.copy()
+    for label in range(3):
+        predicted[20 * label + 10 : 20 * label + 14] = (label + 1) % 3
+    own = own._replace(predictions=dataclasses.replace(own.predictions, predicted=predicted))
+    assert failed(own, limits=limits) == {"subgroup.site.B"}
+    _, rows = judge_by_plan(plan(limits=limits), own)
+    found = {row["name"]: row["measured"] for row in rows if row["name"].startswith("subgroup")}
+    assert found["subgroup.site.B"] is not None and found["subgroup.site.A"] is not None
+    assert found["subgroup.site.B"]["value"] == pytest.approx(-0.4)
+    assert found["subgroup.site.A"]["value"] == pytest.approx(0.4)
+    assert found["subgroup.site.B"]["images"] == 30
+    gaps = subgroup_gaps(own.predictions, own.groups, columns["site"], 0.95)
+    assert gaps["B"]["recall"] == pytest.approx(0.6) and gaps["A"]["recall"] == 1
+
+
+def test_another_mix_of_classes_is_no_gap() -> None:
+    """Site B has the hard class more often, and both find it equally often."""
+    predicted = TARGETS.copy()
+    predicted[:20] = [0, 1] * 10  # of nevus every second is missed
+    given = dataclasses.replace(answers({}), predicted=predicted)
+    site = ["B" if place < 16 or place > 57 else "A" for place in range(60)]
+    change = subgroup_gaps(given, [None] * 60, site, 0.95)["B"]["change"]
+    assert change is not None and change["value"] == pytest.approx(0)
+
+
+def test_subgroups_that_are_too_small_or_not_kept() -> None:
+    own = measured()._replace(columns={"site": ["A"] * 55 + ["B"] * 3 + [""] * 2})
+    limit = {"column": "site", "gap": 0.9, "images": 3}
+
+    def verdicts(**more: Any) -> dict[str, str]:
+        limits = {"subgroups": [{**limit, **more}]}
+        _, rows = judge_by_plan(plan(limits=limits), own)
+        return {r["name"]: r["verdict"] for r in rows if r["name"].startswith("subgroup")}
+
+    few = {"subgroup.site.": "not measured"}
+    assert verdicts() == {**few, "subgroup.site.A": "met", "subgroup.site.B": "met"}
+    all_few = {**few, "subgroup.site.A": "not measured", "subgroup.site.B": "not measured"}
+    assert verdicts(images=20) == {**all_few, "subgroup.site": "not met"}
+    assert verdicts(column="sex") == {"subgroup.sex": "not met"}
+    only = {"subgroup.site.nevus.A": "not measured", "subgroup.site.nevus": "not met"}
+    assert verdicts(sensitivity="nevus") == only

@@ -61,6 +61,12 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
             "nevus": {"new": interval(0.7), "old": interval(0.9)},
             NEW: {"new": interval(0.8), "old": None},
         },
+        "subgroups": {
+            "<site>": {
+                "A": {"images": 9, "groups": 8, "recall": 0.5, "change": interval(-0.25)},
+                "": {"images": 1, "groups": 1, "recall": 1.0, "change": None},
+            }
+        },
         "comparison": compared,
         "cumulative": compared,
         "honesty": {
