@@ -26,6 +26,7 @@ from dynammo.evaluation.plan import Limits, Plan
 from dynammo.evaluation.strangeness import strangeness
 
 Verdict = Literal["met", "not met", "not measured"]
+_AT_MOST = ("negative_flips", "ece")
 IN_WORDS = {
     "passed": "in the plan and passed",
     "failed": "in the plan and failed",
@@ -258,6 +259,21 @@ def _recalls(targets: Integers, right: NDArray[np.bool_], classes: int) -> NDArr
     hits = np.bincount(targets, weights=right, minlength=classes)
     found: NDArray[np.float64] = np.full(classes, np.nan)
     np.divide(hits, images, out=found, where=images > 0)
+    return found
+
+
+def worse_ends(requirements: Sequence[Requirement]) -> dict[str, tuple[float, float]]:
+    """Of each requirement that is a number: the end of its interval that is judged, and the limit.
+
+    A limit is the least that is asked for, but for negative flips and calibration error, where it
+    is the most. What was not measured is left out.
+    """
+    found = {}
+    for row in requirements:
+        upper = row["name"].partition(".")[0] in _AT_MOST
+        end = row["measured"] and row["measured"]["high" if upper else "low"]
+        if end is not None and row["limit"] is not None:
+            found[row["name"]] = (end, row["limit"])
     return found
 
 
