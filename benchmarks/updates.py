@@ -106,9 +106,8 @@ def tell(file: Path) -> None:
     overall = judgement["comparison"]["overall"]
     old, new, *change = (100 * overall[key] for key in ("old", "new", "difference", "low", "high"))
     print(f"\nversion {report['version']}, {report['operation']}: {judgement['outcome']}")
-    print(
-        f"  recall of old classes {old:.1f} -> {new:.1f} ({', '.join(f'{own:+.1f}' for own in change)})"
-    )
+    told = ", ".join(f"{own:+.1f}" for own in change)
+    print(f"  recall of old classes {old:.1f} -> {new:.1f} ({told})")
     print(f"  right before, wrong now: {overall['negative_flips']} of {overall['images']}")
     for reason in judgement["outside"]:
         print(f"  outside: {reason}")
