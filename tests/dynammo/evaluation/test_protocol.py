@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
+from mlflow.models import EvaluationResult, MetricThreshold
+from mlflow.models.evaluation.validation import ModelValidationFailedException
 
 from dynammo.evaluation.gate import Outcome, compare
 from dynammo.evaluation.metrics import Predictions
@@ -17,6 +20,7 @@ from dynammo.evaluation.protocol import (
     class_recalls,
     judge_by_plan,
     subgroup_gaps,
+    worse_ends,
 )
 from tests.dynammo.evaluation.test_plan import PLAN
 
@@ -258,3 +262,20 @@ def test_subgroups_that_are_too_small_or_not_kept() -> None:
     assert verdicts(column="sex") == {"subgroup.sex": "not met"}
     only = {"subgroup.site.nevus.A": "not measured", "subgroup.site.nevus": "not met"}
     assert verdicts(sensitivity="nevus") == only
+
+
+@pytest.mark.parametrize("wrong", [{}, {0: 1}, {1: 3}, {0: 8}, {1: 1}])
+def test_mlflow_validates_the_same_numbers_as_the_plan_judges(wrong: dict[int, int]) -> None:
+    _, rows = judge_by_plan(plan(), measured(wrong, unknown=5))
+    ends = worse_ends(rows)
+    judged = {row["name"]: row["verdict"] == "met" for row in rows if row["name"] in ends}
+    assert len(judged) >= 10
+    for name, (end, limit) in ends.items():
+        at_most = name.startswith(("negative_flips", "ece"))
+        threshold = MetricThreshold(threshold=limit, greater_is_better=not at_most)
+        try:
+            mlflow.validate_evaluation_results({name: threshold}, EvaluationResult({name: end}, {}))
+            valid = True
+        except ModelValidationFailedException:
+            valid = False
+        assert valid == judged[name], name
