@@ -22,6 +22,7 @@ from dynammo.errors import ConfigError
 Modification = Literal[
     "add_named_class", "retrain_same_classes", "forget", "new_site", "new_scanner", "recalibrate"
 ]
+ENOUGH = 20  # test images of a subgroup, where nothing else is said
 # What no batch tells by itself, so that the user does: `dynammo learn --modification`.
 STATED = ("new_site", "new_scanner", "recalibrate")
 
@@ -81,7 +82,9 @@ class Subgroup(Section):
     gap: float = Field(ge=0, le=1, description="so much of mean class recall, at most")
     sensitivity: str | None = Field(None, description="of this class instead")
     images: int = Field(
-        20, ge=2, description="test images (of the class) of a subgroup; smaller ones aren't judged"
+        ENOUGH,
+        ge=2,
+        description="test images (of the class) of a subgroup; less is not judged",
     )
 
 

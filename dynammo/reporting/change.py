@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.evaluation.plan import ENOUGH
 from dynammo.evaluation.protocol import IN_WORDS, Judgement, Requirement
 from dynammo.reporting.figures import WIDTH, dress, to_png
 from dynammo.reporting.report import NOTHING, percent, template
@@ -217,7 +219,14 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         picture=to_png(recalls(judgement)),
         labels=labels,
         flips=flips,
+        enough=partial(_enough, report["plan"]),
     )
+
+
+def _enough(plan: Mapping[str, Any] | None, column: str) -> int:
+    """Test images that a subgroup must have to be judged, by the plan if that says so."""
+    limits = plan["limits"].get("subgroups", []) if plan else []
+    return min((own["images"] for own in limits if own["column"] == column), default=ENOUGH)
 
 
 def _data_uri(content: bytes) -> str:
