@@ -8,13 +8,15 @@ the test patients set the threshold and the other half is measured, then the oth
 
     python benchmarks/open_set.py data/skin8 data/blood8 data/path9            # to choose by
     python benchmarks/open_set.py data/skin8 data/blood8 data/path9 --test     # to report
+    python benchmarks/open_set.py data/skin8 data/blood8 data/path9 --foreign  # other sets' images
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +43,18 @@ Indices = NDArray[np.int64]
 Fold = tuple[Indices, Indices, Indices]  # to fit, to set the threshold, to measure
 
 
+class Pictures(NamedTuple):
+    """A data set: features (N, D) as the head takes them, whose columns `last` are of the network's
+    last level, classes, patients, and which are test images.
+    """
+
+    features: Tensor
+    labels: Indices
+    groups: NDArray[np.str_]
+    tests: NDArray[np.bool_]
+    last: slice
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,44 +62,59 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="with manifest.csv")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--test", action="store_true")
+    parser.add_argument("--foreign", action="store_true", help="unknown are the other folders")
     given = parser.parse_args()
-    print("set, score: AUROC, mean (lowest to highest class); false alarms, left-out found in %")
-    for folder in given.folders:
-        for name, rows in measured(folder, given.size, given.test).items():
-            areas, alarms, found = np.array(rows).T
+    config = Config.model_validate({"image": {"size": given.size}})
+    sets = {folder.name: read(folder, config) for folder in given.folders}
+    print("set, score: AUROC, mean (lowest to highest); false alarms and unknown found in %")
+    for folder, data in sets.items():
+        if given.foreign:
+            others = [other for name, other in sets.items() if name != folder]
+            found = foreign(data, others, config.head)
+        else:
+            found = measured(data, config.head, given.test)
+        for name, rows in found.items():
+            areas, alarms, shares = np.array(rows).T
             print(
-                f"{folder.name:7} {name:24} {areas.mean():.3f} "
+                f"{folder:7} {name:24} {areas.mean():.3f} "
                 f"({areas.min():.2f} to {areas.max():.2f}) {100 * alarms.mean():5.1f} "
-                f"{100 * found.mean():5.1f}",
+                f"{100 * shares.mean():5.1f}",
                 flush=True,
             )
 
 
-def measured(folder: Path, size: int, test: bool) -> dict[str, list[list[float]]]:
-    """For each score the rows (AUROC, false alarms, found), one a class that was left out."""
-    config = Config.model_validate({"data": {"path": str(folder)}, "image": {"size": size}})
-    source = csv_manifest.load(folder)
-    samples = [own for own in source.samples if test or own.split == "train"]
-    names = sorted({own.label for own in samples})
-    labels = np.array([names.index(own.label) for own in samples])
-    groups = np.array([own.group or own.file for own in samples])
-    tests = np.array([own.split == "test" for own in samples])
+def read(folder: Path, config: Config) -> Pictures:
+    """Features of a data set's images on the frozen network."""
+    source, size = csv_manifest.load(folder), config.image.size
+    names = source.classes
     network = build_network(config.backbone, pretrained_weights(config.backbone), size)
-    pixels = np.stack([load_image(source.root / own.file, size) for own in samples])
+    pixels = np.stack([load_image(source.root / own.file, size) for own in source.samples])
     with torch.inference_mode():
         parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(64)
         raw = torch.cat([network(part) for part in parts])
-    features = power_normalise(raw, config.head.power)
     assert network.signed is not None
     channels = list(network.backbone.feature_info)[-1]["num_chs"]  # type: ignore[arg-type]
-    last = slice(-channels * (1 + network.signed[-1]), None)
+    return Pictures(
+        power_normalise(raw, config.head.power),
+        np.array([names.index(own.label) for own in source.samples]),
+        np.array([own.group or own.file for own in source.samples]),
+        np.array([own.split == "test" for own in source.samples]),
+        slice(-channels * (1 + network.signed[-1]), None),
+    )
+
+
+def measured(data: Pictures, config: HeadConfig, test: bool) -> dict[str, list[list[float]]]:
+    """For each score the rows (AUROC, false alarms, found), one a class that was left out."""
+    chosen = np.ones(len(data.labels), dtype=bool) if test else ~data.tests
+    features, labels, groups = data.features[chosen], data.labels[chosen], data.groups[chosen]
+    tests = data.tests if test else None
     rows: dict[str, list[list[float]]] = {}
-    for left in range(len(names)):
+    for left in range(labels.max() + 1):
         turns: dict[str, list[list[float]]] = {}
         place = torch.from_numpy(labels - (labels > left))
-        for fit, limit, rest in folds(labels, groups, tests if test else None):
+        for fit, limit, rest in folds(labels, groups, tests):
             fit, limit = fit[labels[fit] != left], limit[labels[limit] != left]
-            scored = scores(features, place, fit, limit, config.head, last)
+            scored = scores(features, place, fit, limit, config, data.last)
             unknown = labels[rest] == left
             for name, values in scored.items():
                 beyond = values[rest] > quantile_of(values[limit], ALARM)
@@ -95,6 +124,28 @@ def measured(folder: Path, size: int, test: bool) -> dict[str, list[list[float]]
                 turns.setdefault(name, []).append(row)
         for name, found in turns.items():
             rows.setdefault(name, []).append(np.mean(found, axis=0).tolist())
+    return rows
+
+
+def foreign(
+    data: Pictures, others: Sequence[Pictures], config: HeadConfig
+) -> dict[str, list[list[float]]]:
+    """Likewise, all classes known and the images of the other sets unknown; a row a fold."""
+    mine = np.flatnonzero(~data.tests)
+    strangers = torch.cat([own.features for own in others])
+    features = torch.cat([data.features[mine], strangers])
+    labels = data.labels[mine]
+    place = torch.from_numpy(np.concatenate([labels, np.full(len(strangers), labels.max() + 1)]))
+    far = np.arange(len(mine), len(features))
+    rows: dict[str, list[list[float]]] = {}
+    for fit, limit, own in folds(labels, data.groups[mine], None):
+        for name, values in scores(features, place, fit, limit, config, data.last).items():
+            threshold = quantile_of(values[limit], ALARM)
+            both = np.concatenate([values[own], values[far]])
+            area = open_set_auroc(np.arange(len(both)) < len(own), -both)
+            assert area is not None
+            shares = [float((values[part] > threshold).mean()) for part in (own, far)]
+            rows.setdefault(name, []).append([area, *shares])
     return rows
 
 

@@ -131,3 +131,10 @@ def test_scores_of_unknown_images_and_their_folds() -> None:
             area = open_set_auroc((labels < 3).numpy()[rest], -values[rest])
             assert area is not None and area > 0.8, name
         assert np.array_equal(found["Mahalanobis"], found["Mahalanobis, last level"])
+    tests = np.zeros(160, dtype=bool)
+    mine = open_set.Pictures(features, labels.numpy(), groups, tests, slice(-8, None))
+    rows = open_set.foreign(
+        mine, [mine._replace(features=features + 99)], HeadConfig(shrinkage=0.1)
+    )
+    areas, alarms, shares = np.array(rows["Mahalanobis"]).T
+    assert (areas == 1).all() and (shares == 1).all() and alarms.mean() < 0.2
