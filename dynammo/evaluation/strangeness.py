@@ -19,8 +19,8 @@ def strangeness(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]
     That is the energy score of centred logits, which the discriminant head's are by themselves
     (`dynammo.heads.discriminant.linear_discriminant`), so that probabilities suffice.
 
-    It speaks of classes alike to the known ones. Images far from all may have a sure answer and so a
-    low strangeness; the distance in the features sees them (`dynammo.heads.mahalanobis`).
+    It speaks of classes alike to the known ones. Images far from all may have a sure answer, and so
+    a low strangeness; the distance in the features sees them (`dynammo.heads.mahalanobis`).
 
     Args:
         probabilities: (N, C).
