@@ -41,7 +41,7 @@ def read(
     """List the images that a CSV names.
 
     Files are relative to the CSV's folder, with forward slashes. Split is `train` or `test`. An
-    empty `group` is none. Further columns are ignored.
+    empty `group` is none. Further columns are ignored, unless `columns` names them.
 
     Args:
         path: the CSV, or a folder that holds `manifest.csv`.
