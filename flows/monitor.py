@@ -1,7 +1,8 @@
 """The flow that looks at new images with the model in use: are they still as it was measured on?
 
 Run it with `dynammo monitor NAME IMAGES`, or as the deployment `dynammo/monitor` on a schedule. An
-alarm is told (`flows.support.notify`).
+alarm is told (`flows.support.notify`); it is also an event of Prefect's, for automations, and what
+was found is recorded in MLflow under the version.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
+from prefect.events import emit_event
 
 from dynammo.errors import DataError
 from flows.support.notify import notify, tell
-from tasks.monitor_learner import monitor_version
+from tasks.monitor_learner import monitor_version, record_monitoring
 from tasks.support.logs import shorten_expected_errors
+from tasks.support.mlflow.runs import TrackingError
 from tasks.support.version import find_learner
 
 shorten_expected_errors()
@@ -51,10 +54,22 @@ def monitor(
         raise DataError(f"{learner} has no champion: name a version")
     window = _answers(Path(reference), folder.identity, number) if reference else None
     found = monitor_version(str(folder.path), number, images, false_alarms, window)
-    if found["alarms"]:
-        text = ", ".join(found["alarms"])
-        get_run_logger().warning("%s, version %d: alarm: %s", learner, number, text)
-        tell(f"{learner}: version {number} no longer sees what it was measured on", text)
+    told, logger = ", ".join(found["alarms"]), get_run_logger()
+    if told:
+        logger.warning("%s, version %d: alarm: %s", learner, number, told)
+        tell(f"{learner}: version {number} no longer sees what it was measured on", told)
+    emit_event(
+        f"dynammo.monitor.{'alarm' if told else 'quiet'}",
+        resource={
+            "prefect.resource.id": f"dynammo.learner.{folder.identity[:16]}",
+            "prefect.resource.name": learner,
+        },
+        payload={"learner": learner, "version": number, "images": found["images"], "alarms": told},
+    )
+    try:
+        record_monitoring(str(folder.path), found)
+    except TrackingError as error:  # what was found is not lost for that
+        logger.warning("not recorded in MLflow: %s", error)
     return found
 
 

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dynammo.checkpoint import to_json, write_atomically
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from tasks.publish import replaced_folder
 from tasks.support.mlflow import runs as mlflow_runs
@@ -70,11 +69,9 @@ def fetch_learner(uri: str, folder: LearnerFolder) -> None:
             if folder.exists:
                 _check_same(folder, source, uri)
                 return
-            pointer = source.pointer()
             with replaced_folder(folder.path) as fresh:
                 shutil.copytree(source.path, fresh, dirs_exist_ok=True)
                 (fresh / "key").chmod(0o600)
-                write_atomically(fresh / "learner.json", to_json({**pointer, "name": folder.name}))
 
 
 def _learner_name(uri: str) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 from prefect import task
 
 from dynammo.config import Config, layered
+from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
 from dynammo.evaluation.honesty import Honesty, measure_honesty
-from dynammo.evaluation.metrics import Floats, Predictions
+from dynammo.evaluation.metrics import Predictions
 from dynammo.evaluation.protocol import (
     Against,
     Judgement,
@@ -20,13 +21,12 @@ from dynammo.evaluation.protocol import (
     Step,
     class_recalls,
     judge_by_plan,
+    subgroup_gaps,
 )
-from dynammo.heads.mahalanobis import mahalanobis
-from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.compare_versions import CONFIDENCE, Other, compare_with, groups_of
-from tasks.evaluate import as_predictions, head_inputs
+from tasks.evaluate import as_predictions
 from tasks.support.plans import hash_of_tests, plan_of
 from tasks.support.stage import known_classes
 from tasks.support.version import Draft, read_version
@@ -73,7 +73,7 @@ def judge_version(
         against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
     predictions, groups, evidence = tested_answers(version, context)
-    distances = _distances(config, version, context) if predictions else None
+    columns = tested_columns(version, context) if predictions else {}
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
         "plan": None,
@@ -84,10 +84,14 @@ def judge_version(
         "classes": class_recalls(
             predictions, groups, classes, against.outcome if against else None, confidence
         ),
+        "subgroups": {
+            name: subgroup_gaps(predictions, groups, values, confidence)
+            for name, values in columns.items()
+        },
         "confidence": confidence,
         "comparison": against.comparison if against else None,
         "cumulative": None,
-        "honesty": _honesty(predictions, distances, groups, classes),
+        "honesty": _honesty(predictions, groups, classes, config.tracking.unknown_alarm),
     }
     if plan is None or authorised is None:
         return judgement, gate
@@ -101,7 +105,7 @@ def judge_version(
             classes=classes,
             predictions=predictions,
             groups=groups,
-            distances=distances,
+            columns=columns,
             evidence=evidence,
             champion=against,
             authorised=since,
@@ -155,35 +159,42 @@ def tested_answers(
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
 
 
-def _distances(config: Config, version: Draft, context: Context) -> Floats | None:
-    """(N, C): of each test image to each class; none where no class statistics are kept."""
-    own, store = version["stage"]["methods"][DEPLOYED], context.checkpoints
-    if own["statistics"] is None or not own["features"]:
-        return None
-    tests = [test["kept"] for test in version["tests"]]
-    sizes = [len(store.load(kept["labels"])["labels"]) for kept in tests]
-    features = store.load(own["features"][0])["features"]
-    inputs = head_inputs(DEPLOYED, features, store.load(own["heads"][0]), tests, sizes, context)
-    statistics = ClassStatistics.of(store.load(own["statistics"]))
-    found: Floats = mahalanobis(inputs, statistics, config.head.shrinkage).numpy()
-    return found
+def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
+    """Further columns kept of the test images: a text an image, empty where none was given, or
+    where a batch came before the column was kept.
+    """
+    found: dict[str, list[str]] = {}
+    done = 0
+    for test in version["tests"]:
+        state = context.checkpoints.load(test["kept"]["labels"])
+        kept = {
+            name.removeprefix(COLUMN): read_texts(values)
+            for name, values in state.items()
+            if name.startswith(COLUMN)
+        }
+        for name in kept.keys() - found.keys():
+            found[name] = [""] * done
+        done += len(state["labels"])
+        for name, texts in found.items():
+            texts += kept.get(name, [""] * len(state["labels"]))
+    return dict(sorted(found.items()))
 
 
 def _honesty(
     predictions: Predictions | None,
-    distances: Floats | None,
     groups: list[str | None],
     classes: list[str],
+    alarm: float,
 ) -> Honesty | None:
     """On images of the classes that are known."""
     if predictions is None or not (known := predictions.targets < predictions.classes).any():
         return None
     return measure_honesty(
         predictions.scores[known],
-        None if distances is None else distances[known],
         predictions.targets[known],
         [group for group, own in zip(groups, known, strict=True) if own],
         classes,
+        alarm=alarm,
     )
 
 

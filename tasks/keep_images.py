@@ -14,7 +14,12 @@ def keep_images(split: str, classes: Classes, context: Context) -> Kept:
     pixels, _ = images.load(split, classes)
     names = classes["names"]
     files, groups = images.marks(split, names, context.key)
-    labels = {"labels": images.labels(split, names), "files": files, "groups": groups}
+    labels = {
+        "labels": images.labels(split, names),
+        "files": files,
+        "groups": groups,
+        **images.columns(split, names),
+    }
     meta = provenance(classes=names, images=classes["hash"])
     return {
         "names": names,

@@ -30,6 +30,8 @@ from dynammo.network.features import extract_features
 from dynammo.network.network import Network
 from tasks.evaluate import head_inputs
 from tasks.judge_version import tested_answers
+from tasks.publish_version import registered_as
+from tasks.support.mlflow.runs import log_monitoring
 from tasks.support.networks import load_network
 from tasks.support.progress import progress_bar
 from tasks.support.stage import known_classes
@@ -102,6 +104,27 @@ def monitor_version(
         "checks": checks,
         "alarms": [check["name"] for check in checks if check["alarm"]],
     }
+
+
+@task(name="record monitoring", retries=2, retry_delay_seconds=3)
+def record_monitoring(folder_path: str, found: dict[str, Any]) -> str | None:
+    """Record what `monitor_version` found under the served version in MLflow.
+
+    Args:
+        folder_path: of the learner.
+        found: on new images.
+
+    Returns:
+        The run's id; none where the version is not registered.
+
+    Raises:
+        TrackingError: MLflow does not answer, or refuses.
+    """
+    path = Path(folder_path)
+    folder = LearnerFolder(path.parent, path.name)
+    if (registered := registered_as(folder, found["version"])) is None:
+        return None
+    return log_monitoring(config_of(read_version(folder, found["version"])), registered, found)
 
 
 def held_out(config: Config, version: Version, context: Context) -> Seen:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,14 @@ from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, wr
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.graph import copy_graph
-from dynammo.deploy.manifest import PredictionSets
+from dynammo.deploy.manifest import PredictionSets, Unknown
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
 from dynammo.evaluation.gate import Change, Outcome, compare
-from dynammo.evaluation.honesty import MISS, class_thresholds
+from dynammo.evaluation.honesty import MISS, class_thresholds, quantile_of
 from dynammo.evaluation.metrics import summarise
 from dynammo.evaluation.scores import write_predictions, write_scores
+from dynammo.evaluation.strangeness import strangeness
 from dynammo.reporting.report import (
     comparison_table,
     lead,
@@ -128,7 +129,7 @@ def save_merged(
         adapter_weights=store.load(merged),
         head=store.load(head),
         classes=known_classes(stage),
-        prediction_sets=prediction_sets(stage["methods"]["merged"], store),
+        **thresholds(stage["methods"]["merged"], config.tracking.unknown_alarm, store),
         provenance={
             "data": data_hash,
             "parents": {
@@ -141,16 +142,35 @@ def save_merged(
     )
 
 
-def prediction_sets(merged: Learnt, store: CheckpointStore) -> PredictionSets | None:
-    """Thresholds on all test images of known classes; none where no answers to images are kept."""
+class Thresholds(TypedDict):
+    """What `save_model` keeps of the answers to images that the model has not learnt from."""
+
+    prediction_sets: PredictionSets | None
+    unknown: Unknown | None
+
+
+def thresholds(merged: Learnt, alarm: float, store: CheckpointStore) -> Thresholds:
+    """Thresholds on all test images of known classes; none where no answers to images are kept.
+
+    Args:
+        merged: the method, after the last task.
+        alarm: share of known images that may be called unknown; of too few images for it there is
+            no threshold.
+        store: of the answers.
+    """
     evaluated = merged["evaluated"]
     if evaluated is None or evaluated["predictions"] is None:
-        return None
+        return {"prediction_sets": None, "unknown": None}
     predictions = as_predictions(store.load(evaluated["predictions"]))
     known = predictions.targets < predictions.classes
-    limits = class_thresholds(predictions.scores[known], predictions.targets[known], MISS)
-    thresholds = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
-    return PredictionSets(miss=MISS, thresholds=thresholds)
+    scores = predictions.scores[known]
+    limits = class_thresholds(scores, predictions.targets[known], MISS)
+    finite = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
+    limit = quantile_of(strangeness(scores), alarm)
+    return {
+        "prediction_sets": PredictionSets(miss=MISS, thresholds=finite),
+        "unknown": Unknown(alarm=alarm, threshold=limit) if math.isfinite(limit) else None,
+    }
 
 
 def put_graph(config: Config, folder: Path, earlier: Path | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from dynammo.checkpoint import references_in, to_json, write_atomically
+from dynammo.evaluation.protocol import worse_ends
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.publish import put_graph, replaced_folder, save_merged
@@ -91,6 +92,8 @@ def register_version(folder_path: str, number: int) -> str | None:
         document = folder.store.load_json(evaluated["metrics"])
         mlflow_runs.log_stage(runs["children"][method], number, document)
         if method == DEPLOYED:
+            ends = worse_ends(version["judgement"]["requirements"])
+            mlflow_runs.log_requirements(runs["children"][method], number, ends)
             summary = {
                 "last_accuracy": document["accuracy"],
                 "last_mean_class_recall": document["mean_class_recall"],
@@ -151,6 +154,13 @@ def needed_versions(folder: LearnerFolder, current: int | None = None) -> list[i
 def signature_of(folder: LearnerFolder, number: int) -> Path:
     """Where the signature of a version is, if it has one."""
     return folder.path / "signatures" / f"{number:04d}.json"
+
+
+def registered_as(folder: LearnerFolder, number: int) -> str | None:
+    """The registered model's version of a version of the learner; none if it is not registered."""
+    noted = folder.path / REGISTERED
+    known: dict[str, str] = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
+    return known.get(str(number))
 
 
 def withdraw(folder: LearnerFolder) -> None:

@@ -359,6 +359,11 @@ class RetentionConfig(Section):
         description="of test images. features: old classes are then estimated, not measured; "
         "nothing: they can no longer be measured at all",
     )
+    subgroups: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="columns of a batch's CSV (site, sex, age band) that are kept of test images, "
+        "to compare subgroups by (docs/change-control.md)",
+    )
     max_mb: float | None = Field(
         None, gt=0, description="of kept images and features in all; the oldest go first"
     )
@@ -461,6 +466,13 @@ class TrackingConfig(Section):
         description="put the ONNX graph, checked, into the merged model's folder, with which "
         "predict and the served model answer; making it takes some 20 s of processor time, 4 s "
         "for a learner's later versions",
+    )
+    unknown_alarm: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description='share of images of known classes that answers may call unknown, "none of the '
+        'classes I know"; the threshold is set on test images',
     )
 
 

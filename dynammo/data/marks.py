@@ -8,6 +8,7 @@ import hmac
 import torch
 from torch import Tensor
 
+COLUMN = "column/"  # before the names of tensors that hold further columns of images
 NOBODY = bytes(32)  # stands for "no group"
 
 
@@ -24,6 +25,16 @@ def mark(key: str, text: str | None) -> bytes:
 def digests(values: list[bytes]) -> Tensor:
     """Digests as rows (N, 32) uint8."""
     return torch.tensor([list(value) for value in values], dtype=torch.uint8).view(-1, 32)
+
+
+def texts(values: list[str]) -> Tensor:
+    """Short texts as rows (N, 32) uint8, UTF-8, filled up with zeros."""
+    return digests([value.encode().ljust(32, b"\0") for value in values])
+
+
+def read_texts(values: Tensor) -> list[str]:
+    """The way back."""
+    return [row.rstrip(b"\0").decode() for row in rows(values)]
 
 
 def rows(values: Tensor) -> list[bytes]:

@@ -28,6 +28,7 @@ class Sample:
         label: name of the class.
         group: what must not be split (patient, lesion, slide), or None.
         sha256: of the file's bytes, hex.
+        columns: what else is kept of the image, such as ("sex", "f"): subgroups.
     """
 
     file: str
@@ -35,6 +36,11 @@ class Sample:
     label: str
     group: str | None
     sha256: str
+    columns: tuple[tuple[str, str], ...] = ()
+
+    def row(self) -> tuple[object, ...]:
+        """Its values; without `columns` where it has none, as before there were any."""
+        return astuple(self) if self.columns else astuple(self)[:-1]
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,12 @@ class ImageSet:
 
 
 def subset_hash(samples: Iterable[Sample]) -> str:
-    """SHA-256 (hex) over every sample's (file, split, label, group, sha256), in the order given."""
+    """SHA-256 (hex) over every sample's (file, split, label, group, sha256) and, where it has some,
+    columns, in the order given.
+    """
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(json.dumps(astuple(sample)).encode() + b"\n")
+        digest.update(json.dumps(sample.row()).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -165,7 +173,10 @@ def read_manifest(path: Path) -> ImageSet:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        samples = tuple(Sample(**sample) for sample in document["samples"])
+        samples = tuple(
+            Sample(**{**own, "columns": tuple(map(tuple, own.get("columns", ())))})
+            for own in document["samples"]
+        )
         image_set = ImageSet(Path(document["root"]), samples)
         intact = document["format"] == 1 and document["content_hash"] == image_set.content_hash
     except OSError as error:

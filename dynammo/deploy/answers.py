@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dynammo.data.formats.pictures import Pixels, load_image
 from dynammo.errors import DataError
+from dynammo.evaluation.strangeness import strangeness
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _ROUNDS = 3  # batches that a size is judged by
@@ -28,13 +29,15 @@ class Answer(NamedTuple):
     """What the model says of one image.
 
     `prediction_set` has the classes that cannot be excluded (`PredictionSets`), none at all where
-    no known class fits. It is None if the model was made without test images.
+    no known class fits. It is None if the model was made without test images. `unknown` is whether
+    the image seems to be of none of the classes (`Unknown`), None likewise.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
     prediction_set: list[str] | None
+    unknown: bool | None = None
 
 
 class Answering(ABC):
@@ -44,13 +47,21 @@ class Answering(ABC):
         classes: names in the order of the outputs.
         size: images are resized to size x size pixels.
         thresholds: of prediction sets, one a class; None: there are none.
+        unknown: the strangeness beyond which an image is of no known class; None: there is none.
         model_sha256: of `model.json`, which says what the model is made of.
     """
 
     classes: list[str]
     size: int
     thresholds: list[float | None] | None
+    unknown: float | None
     model_sha256: str
+
+    @property
+    def gives(self) -> list[str]:
+        """Which of `prediction_set` and `unknown` its answers have."""
+        sets, limit = self.thresholds is not None, self.unknown is not None
+        return ["prediction_set"] * sets + ["unknown"] * limit
 
     @abstractmethod
     def scores(self, batch: Pixels) -> NDArray[np.float64]:
@@ -124,8 +135,12 @@ class Answering(ABC):
     def _answers(self, batch: Sequence[Pixels]) -> Iterator[Answer]:
         if not batch:
             return iter(())
-        rows = self.scores(np.stack(batch)).tolist()
+        scores = self.scores(np.stack(batch))
+        rows = scores.tolist()
         best = (max(range(len(row)), key=row.__getitem__) for row in rows)
+        strange: list[bool | None] = [None] * len(rows)
+        if self.unknown is not None:
+            strange = (strangeness(scores) > self.unknown).tolist()
         return iter(
             [
                 Answer(
@@ -133,8 +148,9 @@ class Answering(ABC):
                     row[i],
                     dict(zip(self.classes, row, strict=True)),
                     self._prediction_set(row),
+                    none,
                 )
-                for i, row in zip(best, rows, strict=True)
+                for i, row, none in zip(best, rows, strange, strict=True)
             ]
         )
 

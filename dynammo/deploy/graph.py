@@ -129,7 +129,7 @@ class GraphPredictor(Answering):
         folder = Path(folder)
         try:
             stored = read_graph(folder)
-            self.classes, self.size, self.thresholds = _described(stored.manifest)
+            self.classes, self.size, self.thresholds, self.unknown = _described(stored.manifest)
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session = open_session(stored.graph, threads)
             self._check_shapes()
@@ -183,8 +183,10 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return shares
 
 
-def _described(content: bytes) -> tuple[list[str], int, list[float | None] | None]:
-    """Class names, size of the images, thresholds of prediction sets, from `model.json`."""
+def _described(content: bytes) -> tuple[list[str], int, list[float | None] | None, float | None]:
+    """Class names, size of the images, thresholds of prediction sets and of "none of the classes I
+    know", from `model.json`.
+    """
     try:
         document = unsealed(content)
     except CheckpointError as error:
@@ -198,12 +200,16 @@ def _described(content: bytes) -> tuple[list[str], int, list[float | None] | Non
         raise CheckpointError(f"{MANIFEST}: expected class names and image_size, a number")
     if problems := problems_of_names(classes):
         raise CheckpointError(f"{MANIFEST}: {'; '.join(problems)}")
+    unknown = document.get("unknown")
+    limit = unknown.get("threshold") if isinstance(unknown, dict) else None
+    if unknown is not None and not (isinstance(limit, float) and limit <= 0):
+        raise CheckpointError(f"{MANIFEST}: unknown: expected a threshold of at most 0")
     sets = document.get("prediction_sets")
     if sets is None:
-        return classes, size, None
+        return classes, size, None, limit
     thresholds = sets.get("thresholds") if isinstance(sets, dict) else None
     if not isinstance(thresholds, list) or len(thresholds) != len(classes):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: expected a threshold a class")
     if not all(t is None or (isinstance(t, float) and 0 <= t <= 1) for t in thresholds):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: thresholds are in 0..1, or null")
-    return classes, size, thresholds
+    return classes, size, thresholds, limit

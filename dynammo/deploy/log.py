@@ -15,12 +15,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from dynammo.checkpoint import to_json, write_atomically
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.answers import Answer
 from dynammo.errors import SignatureError
@@ -179,6 +181,78 @@ def verify_log(file: str | Path, head: str | None = None) -> Verified:
             f"{file} does not hold {head}: lines were taken from its end, or it was made anew"
         )
     return Verified(count, last, cut_off, since)
+
+
+def sign_head(file: Path, key: Path) -> Verified:
+    """Sign where a log is: `FILE.head.json` has its head and how many predictions it holds, and
+    `FILE.head.signature.json` is over that.
+
+    A head that was signed before must still be in the log, and what it counts.
+
+    Args:
+        file: of the log.
+        key: file of the private key.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        SignatureError: the log is not whole or lacks the head signed before, or the key is none.
+    """
+    from dynammo.deploy.signature import sign
+
+    head, signature = signed_head(file)
+    found = verify_log(file, _read_head(head)["head"] if head.exists() else None)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    document = {"head": found.head, "predictions": found.predictions, "at": at}
+    write_atomically(head, to_json(document))
+    sign(head.parent, [head.name], key, signature)
+    return found
+
+
+def verify_signed(file: Path, key: Path) -> tuple[Verified, str]:
+    """Check a log line by line, and that it still holds the head that was signed last.
+
+    That finds lines taken from its end, unless the files of an older signature are put in the place
+    of the last: the time of the signature shows that.
+
+    Args:
+        file: of the log.
+        key: file of the public key.
+
+    Returns:
+        `since` counts from the signature; and when that was made.
+
+    Raises:
+        OSError: the log cannot be read.
+        SignatureError: as of `verify_log`, or the head is not signed by the key.
+    """
+    from dynammo.deploy.signature import verify
+
+    head, signature = signed_head(file)
+    verify(head.parent, [head.name], key, signature, f"the head of {file}")
+    document = _read_head(head)
+    found = verify_log(file, document["head"])
+    if found.since != found.predictions - document["predictions"]:
+        raise SignatureError(f"{file} holds other predictions than those whose head was signed")
+    return found, document["at"]
+
+
+def signed_head(file: Path) -> tuple[Path, Path]:
+    """Where a log's signed head is, and its signature."""
+    return file.with_name(f"{file.name}.head.json"), file.with_name(
+        f"{file.name}.head.signature.json"
+    )
+
+
+def _read_head(head: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(head.read_text(encoding="utf-8"))
+        if not isinstance(document["predictions"], int) or not isinstance(document["at"], str):
+            raise TypeError
+        if not re.fullmatch("[0-9a-f]{64}", document["head"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise SignatureError(f"{head} is no head of a prediction log") from None
+    return document
 
 
 def hash_pixels(pixels: Pixels) -> str:

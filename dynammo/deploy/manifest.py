@@ -46,6 +46,17 @@ class PredictionSets(Section):
     thresholds: list[Annotated[float, Field(ge=0, le=1)] | None]
 
 
+class Unknown(Section):
+    """From which `dynammo.evaluation.strangeness` on an answer is "none of the classes I know".
+
+    Of further images of known classes, such as those were that set it, at most a share `alarm`
+    exceed the threshold.
+    """
+
+    alarm: float = Field(gt=0, lt=1)
+    threshold: float = Field(le=0)
+
+
 class Manifest(Section):
     """What `model.json` says."""
 
@@ -56,6 +67,7 @@ class Manifest(Section):
     image_size: int = Field(ge=16, le=1024)
     classes: list[str] = Field(min_length=1)
     prediction_sets: PredictionSets | None = None  # none where no test image was kept
+    unknown: Unknown | None = None  # none likewise, or of too few
     provenance: dict[str, Any]
 
     @field_validator("classes")

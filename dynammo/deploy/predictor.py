@@ -25,6 +25,7 @@ from dynammo.deploy.manifest import (
     DeployedAdapter,
     Manifest,
     PredictionSets,
+    Unknown,
     check_exact,
     check_finite,
     hash_tensors,
@@ -88,6 +89,7 @@ def save_model(
     classes: Sequence[str],
     provenance: Mapping[str, Any],
     prediction_sets: PredictionSets | None = None,
+    unknown: Unknown | None = None,
 ) -> list[str]:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
@@ -105,6 +107,7 @@ def save_model(
         classes: names in the order of the head's outputs.
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
         prediction_sets: their thresholds, where there were images to find them on.
+        unknown: the threshold of "none of the classes I know", likewise.
 
     Returns:
         What kept adapters from being folded, a line each; nothing where all were.
@@ -139,6 +142,7 @@ def save_model(
             image_size=size,
             classes=list(classes),
             prediction_sets=prediction_sets,
+            unknown=unknown,
             provenance=dict(provenance),
         )
     except ValidationError as error:
@@ -186,6 +190,7 @@ class Predictor(Answering):
         self.size = self.manifest.image_size
         sets = self.manifest.prediction_sets
         self.thresholds = sets.thresholds if sets else None
+        self.unknown = self.manifest.unknown.threshold if self.manifest.unknown else None
         adapter = self.manifest.adapter
         network = build_network(
             self.manifest.backbone,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dynammo.evaluation.intervals import numbered
 from dynammo.evaluation.metrics import Floats, Integers, open_set_auroc
+from dynammo.evaluation.strangeness import strangeness
 
 MISS = 0.1  # share of a class's prediction sets that may lack it, where nothing else is said
 
@@ -83,45 +84,33 @@ def prediction_sets(probabilities: Floats, thresholds: Floats) -> NDArray[np.boo
     return found
 
 
-def unknown_threshold(distances: Floats, alarm: float) -> float:
-    """The distance to the nearest class beyond which an image is of none of them.
-
-    Args:
-        distances: (N, C) of calibration images of known classes.
-        alarm: share of known images that may be called unknown.
-    """
-    return quantile_of(distances.min(axis=1), alarm)
-
-
-def is_unknown(distances: Floats, threshold: float) -> NDArray[np.bool_]:
-    """(N,): whether an image is further than the threshold from every class."""
-    found: NDArray[np.bool_] = distances.min(axis=1) > threshold
-    return found
-
-
-def as_unknown(distances: Floats, targets: Integers) -> list[float | None]:
-    """AUROC of telling each class from the others as if it were unknown: its mean is left out.
+def as_unknown(probabilities: Floats, targets: Integers) -> list[float | None]:
+    """AUROC of telling each class from the others as if it were unknown: it is left out of the
+    answers, whose other probabilities then sum to 1.
 
     An estimate where no image of an unknown class is at hand, and a friendly one: the network and
-    the covariance have seen the class. None without images of it, or of others.
+    the covariance have seen the class. None without images of it or of others, or with a single
+    other class.
     """
     found: list[float | None] = []
-    for c in range(distances.shape[1]):
-        others = np.delete(distances, c, axis=1)
-        known = targets != c
-        found.append(open_set_auroc(known, -others.min(axis=1)) if others.size else None)
+    for c in range(probabilities.shape[1]):
+        others = np.delete(probabilities, c, axis=1)
+        if others.shape[1] < 2:
+            found.append(None)
+            continue
+        shares = others / np.maximum(others.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        found.append(open_set_auroc(targets != c, -strangeness(shares)))
     return found
 
 
 def measure_honesty(
     probabilities: Floats,
-    distances: Floats | None,
     targets: Integers,
     groups: Sequence[str | None],
     classes: Sequence[str],
     *,
+    alarm: float,
     miss: float = MISS,
-    alarm: float = 0.05,
 ) -> Honesty:
     """What sets and alarms do on images that they were not calibrated on.
 
@@ -129,24 +118,23 @@ def measure_honesty(
 
     Args:
         probabilities: (N, C) of test images.
-        distances: (N, C) to the classes; None: nothing is said of unknown ones.
         targets: (N,) in [0, C).
         groups: N labels of patients.
         classes: C names.
+        alarm: share of known images that may be called unknown.
         miss: of the sets.
-        alarm: of the threshold.
     """
     second = numbered(groups) % 2 == 1
     sets = np.zeros(probabilities.shape, dtype=bool)
     alarms = np.zeros(len(targets), dtype=bool)
+    strange = strangeness(probabilities)
     for own in (second, ~second):
         if not own.any():
             continue
         limits = class_thresholds(probabilities[~own], targets[~own], miss)
         sets[own] = prediction_sets(probabilities[own], limits)
-        if distances is not None:
-            alarms[own] = is_unknown(distances[own], unknown_threshold(distances[~own], alarm))
-    apart = [None] * len(classes) if distances is None else as_unknown(distances, targets)
+        alarms[own] = strange[own] > quantile_of(strange[~own], alarm)
+    apart = as_unknown(probabilities, targets)
     found: dict[str, ClassHonesty] = {}
     for c, name in enumerate(classes):
         mine = targets == c
@@ -155,7 +143,7 @@ def measure_honesty(
             "images": int(mine.sum()),
             "coverage": float(sets[mine, c].mean()) if some else None,
             "set_size": float(sets[mine].sum(axis=1).mean()) if some else None,
-            "false_alarms": float(alarms[mine].mean()) if some and distances is not None else None,
+            "false_alarms": float(alarms[mine].mean()) if some else None,
             "as_unknown": apart[c],
         }
     return {"miss": miss, "alarm": alarm, "classes": found}

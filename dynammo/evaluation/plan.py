@@ -22,6 +22,7 @@ from dynammo.errors import ConfigError
 Modification = Literal[
     "add_named_class", "retrain_same_classes", "forget", "new_site", "new_scanner", "recalibrate"
 ]
+ENOUGH = 20  # test images of a subgroup, where nothing else is said
 # What no batch tells by itself, so that the user does: `dynammo learn --modification`.
 STATED = ("new_site", "new_scanner", "recalibrate")
 
@@ -72,6 +73,21 @@ class NegativeFlips(Section):
     grave: dict[str, float] = Field(default_factory=dict, description="of images of these classes")
 
 
+class Subgroup(Section):
+    """How much worse a subgroup may be found than all other images: the lower end of the interval
+    of the difference, at most. Each value of the column is one.
+    """
+
+    column: str = Field(min_length=1, description="kept of test images (retention.subgroups)")
+    gap: float = Field(ge=0, le=1, description="so much of mean class recall, at most")
+    sensitivity: str | None = Field(None, description="of this class instead")
+    images: int = Field(
+        ENOUGH,
+        ge=2,
+        description="test images (of the class) of a subgroup; less is not judged",
+    )
+
+
 class Limits(Section):
     """What each update must show. Judged is the end of the interval that is worse."""
 
@@ -79,6 +95,9 @@ class Limits(Section):
     sensitivity: Sensitivity = Sensitivity()
     non_inferiority: NonInferiority = NonInferiority()
     negative_flips: NegativeFlips = NegativeFlips()
+    subgroups: list[Subgroup] = Field(
+        default_factory=list, description="gaps between site, sex, age band and the rest"
+    )
     ece: float | None = Field(None, ge=0, le=1, description="calibration error, at most")
     unknown_auroc: float | None = Field(
         None, ge=0, le=1, description="known against unknown classes, at least, where measurable"
@@ -142,6 +161,9 @@ class Plan(Section):
             "limits.sensitivity.classes": self.limits.sensitivity.classes,
             "limits.negative_flips.grave": self.limits.negative_flips.grave,
         }
+        for own in self.limits.subgroups:
+            if own.sensitivity is not None and own.sensitivity not in seen:
+                yield f"limits.subgroups: {own.sensitivity!r} is neither authorised nor named"
         for where, values in limits.items():
             for name, value in values.items():
                 if name not in seen:

@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from dynammo.checkpoint import Ref
 from dynammo.evaluation.gate import Comparison, Outcome, not_below
 from dynammo.evaluation.honesty import Honesty, as_unknown
-from dynammo.evaluation.intervals import Interval, bootstrap_interval, share_interval
+from dynammo.evaluation.intervals import Interval, bootstrap_interval, numbered, share_interval
 from dynammo.evaluation.metrics import (
-    Floats,
+    Integers,
     Predictions,
     expected_calibration_error,
     open_set_auroc,
 )
 from dynammo.evaluation.plan import Limits, Plan
+from dynammo.evaluation.strangeness import strangeness
 
 Verdict = Literal["met", "not met", "not measured"]
+_AT_MOST = ("negative_flips", "ece")
 IN_WORDS = {
     "passed": "in the plan and passed",
     "failed": "in the plan and failed",
@@ -74,13 +76,26 @@ class ClassRecall(TypedDict):
     old: Interval | None
 
 
+class SubgroupGap(TypedDict):
+    """Test images with one value of a column: how many, of how many patients, their mean class
+    recall, and `change`, that less the one of all other images; None where no class has images on
+    both sides.
+    """
+
+    images: int
+    groups: int
+    recall: float | None
+    change: Interval | None
+
+
 class Judgement(TypedDict):
     """What the plan says of a version.
 
     `plan` and `authorised` are none without a plan, when the gate's settings are the protocol;
     `champion` is the version compared with, 0 where there was none. `outside` are reasons.
-    `comparison` is with the champion, `cumulative` with the authorised version; intervals are of
-    `confidence`. `honesty` is none where there are no test images.
+    `subgroups` has a row for each value of each column kept of test images. `comparison` is with
+    the champion, `cumulative` with the authorised version; intervals are of `confidence`. `honesty`
+    is none where there are no test images.
     """
 
     outcome: Literal["passed", "failed", "outside"]
@@ -91,6 +106,7 @@ class Judgement(TypedDict):
     requirements: list[Requirement]
     confidence: float
     classes: dict[str, ClassRecall]
+    subgroups: dict[str, dict[str, SubgroupGap]]
     comparison: Comparison | None
     cumulative: Comparison | None
     honesty: Honesty | None
@@ -112,7 +128,7 @@ class Measured(NamedTuple):
         predictions: on the test images; targets from C on are unknown classes. None where there are
             none.
         groups: N labels of the images.
-        distances: (N, C) of the images to the classes; None where no statistics are kept.
+        columns: of each that is kept of test images, N values.
         evidence: hashes of what these are.
         champion: the comparison with it; none where nothing could be compared.
         authorised: likewise.
@@ -125,7 +141,7 @@ class Measured(NamedTuple):
     classes: Sequence[str]
     predictions: Predictions | None
     groups: Sequence[str | None]
-    distances: Floats | None
+    columns: Mapping[str, Sequence[str]]
     evidence: list[str]
     champion: Against | None
     authorised: Against | None
@@ -146,6 +162,7 @@ def judge_by_plan(plan: Plan, measured: Measured) -> tuple[list[str], list[Requi
         *_sensitivities(plan.limits, measured),
         *_margins(plan.limits, measured),
         *_flips(plan.limits, measured),
+        *_subgroups(plan.limits, measured),
         *_calibration(plan.limits, measured),
         *_unknown(plan.limits, measured),
     ]
@@ -179,6 +196,84 @@ def class_recalls(
         mine = targets == index
         right = predictions.predicted[mine] == index if predictions else mine
         found[name] = {"new": share_interval(right, _of(groups, mine), confidence), "old": was}
+    return found
+
+
+def subgroup_gaps(
+    predictions: Predictions | None,
+    groups: Sequence[str | None],
+    values: Sequence[str],
+    confidence: float,
+    target: int | None = None,
+) -> dict[str, SubgroupGap]:
+    """Compare the images of each value of a column with all others.
+
+    Of a subgroup g, over the classes c that have images on both sides:
+
+        change_g = mean over c of (recall_c in g - recall_c outside g)
+
+    so that another mix of classes is no difference. The interval is a bootstrap's by patient.
+
+    Args:
+        predictions: none: there are no images.
+        groups: of the images.
+        values: of the column, one an image; empty where it is not given.
+        confidence: of the intervals.
+        target: only images of this class.
+    """
+    if predictions is None:
+        return {}
+    chosen = predictions.targets < predictions.classes
+    if target is not None:
+        chosen = predictions.targets == target
+    targets, classes = predictions.targets[chosen], predictions.classes
+    right = predictions.predicted[chosen] == targets
+    texts, owners = np.array(values)[chosen], _of(groups, chosen)
+    found: dict[str, SubgroupGap] = {}
+    for value in sorted(set(texts.tolist())):
+        inside = texts == value
+
+        def change(rows: NDArray[np.int64], inside: NDArray[np.bool_] = inside) -> float | None:
+            ours, theirs = (
+                _recalls(targets[rows[side]], right[rows[side]], classes)
+                for side in (inside[rows], ~inside[rows])
+            )
+            both = ~np.isnan(ours - theirs)
+            return float((ours - theirs)[both].mean()) if both.any() else None
+
+        mine, interval = _of(owners, inside), bootstrap_interval(change, owners, confidence)
+        images, patients = int(inside.sum()), int(numbered(mine).max()) + 1
+        known: Interval = {**interval, "images": images, "groups": patients}
+        found[value] = {
+            "images": images,
+            "groups": patients,
+            "recall": float(np.nanmean(_recalls(targets[inside], right[inside], classes))),
+            "change": None if interval["value"] is None else known,
+        }
+    return found
+
+
+def _recalls(targets: Integers, right: NDArray[np.bool_], classes: int) -> NDArray[np.float64]:
+    """(C,): of each class; NaN without images."""
+    images = np.bincount(targets, minlength=classes)
+    hits = np.bincount(targets, weights=right, minlength=classes)
+    found: NDArray[np.float64] = np.full(classes, np.nan)
+    np.divide(hits, images, out=found, where=images > 0)
+    return found
+
+
+def worse_ends(requirements: Sequence[Requirement]) -> dict[str, tuple[float, float]]:
+    """Of each requirement that is a number: the end of its interval that is judged, and the limit.
+
+    A limit is the least that is asked for, but for negative flips and calibration error, where it
+    is the most. What was not measured is left out.
+    """
+    found = {}
+    for row in requirements:
+        upper = row["name"].partition(".")[0] in _AT_MOST
+        end = row["measured"] and row["measured"]["high" if upper else "low"]
+        if end is not None and row["limit"] is not None:
+            found[row["name"]] = (end, row["limit"])
     return found
 
 
@@ -314,6 +409,46 @@ def _flips(limits: Limits, measured: Measured) -> Iterator[Requirement]:
         )
 
 
+def _subgroups(limits: Limits, measured: Measured) -> Iterator[Requirement]:
+    for limit in limits.subgroups:
+        name, what, target = f"subgroup.{limit.column}", "mean class recall", None
+        if limit.sensitivity is not None:
+            if limit.sensitivity not in measured.classes:
+                continue  # not learnt yet, or forgotten
+            name, what = f"{name}.{limit.sensitivity}", f"sensitivity for {limit.sensitivity}"
+            target = list(measured.classes).index(limit.sensitivity)
+        gaps: Mapping[str, SubgroupGap] = {}
+        if limit.column in measured.columns:
+            values = measured.columns[limit.column]
+            gaps = subgroup_gaps(
+                measured.predictions, measured.groups, values, limits.confidence, target
+            )
+        images, judged = sum(own["images"] for own in gaps.values()), False
+        for value, own in gaps.items():
+            of = f"{limit.column} {value or 'not given'}"
+            row = _bounded(
+                f"{name}.{value}",
+                f"change of {what} from all other images to those with {of}, at least",
+                -limit.gap,
+                own["change"],
+                measured.evidence,
+            )
+            rest = images - own["images"]
+            if own["change"] and min(own["images"], rest) >= limit.images:
+                judged = True
+                yield row
+            else:
+                few = f"{own['images']} images of {own['groups']} patients against {rest} others"
+                detail = f"{few}: too few to judge, of less than {limit.images}"
+                yield {**row, "verdict": "not measured", "detail": detail}
+        if not judged:
+            why = "no subgroup has enough test images"
+            if limit.column not in measured.columns:
+                why = f"no column {limit.column} is kept of test images"
+            compared = f"{what} is compared between subgroups by {limit.column}"
+            yield _row(name, compared, False, why, measured.evidence)
+
+
 def _calibration(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     if limits.ece is None:
         return
@@ -336,21 +471,21 @@ def _calibration(limits: Limits, measured: Measured) -> Iterator[Requirement]:
 def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     if limits.unknown_auroc is None:
         return
-    given, far = measured.predictions, measured.distances
+    given = measured.predictions
     interval, how = None, "no test image is of an unknown class"
     if given is not None and (given.targets >= given.classes).any():
         known = given.targets < given.classes
-        score = given.knownness if far is None else -far.min(axis=1)
+        score = -strangeness(given.scores)
         interval = bootstrap_interval(
             lambda chosen: open_set_auroc(known[chosen], score[chosen]),
             measured.groups,
             limits.confidence,
         )
         how = "images of classes that it does not know"
-    elif given is not None and far is not None and given.classes > 1:
+    elif given is not None and given.classes > 2:
 
         def mean(chosen: NDArray[np.int64]) -> float | None:
-            found = as_unknown(far[chosen], given.targets[chosen])
+            found = as_unknown(given.scores[chosen], given.targets[chosen])
             areas = [own for own in found if own is not None]
             return float(np.mean(areas)) if areas else None
 

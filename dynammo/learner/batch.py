@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from dynammo.errors import DataError
 from dynammo.learner.ledger import Ledger, check_splits
 
 
-def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple[ImageSet, int]:
+def load_batch(
+    path: Path, test_share: float, ledger: Ledger, key: str, columns: Sequence[str] = ()
+) -> tuple[ImageSet, int]:
     """List a batch's images.
 
     Args:
@@ -25,6 +27,7 @@ def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple
         test_share: of the images of a class that comes without test images, so many are split off.
         ledger: what was learnt before.
         key: under which it is written.
+        columns: further ones of the CSV, which test images keep.
 
     Returns:
         The batch, and how many of its images were left out since they had been learnt before.
@@ -36,7 +39,12 @@ def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_file() or (path / "manifest.csv").is_file():
-        listed = csv_manifest.read(path, default_split="train")
+        listed = csv_manifest.read(path, default_split="train", columns=columns)
+    elif columns:
+        raise DataError(
+            f"{path} is a folder, and retention.subgroups keeps {', '.join(columns)} of test "
+            "images: expected a CSV with these columns"
+        )
     else:
         listed = _folders(path)
     seen_files, seen_groups = ledger.seen()
@@ -57,6 +65,9 @@ def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple
         if sample.group and (group := mark(key, sample.group)) in seen_groups
     }
     result = split_off(ImageSet(listed.root, new), test_share, known)
+    if columns:  # no more is kept than what versions are measured by
+        fewer = [s if s.split == "test" else replace(s, columns=()) for s in result.samples]
+        result = ImageSet(result.root, tuple(fewer))
     check_splits(result.samples, ledger, key)
     trained = {sample.label for sample in result.samples if sample.split == "train"}
     if untrained := sorted(set(result.classes) - trained):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.evaluation.plan import ENOUGH
 from dynammo.evaluation.protocol import IN_WORDS, Judgement, Requirement
 from dynammo.reporting.figures import WIDTH, dress, to_png
 from dynammo.reporting.report import NOTHING, percent, template
@@ -190,11 +192,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _interval(own: Mapping[str, Any] | None, scale: str = "share") -> str:
-    """`62.5 (50.1 to 73.3)`, in per cent; of a change with its sign."""
+    """`62.5 (50.1 to 73.3)`, in per cent; of a change or a gap with its sign."""
     value = None if own is None else own["difference" if scale == "change" else "value"]
     if own is None or value is None:
         return NOTHING
-    sign = "+" if scale == "change" else ""
+    sign = "" if scale == "share" else "+"
     if own["low"] is None:
         return f"{100 * value:{sign}.1f}"
     return (
@@ -217,7 +219,14 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         picture=to_png(recalls(judgement)),
         labels=labels,
         flips=flips,
+        enough=partial(_enough, report["plan"]),
     )
+
+
+def _enough(plan: Mapping[str, Any] | None, column: str) -> int:
+    """Test images that a subgroup must have to be judged, by the plan if that says so."""
+    limits = plan["limits"].get("subgroups", []) if plan else []
+    return min((own["images"] for own in limits if own["column"] == column), default=ENOUGH)
 
 
 def _data_uri(content: bytes) -> str:

@@ -50,19 +50,20 @@ def format_of(output: Path | None, asked: Format | None) -> Format:
 
 @contextmanager
 def answers_to(
-    output: Path | None, format_: Format, classes: Sequence[str], sets: bool
+    output: Path | None, format_: Format, classes: Sequence[str], more: Sequence[str]
 ) -> Iterator[Write]:
     """A function `write(file, answer)`; a file appears when the block ends without an error.
 
-    A row has the file and its label, probability, prediction set and probabilities by class, or the
-    error that says why there are none. In CSV the probabilities are a column a class, and there is
-    none for sets that the model does not give; in Parquet they are a map.
+    A row has the file and its label, probability, prediction set, whether it seems to be of no
+    known class, and probabilities by class, or the error that says why there are none. In CSV the
+    probabilities are a column a class, and there is none for what the model does not give; in
+    Parquet they are a map.
 
     Args:
         output: a file; none: standard output.
         format_: of the rows.
         classes: of the model.
-        sets: whether it gives prediction sets.
+        more: which of `prediction_set` and `unknown` it gives.
 
     Raises:
         MissingExtra: Parquet without pyarrow.
@@ -74,7 +75,7 @@ def answers_to(
             yield write
         return
     tables: dict[Format, Callable[[TextIO], AbstractContextManager[Write]]] = {
-        Format.csv: partial(_csv, classes=classes, sets=sets),
+        Format.csv: partial(_csv, classes=classes, more=more),
         Format.json: _json,
         Format.jsonl: _json_lines,
     }
@@ -91,18 +92,22 @@ def answers_to(
 
 
 @contextmanager
-def _csv(text: TextIO, classes: Sequence[str], sets: bool) -> Iterator[Write]:
+def _csv(text: TextIO, classes: Sequence[str], more: Sequence[str]) -> Iterator[Write]:
     writer = csv.writer(text, lineterminator="\n")
-    columns = ["label", "probability", *["prediction_set"] * sets, *classes]
+    columns = ["label", "probability", *more, *classes]
     writer.writerow(["file", *columns, "error"])
 
     def write(file: str, answer: Answer | DataError) -> None:
         if isinstance(answer, DataError):
             writer.writerow([file, *[""] * len(columns), str(answer)])
             return
-        possible = [] if answer.prediction_set is None else ["; ".join(answer.prediction_set)]
+        given = {
+            "prediction_set": "; ".join(answer.prediction_set or []),
+            "unknown": str(answer.unknown).lower(),
+        }
+        own = [given[name] for name in more]
         shares = [f"{answer.probabilities[name]:.6f}" for name in classes]
-        writer.writerow([file, answer.label, f"{answer.probability:.6f}", *possible, *shares, ""])
+        writer.writerow([file, answer.label, f"{answer.probability:.6f}", *own, *shares, ""])
 
     yield write
 
@@ -140,6 +145,7 @@ def _parquet(file: IO[bytes]) -> Iterator[Write]:
             "probability": pa.float64(),
             "probabilities": pa.map_(pa.string(), pa.float64()),
             "prediction_set": pa.list_(pa.string()),
+            "unknown": pa.bool_(),
             "error": pa.string(),
         }
     )

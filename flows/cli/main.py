@@ -166,7 +166,7 @@ def predict(
         bad: list[DataError] = []
         unreported: list[DataError] = []
         with (
-            answers_to(output, form, predictor.classes, predictor.thresholds is not None) as write,
+            answers_to(output, form, predictor.classes, predictor.gives) as write,
             _progress("classify", "image") as progress,
         ):
             # Hashed for the log and reports alone.
@@ -254,6 +254,8 @@ def evaluate(
                 f"prediction sets hold the class of {percent(sets['coverage'])} of the images, "
                 f"with {sets['size']:.1f} classes on average"
             )
+        if (unknown := measured["unknown"]) is not None:
+            out.print(f"{percent(unknown)} of the images are called unknown, wrongly")
 
 
 @app.command()

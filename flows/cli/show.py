@@ -117,6 +117,9 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
     return {
         **evaluate_stage(predictions, [predictor.classes], 1),
         "prediction_sets": _sets_of(answers, [label for _, label in labelled]),
+        "unknown": None
+        if predictor.unknown is None
+        else float(np.mean([answer.unknown for answer in answers])),
     }
 
 

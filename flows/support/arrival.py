@@ -96,7 +96,9 @@ def read_batch(
     """
     ledger = ledger_of(folder, before) if before else Ledger.empty()
     key = folder.key if before else "00" * 32
-    images, left_out = load_batch(path, config.data.test_share, ledger, key)
+    images, left_out = load_batch(
+        path, config.data.test_share, ledger, key, config.retention.subgroups
+    )
     if left_out:
         get_run_logger().warning("%d images are left out: they have been learnt before", left_out)
     check_image_set(images, config.data.repeats)
@@ -113,7 +115,9 @@ def learnt_from(path: Path, folder: LearnerFolder, config: Config, version: Vers
     """The hash of a batch as the version before this one would have learnt it."""
     parent = version["parent"]
     ledger = ledger_of(folder, read_version(folder, parent)) if parent else Ledger.empty()
-    images, _ = load_batch(path, config.data.test_share, ledger, folder.key)
+    images, _ = load_batch(
+        path, config.data.test_share, ledger, folder.key, config.retention.subgroups
+    )
     return images.content_hash
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynammo.checkpoint import Ref
-from dynammo.data.marks import digests, mark
+from dynammo.data.marks import COLUMN, digests, mark, texts
 from dynammo.data.samples import ImageSet, Sample, read_manifest, subset_hash
 from dynammo.data.store import ImageStore
 from dynammo.errors import DataError
@@ -55,6 +55,12 @@ class Images:
         files = [mark(key, sample.sha256) for sample in samples]
         groups = [mark(key, sample.group) for sample in samples]
         return digests(files), digests(groups)
+
+    def columns(self, split: str, classes: Sequence[str]) -> dict[str, Tensor]:
+        """Further columns of each image, (N, 32) uint8 (`dynammo.data.marks.texts`)."""
+        rows = [dict(sample.columns) for sample in self._samples(split, classes)]
+        names = rows[0] if rows else []
+        return {f"{COLUMN}{name}": texts([row[name] for row in rows]) for name in names}
 
     def _samples(self, split: str, classes: Sequence[str]) -> tuple[Sample, ...]:
         # A batch may have test images of some of its classes only.

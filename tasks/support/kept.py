@@ -32,7 +32,7 @@ def select_tests(kept: Kept, chosen: Tensor, names: Sequence[str], store: Checkp
     def cut(ref: Ref, kind: str, name: str) -> Ref:
         return store.save(kind, {name: store.load(ref)[name][mask]}, {"of": ref["sha256"]})
 
-    rest = {"labels": labels[mask], "files": own["files"][mask], "groups": own["groups"][mask]}
+    rest = {name: values[mask] for name, values in {**own, "labels": labels}.items()}
     return {
         "names": list(names),
         "labels": store.save("test-labels", rest, {"of": kept["labels"]["sha256"]}),

@@ -12,7 +12,7 @@ from dynammo.errors import ConfigError
 from dynammo.evaluation.plan import STATED, Plan, read_plan
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from tasks.support.stage import known_classes
-from tasks.support.version import Tested, Version, read_version
+from tasks.support.version import Tested, Version, config_of, read_version
 
 
 def set_plan(folder: LearnerFolder, path: Path) -> Plan:
@@ -34,6 +34,12 @@ def set_plan(folder: LearnerFolder, path: Path) -> Plan:
         found = hash_of_tests(version["tests"])
         if plan.locked_test not in (None, found):
             problems.append(f"locked_test: the champion's test images have the hash {found}")
+        kept = config_of(version).retention.subgroups
+        problems += [
+            f"limits.subgroups: {name!r} is not kept of the champion's test images "
+            f"(retention.subgroups: {', '.join(kept) or 'nothing'})"
+            for name in sorted({own.column for own in plan.limits.subgroups} - {*kept})
+        ]
         if problems:
             raise ConfigError(problems)
         folder.agree(folder.store.save_json("plan", plan.model_dump(mode="json")))

@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dynammo.config import BackboneConfig
+from benchmarks import open_set
+from dynammo.config import BackboneConfig, HeadConfig
+from dynammo.evaluation.metrics import open_set_auroc
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs
 from dynammo.network.network import build_network
@@ -108,3 +110,31 @@ def test_delta(
     told = capsys.readouterr().out
     assert "| version-32 |" in told
     assert "| version-64 |" in told
+
+
+def test_scores_of_unknown_images_and_their_folds() -> None:
+    """Three classes, of which a fourth is far: all scores find it; no patient is on two sides."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(160) % 4
+    features = 9 * torch.eye(4, 8)[labels] + torch.randn(160, 8, generator=generator)
+    groups = np.array([f"{label} {row // 8}" for row, label in enumerate(labels.tolist())])
+    turns = list(open_set.folds(labels.numpy(), groups, None))
+    assert len(turns) == 5
+    for fit, limit, rest in turns:
+        assert len({*fit, *limit, *rest}) == 160
+        assert not set(groups[limit]) & set(groups[rest])
+        fit, limit = (own[labels[own] < 3] for own in (fit, limit))
+        found = open_set.scores(
+            features, labels, fit, limit, HeadConfig(shrinkage=0.1), slice(-8, None)
+        )
+        for name, values in found.items():
+            area = open_set_auroc((labels < 3).numpy()[rest], -values[rest])
+            assert area is not None and area > 0.8, name
+        assert np.array_equal(found["Mahalanobis"], found["Mahalanobis, last level"])
+    tests = np.zeros(160, dtype=bool)
+    mine = open_set.Pictures(features, labels.numpy(), groups, tests, slice(-8, None))
+    rows = open_set.foreign(
+        mine, [mine._replace(features=features + 99)], HeadConfig(shrinkage=0.1)
+    )
+    areas, alarms, shares = np.array(rows["Mahalanobis"]).T
+    assert (areas == 1).all() and (shares == 1).all() and alarms.mean() < 0.2

@@ -173,6 +173,27 @@ def test_prediction_sets_are_a_column(tmp_path: Path, images: Path) -> None:
     assert row["prediction_set"] == "red; green"
 
 
+def test_images_of_no_known_class_are_said_to_be_so(tmp_path: Path) -> None:
+    """A white picture speaks for all colours alike, a red one for red."""
+    folder = graph_folder(tmp_path / "graph")
+    reseal_graph(folder, unknown={"alarm": 0.05, "threshold": -1.2})
+    for name, colour in (("red", (90, 0, 0)), ("white", (90, 90, 90))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (16, 16), colour).save(tmp_path / name / "0.png")
+    red, white = csv.DictReader(
+        StringIO(output("predict", "-m", folder, tmp_path / "red", tmp_path / "white"))
+    )
+    assert list(red) == ["file", "label", "probability", "unknown", *BY_COLOUR, "error"]
+    assert (red["unknown"], white["unknown"]) == ("false", "true")
+    rows = json.loads(output("predict", "-m", folder, tmp_path / "white", "--format", "json"))
+    assert rows[0]["unknown"] is True
+    data = tmp_path / "data" / "red"
+    (tmp_path / "red").rename(data.parent.mkdir() or data)
+    (tmp_path / "white" / "0.png").rename(data / "1.png")
+    text = output("evaluate", data.parent, "-m", folder)
+    assert "50.0% of the images are called unknown, wrongly" in text
+
+
 def test_predictions_as_json_into_a_file(model_folder: Path, images: Path) -> None:
     result = dynammo("predict", "-m", model_folder, images, "-f", "json", "-o", "[all].json")
     assert (result.exit_code, result.stdout) == (0, "")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from dynammo.errors import ConfigError
+from dynammo.errors import ConfigError, DataError
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from flows.cli import app
 from flows.cli.learner import FAILED, OUTSIDE
@@ -128,3 +128,47 @@ def test_what_is_said_about_a_batch(here: Path, arrive: Callable[..., Path]) -> 
     assert page.read_bytes() == before
     inside = dynammo("report", "shapes", "--pictures", "-o", page, status=1)
     assert "outside the learner's folder" in inside
+
+
+def test_subgroups_are_kept_compared_and_forgotten(here: Path, arrive: Callable[..., Path]) -> None:
+    def listed(name: str, classes: list[str], sex: str = "fm") -> Path:
+        files = sorted(arrive(name, classes).rglob("*.png"))
+        lines = [
+            f"{file.relative_to(here)},{file.parent.name},{sex[number % len(sex)]}"
+            for number, file in enumerate(files)
+        ]
+        target = here / f"{name}.csv"
+        target.write_text("\n".join(["file,class,sex", *lines]))
+        return target
+
+    settings = {**OVERRIDES, "retention.subgroups": ["sex"]}
+    with pytest.raises(DataError, match=r"batch0 is a folder, and retention\.subgroups keeps sex"):
+        learn("shapes", str(arrive("batch0", TASKS[0])), None, settings)
+    learn("shapes", str(listed("batch1", TASKS[0])), None, settings)
+    folder = find_learner("shapes")
+    gaps = folder.current()["judgement"]["subgroups"]["sex"]
+    tests = sum(batch["test_images"] for batch in folder.current()["batches"])
+    assert set(gaps) == {"f", "m"} and gaps["f"]["images"] + gaps["m"]["images"] == tests
+    file, values = here / "plan.yaml", yaml.safe_load(dynammo("plan", "shapes", "--draft"))
+    values["modifications"] = ["add_named_class", "forget"]
+    values["named"] = [{"name": name} for name in TASKS[1]]
+    values["limits"] = {"subgroups": [{"column": "site", "gap": 1}]}
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"'site' is not kept .* \(retention\.subgroups: sex\)"):
+        set_plan(folder, file)
+    values["limits"] = {"subgroups": [{"column": "sex", "gap": 1, "images": 2}]}
+    file.write_text(yaml.safe_dump(values))
+    dynammo("plan", "shapes", file)
+    dynammo("learn", "shapes", listed("batch2", TASKS[1], "fmf"))
+    verdicts = {
+        row["name"]: row["verdict"] for row in folder.current()["judgement"]["requirements"]
+    }
+    assert verdicts["subgroup.sex.f"] == verdicts["subgroup.sex.m"] == "met"
+    assert "<h2>By sex</h2>" in (folder.path / "reports/0002.html").read_text()
+    # The locked test set is not whole any more.
+    dynammo("forget", "shapes", "--class", TASKS[0][0], status=FAILED)
+    gaps = folder.current()["judgement"]["subgroups"]["sex"]
+    left = sum(
+        len(folder.store.load(own["kept"]["labels"])["labels"]) for own in folder.current()["tests"]
+    )
+    assert gaps["f"]["images"] + gaps["m"]["images"] == left

@@ -52,6 +52,7 @@ def test_learn_goes_on_from_what_is_signed(
     files = [
         *(folder.path / "versions").iterdir(),
         *(folder.path / "signatures").iterdir(),
+        folder.path / "learner.json",
         *folder.store.folder.iterdir(),
     ]
     for _ in range(100):
@@ -60,12 +61,16 @@ def test_learn_goes_on_from_what_is_signed(
         changed = bytearray(whole)
         changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         file.write_bytes(changed)
-        with pytest.raises(Exception, match=r"signed|damaged|format|version"):
+        with pytest.raises(Exception, match=r"signed|signature|damaged|format|version|cannot read"):
             check_signed(folder, public)
         file.write_bytes(whole)
 
     # The next version is signed by nobody yet.
     dynammo("learn", "shapes", here / "batch2", *asked)
+    # Nobody is answered by it before that, champion or not.
+    assert folder.pointer()["champion"] == 2
+    model = ("--model", folder.path / "model", here / "batch2")
+    assert "is not signed" in dynammo("predict", *model, "--public-key", public, status=1)
     with pytest.raises(SignatureError, match="shapes, version 2 is not signed: there is no"):
         check_signed(folder, public)
     assert "is not signed" in dynammo("learn", "shapes", arrive("batch3", TASKS[2]), status=1)
@@ -78,3 +83,30 @@ def test_learn_goes_on_from_what_is_signed(
     # One that was signed may take its place at any time.
     dynammo("rollback", "shapes", "1")
     assert folder.pointer()["current"] == 1
+
+    # But whoever learns has no key, and learning goes on when the key's owner agrees to that.
+    refused = dynammo("learn", "shapes", here / "batch3", status=1)
+    assert "what is in use of shapes: learner.json is not the one that was signed" in refused
+    dynammo("sign", "shapes", "--key", here / "key")
+    dynammo("learn", "shapes", here / "batch3")
+    assert folder.pointer()["current"] == 3
+
+    # A plan in force is signed, too: each of a hundred bits of it and of what says so.
+    (here / "plan.yaml").write_text(dynammo("plan", "shapes", "--draft"))
+    dynammo("plan", "shapes", here / "plan.yaml")
+    with pytest.raises(SignatureError, match=r"version 3 is not signed"):
+        check_signed(folder, public)
+    dynammo("sign", "shapes", "--key", here / "key")
+    check_signed(folder, public)
+    files = [folder.path / "learner.json", folder.path / "signatures" / "learner.json"]
+    files.append(folder.store.path(folder.pointer()["plans"][-1]["plan"]))
+    for _ in range(100):
+        file = chance.choice(files)
+        whole = file.read_bytes()
+        changed = bytearray(whole)
+        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        file.write_bytes(changed)
+        with pytest.raises(Exception, match=r"signed|signature|damaged|format|version|cannot read"):
+            check_signed(folder, public)
+        file.write_bytes(whole)
+    check_signed(folder, public)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import threading
@@ -18,7 +19,7 @@ from dynammo.deploy import export
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, ExportError
-from tasks.publish import check_output, collect, prediction_sets, put_graph, replaced_folder
+from tasks.publish import check_output, collect, put_graph, replaced_folder, thresholds
 from tasks.support.exchange import exchanged
 from tasks.support.stage import learnt
 from tasks.support.workspace import CHECKPOINTS
@@ -39,7 +40,7 @@ def published(tmp_path: Path) -> Path:
     return target
 
 
-def test_prediction_sets_are_calibrated_on_the_test_images_of_known_classes(tmp_path: Path) -> None:
+def test_thresholds_are_set_on_the_test_images_of_known_classes(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     shares = torch.cat([torch.arange(1, 21) / 100, torch.full((5,), 0.5), torch.full((9,), 0.01)])
     targets = torch.tensor([0] * 20 + [1] * 5 + [2] * 9)  # of 0, 1, and a class that is not known
@@ -51,11 +52,17 @@ def test_prediction_sets_are_calibrated_on_the_test_images_of_known_classes(tmp_
         "knownness": shares.double(),
     }
     predictions = store.save("predictions", answers, {})
-    sets = prediction_sets(learnt() | {"evaluated": {"predictions": predictions}}, store)
+    merged = learnt() | {"evaluated": {"predictions": predictions}}
+    found = thresholds(merged, 0.1, store)
+    sets, unknown = found["prediction_sets"], found["unknown"]
     assert sets is not None and sets.miss == 0.1
     # Of class 0 1 - p is 0.01 to 0.20: the 19th of 20, ceil(21 * 0.9). Five images are too few.
     assert sets.thresholds == [pytest.approx(0.19, abs=1e-6), None]
-    assert prediction_sets(learnt(), store) is None
+    # Of the 25 known images the 24th strangest, ceil(26 * 0.9): one of the five at a half.
+    assert unknown is not None and unknown.alarm == 0.1
+    assert unknown.threshold == pytest.approx(math.log(0.5))
+    assert thresholds(merged, 0.01, store)["unknown"] is None  # too few images to promise that
+    assert thresholds(learnt(), 0.1, store) == {"prediction_sets": None, "unknown": None}
 
 
 def test_results_may_be_replaced(published: Path, tmp_path: Path) -> None:

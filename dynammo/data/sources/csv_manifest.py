@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from dynammo.data.samples import SPLITS, ImageSet, list_samples
@@ -10,6 +12,7 @@ from dynammo.data.sources.about import About
 from dynammo.errors import DataError
 
 _COLUMNS = ("file", "split", "class")
+LONGEST = 32  # bytes of a text in a further column
 
 ABOUT = About(
     title="your own images, listed in a CSV",
@@ -29,44 +32,56 @@ def load(path: Path) -> ImageSet:
     return read(path)
 
 
-def read(path: Path, default_split: str | None = None, labelled: bool = True) -> ImageSet:
+def read(
+    path: Path,
+    default_split: str | None = None,
+    labelled: bool = True,
+    columns: Sequence[str] = (),
+) -> ImageSet:
     """List the images that a CSV names.
 
     Files are relative to the CSV's folder, with forward slashes. Split is `train` or `test`. An
-    empty `group` is none. Further columns are ignored.
+    empty `group` is none. Further columns are ignored, unless `columns` names them.
 
     Args:
         path: the CSV, or a folder that holds `manifest.csv`.
         default_split: of images without one; the column may then be missing. None: it is needed.
         labelled: every image has a class; otherwise it may be empty, or the column missing.
+        columns: further ones to keep of each image; a cell may be empty.
 
     Raises:
         DataError: the CSV cannot be read, lacks columns or rows, or a line has an unknown split, no
-            class, a file that is missing, listed twice or outside the folder. All problems at once,
-            with their lines.
+            class, a file that is missing, listed twice or outside the folder, or too long a text in
+            a further column. All problems at once, with their lines.
     """
     path = (path / "manifest.csv" if path.is_dir() else path).absolute()
     try:
         # Excel writes a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="", skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
             lines = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
     needed = ["file", *["split"] * (default_split is None), *["class"] * labelled]
-    if missing := [name for name in needed if name not in columns]:
+    if missing := [name for name in needed if name not in header]:
         raise DataError(
             f"{path} line 1: missing columns {', '.join(missing)}; expected file,split,class and "
-            f"optionally group, got {','.join(columns) or 'nothing'}"
+            f"optionally group, got {','.join(header) or 'nothing'}"
+        )
+    if missing := [name for name in columns if name not in header]:
+        raise DataError(
+            f"{path} line 1: missing columns {', '.join(missing)}, which are kept for subgroups "
+            f"(retention.subgroups); got {','.join(header)}"
         )
     if not lines:
         raise DataError(f"{path}: no images listed")
 
     rows: list[tuple[str, str, str, str | None]] = []
+    more: dict[str, tuple[tuple[str, str], ...]] = {}
     problems: list[str] = []
     first: dict[str, int] = {}
     for line, row in lines:
@@ -86,9 +101,19 @@ def read(path: Path, default_split: str | None = None, labelled: bool = True) ->
             wrong.append(f"{cell} is listed already in line {first[file]}")
         elif not (path.parent / file).is_file():
             wrong.append(f"no file {cell} in {path.parent}")
+        more[file] = tuple((name, row.get(name, "").strip()) for name in columns)
+        wrong += [
+            f"{name} {value!r} is longer than {LONGEST} bytes: expected a group, such as 40-59"
+            for name, value in more[file]
+            if len(value.encode()) > LONGEST
+        ]
         first.setdefault(file, line)
         problems += [f"{path.name} line {line}: {text}" for text in wrong]
         rows.append((file, split, label, row.get("group", "").strip() or None))
     if problems:
         raise DataError(problems)
-    return list_samples(path.parent, rows)
+    listed = list_samples(path.parent, rows)
+    if not columns:
+        return listed
+    samples = tuple(replace(own, columns=more[own.file]) for own in listed.samples)
+    return ImageSet(listed.root, samples)

@@ -64,8 +64,8 @@ class ImageClassifier(PythonModel):
             params: unused.
 
         Returns:
-            For each image `label`, `probability`, `probabilities` (by class name) and
-            `prediction_set` (None where the model has no thresholds for it).
+            For each image `label`, `probability`, `probabilities` (by class name),
+            `prediction_set` and `unknown` (None where the model has no thresholds for it).
 
         Raises:
             MlflowException: images cannot be read (HTTP 400); every one is named with the reason.

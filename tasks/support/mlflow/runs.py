@@ -181,9 +181,14 @@ def open_runs(
 
 
 def open_run(
-    experiment: str, run_key: str, name: str, description: str, params: Mapping[str, Any]
+    experiment: str,
+    run_key: str,
+    name: str,
+    description: str,
+    params: Mapping[str, Any],
+    kind: str = "grid",
 ) -> str:
-    """Find or make one run that is not of a single experiment: that of a grid.
+    """Find or make one run that is not of a single experiment: that of a grid, or of monitoring.
 
     Args:
         experiment: of MLflow; made if missing.
@@ -191,6 +196,7 @@ def open_run(
         name: of the run.
         description: its note.
         params: nested settings.
+        kind: of run.
 
     Returns:
         The run's id. It is RUNNING.
@@ -200,10 +206,10 @@ def open_run(
     """
     with mlflow_client() as client:
         experiment_id = _experiment(client, experiment)
-        run = _known_runs(client, experiment_id, run_key).get("grid")
+        run = _known_runs(client, experiment_id, run_key).get(kind)
         if run is None:
             run = client.create_run(experiment_id, run_name=name, tags={PROCESS: this_process()})
-            tags = {_RUN_KEY: run_key, _VARIANT: "grid", _NOTE: description}
+            tags = {_RUN_KEY: run_key, _VARIANT: kind, _NOTE: description}
             tags |= {"dynammo.version": dynammo.__version__, "mlflow.source.name": "dynammo"}
             client.log_batch(
                 run.info.run_id,
@@ -225,6 +231,56 @@ def finish_run(run_id: str, metrics: Mapping[str, float | None], failed: bool) -
         client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
 
 
+def log_monitoring(config: Config, registered: str, found: Mapping[str, Any]) -> str:
+    """Record what was found on new images: a run whose metrics are also those of the model.
+
+    The run has the report as `monitor.json` and the tag `alarm`; the registered version has the
+    tag `monitor` of the last time.
+
+    Args:
+        config: of the learner's version.
+        registered: version of the registered model.
+        found: what `tasks.monitor_learner.monitor_version` gave.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        TrackingError: see `mlflow_client`.
+    """
+    alarm = ", ".join(found["alarms"]) or "none"
+    about = {key: found[key] for key in ("version", "false_alarms", "known", "unreadable")}
+    run_id = open_run(
+        config.experiment,
+        f"monitor {found['learner']} {found['version']} {found['at']}",
+        f"monitor version {found['version']}",
+        f"New images compared with those that version {found['version']} was measured on.",
+        about,
+        kind="monitor",
+    )
+    values = {"monitor/alarms": len(found["alarms"]), "monitor/images": found["images"]}
+    values |= {f"monitor/p/{_safe(own['name'])}": own["adjusted"] for own in found["checks"]}
+    now = int(time.time() * 1000)
+    with mlflow_client() as client:
+        version = client.get_model_version(config.model_name, registered)
+        # A version's own `model_id` is not given back by every store.
+        experiment = client.get_run(run_id).info.experiment_id
+        logged = client.search_logged_models(
+            [experiment], filter_string=f"source_run_id = '{version.run_id}'"
+        )
+        model = next((m.model_id for m in logged if m.artifact_location == version.source), None)
+        client.log_batch(
+            run_id,
+            metrics=[Metric(key, float(own), now, 0, model) for key, own in values.items()],
+            tags=[RunTag("alarm", _shown(alarm, _TAG_LENGTH))],
+        )
+        client.log_dict(run_id, dict(found), "monitor.json")
+        note = _shown(f"{found['at']}: alarm: {alarm}", _TAG_LENGTH)
+        client.set_model_version_tag(config.model_name, registered, "monitor", note)
+        client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
 def log_stage(run_id: str, step: int, stage: Mapping[str, Any]) -> None:
     """Record a variant's metrics after one task: the same keys in every run, so curves overlay.
 
@@ -242,6 +298,21 @@ def log_stage(run_id: str, step: int, stage: Mapping[str, Any]) -> None:
     for name, metrics in stage.get("per_class", {}).items():
         values[f"recall/{_safe(name)}"] = metrics["recall"]
     _log_metrics(run_id, [(key, step, value) for key, value in values.items()])
+
+
+def log_requirements(run_id: str, step: int, ends: Mapping[str, tuple[float, float]]) -> None:
+    """Record what a plan's limits judge of a version, `requirement/NAME`, beside `/limit`.
+
+    Args:
+        run_id: the method's run.
+        step: the version.
+        ends: (measured, limit) by name, see `dynammo.evaluation.protocol.worse_ends`.
+    """
+    points = []
+    for name, (measured, limit) in ends.items():
+        key = f"requirement/{_safe(name)}"
+        points += [(key, step, measured), (f"{key}/limit", step, limit)]
+    _log_metrics(run_id, points)
 
 
 def log_summary(run_id: str, summary: Mapping[str, float | None]) -> None:

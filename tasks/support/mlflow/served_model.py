@@ -54,6 +54,7 @@ _SIGNATURE = ModelSignature(
             ColSpec(DataType.double, "probability"),
             ColSpec(Map(DataType.double), "probabilities"),
             ColSpec(Array(DataType.string), "prediction_set", required=False),
+            ColSpec(DataType.boolean, "unknown", required=False),
         ]
     ),
 )
@@ -61,8 +62,9 @@ _EXAMPLE_SIDE = 128
 _ABOUT = (
     "Tells classes of images apart that it learnt one task after another (DynaMMo, arXiv "
     "2404.14099). Input: a column `image`, each an array (H x W x 3 or H x W) or a base64-encoded "
-    "image file. Output: for each image `label`, `probability`, `probabilities` by class name, and "
-    "`prediction_set`, the classes that cannot be excluded."
+    "image file. Output: for each image `label`, `probability`, `probabilities` by class name, "
+    "`prediction_set`, the classes that cannot be excluded, and `unknown`, whether it seems to be "
+    "of none."
 )
 
 

@@ -145,3 +145,16 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*gone\.json: No such file"):
         read_manifest(tmp_path / "gone.json")
+
+
+def test_further_columns_are_part_of_a_sample_where_there_are_any(tmp_path: Path) -> None:
+    known = replace(C, columns=(("sex", "f"), ("age", "")))
+    images = ImageSet(Path("/data"), (A, known))
+    assert images.content_hash != ImageSet(Path("/data"), (A, C)).content_hash
+    write_manifest(images, tmp_path / "images.json")
+    assert read_manifest(tmp_path / "images.json") == images
+    document = json.loads((tmp_path / "images.json").read_text())
+    document["samples"][0]["columns"][0][1] = "m"
+    (tmp_path / "images.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="damaged"):
+        read_manifest(tmp_path / "images.json")

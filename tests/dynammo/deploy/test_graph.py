@@ -115,6 +115,8 @@ def test_the_graph_of_another_model_is_refused(folder: Path, tmp_path: Path) -> 
         ({"classes": ["a", "b", "=1+1"]}, "would be a formula"),
         ({"prediction_sets": {"thresholds": [0.5, 0.5]}}, "expected a threshold a class"),
         ({"prediction_sets": [0.5, 0.5, 0.5]}, "expected a threshold a class"),
+        ({"unknown": 0.5}, "unknown: expected a threshold of at most 0"),
+        ({"unknown": {"alarm": 0.05, "threshold": 0.5}}, "unknown: expected a threshold"),
         (
             {"prediction_sets": {"thresholds": [0.5, None, 1.5]}},
             r"thresholds are in 0\.\.1, or null",

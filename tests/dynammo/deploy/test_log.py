@@ -21,7 +21,16 @@ import pytest
 from PIL import Image
 
 from dynammo.deploy.answers import Answer
-from dynammo.deploy.log import BEGINNING, PredictionLog, hash_pixels, verify_log
+from dynammo.deploy.log import (
+    BEGINNING,
+    PredictionLog,
+    hash_pixels,
+    sign_head,
+    signed_head,
+    verify_log,
+    verify_signed,
+)
+from dynammo.deploy.signature import new_key
 from dynammo.errors import SignatureError
 from tasks.support.mlflow.pyfunc_model import ImageClassifier
 from tests.models import graph_folder
@@ -48,6 +57,42 @@ def written(file: Path, count: int = 5) -> list[bytes]:
     return file.read_bytes().splitlines(keepends=True)
 
 
+def test_a_signed_head_tells_of_lines_taken_from_the_end(tmp_path: Path) -> None:
+    key, file = tmp_path / "key", tmp_path / "log"
+    public = new_key(key)
+    written(file, 4)
+    assert sign_head(file, key).predictions == 4
+    lines = written(file, 3)
+    found, at = verify_signed(file, public)
+    assert (found.predictions, found.since) == (7, 3) and at.endswith("+00:00")
+    for kept in range(4):
+        file.write_bytes(b"".join(lines[:kept]))
+        for check in (lambda: verify_signed(file, public), lambda: sign_head(file, key)):
+            with pytest.raises(SignatureError, match="lines were taken from its end"):
+                check()
+    file.write_bytes(b"".join(lines[:4]))
+    assert verify_signed(file, public)[0].since == 0
+    with pytest.raises(SignatureError, match="is not signed by the key"):
+        verify_signed(file, new_key(tmp_path / "other"))
+
+
+def test_any_change_of_log_head_or_signature_is_found(tmp_path: Path) -> None:
+    key, file, chance = tmp_path / "key", tmp_path / "log", random.Random(0)
+    public = new_key(key)
+    written(file)
+    sign_head(file, key)
+    for _ in range(100):
+        target = chance.choice([file, *signed_head(file)])
+        whole = target.read_bytes()
+        changed = bytearray(whole)
+        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        target.write_bytes(changed)
+        with pytest.raises(SignatureError):
+            verify_signed(file, public)
+        target.write_bytes(whole)
+    verify_signed(file, public)
+
+
 def writer(file: Path, rounds: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WRITER, str(file), str(rounds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -62,7 +107,7 @@ def test_a_line_says_who_answered_what_and_when(tmp_path: Path) -> None:
         **ANSWER._asdict(),
     }
     assert first["time"].endswith("+00:00")
-    assert len(first) == 9  # and nothing else: no name
+    assert len(first) == 10  # and nothing else: no name
     # By hand: the hash is of the line without it.
     rest = {key: value for key, value in first.items() if key != "hash"}
     line = (json.dumps(rest, sort_keys=True) + "\n").encode()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.formats.pictures import load_image
-from dynammo.deploy.manifest import PredictionSets
+from dynammo.deploy.manifest import PredictionSets, Unknown
 from dynammo.deploy.predictor import Classifier, Predictor, save_model
 from dynammo.errors import CheckpointError, DataError
 from dynammo.heads.linear import new_head
@@ -68,6 +68,7 @@ def saved(
     backbone: BackboneConfig = TINY,
     adapter: AdapterConfig = ADAPTER,
     sets: PredictionSets | None = None,
+    unknown: Unknown | None = None,
 ) -> Path:
     save_model(
         folder,
@@ -80,6 +81,7 @@ def saved(
         classes=CLASSES,
         provenance={"data": "d" * 64},
         prediction_sets=sets,
+        unknown=unknown,
     )
     return folder
 
@@ -114,6 +116,7 @@ def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> Non
         "image_size": SIZE,
         "classes": CLASSES,
         "prediction_sets": None,
+        "unknown": None,
         "provenance": {"data": "d" * 64},
     }
 
@@ -199,6 +202,20 @@ def test_prediction_sets_are_those_of_the_thresholds(
         assert answer.prediction_set == [c for c, p, t in shares if t is None or p >= 1 - t]
     with pytest.raises(CheckpointError, match="expected a threshold a class"):
         made(0.3, 0.3)
+
+
+def test_answers_beyond_the_threshold_are_unknown(
+    weights: dict[str, Tensor], merged: Network, head: dict[str, Tensor], tmp_path: Path
+) -> None:
+    images = pictures(8)
+    said = Predictor(saved(tmp_path, weights, merged, head)).predict(images)
+    assert [answer.unknown for answer in said] == [None] * 8
+    strange = [np.log(list(answer.probabilities.values())).mean() for answer in said]
+    limit = float(np.median(strange))
+    unknown = Unknown(alarm=0.5, threshold=limit)
+    found = Predictor(saved(tmp_path, weights, merged, head, unknown=unknown)).predict(images)
+    assert [answer.unknown for answer in found] == [bool(own > limit) for own in strange]
+    assert {answer.unknown for answer in found} == {True, False}
 
 
 def test_paths_bytes_and_arrays_give_the_same_answer(predictor: Predictor, tmp_path: Path) -> None:

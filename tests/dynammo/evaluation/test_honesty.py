@@ -10,11 +10,9 @@ import pytest
 from dynammo.evaluation.honesty import (
     as_unknown,
     class_thresholds,
-    is_unknown,
     measure_honesty,
     prediction_sets,
     quantile_of,
-    unknown_threshold,
 )
 
 
@@ -54,20 +52,14 @@ def test_every_class_is_covered_as_promised_also_a_rare_one() -> None:
     assert covered == pytest.approx([0.9, 0.9], abs=0.015)
 
 
-def test_what_is_far_from_all_classes_is_unknown() -> None:
-    near = np.stack([np.arange(1.0, 20.0), np.full(19, 50.0)], axis=1)
-    threshold = unknown_threshold(near, 0.1)
-    assert threshold == 18
-    assert is_unknown(np.array([[18.0, 90.0], [90.0, 18.5]]), threshold).tolist() == [False, True]
-
-
 def test_a_class_left_out_is_told_apart_or_not() -> None:
-    # Class 2 lies on class 1: without its own mean it looks like 1. Class 0 is far from both.
+    # Left out, 0 looks like nothing, 1 like 2 and 2 like 1; the others look like themselves.
     targets = np.repeat([0, 1, 2], 2)
-    places = np.array([0.0, 0.5, 10.0, 10.5, 10.0, 10.5])
-    distances = np.square(places[:, None] - np.array([0.0, 10.0, 10.0]))
-    assert as_unknown(distances, targets) == [1.0, 0.5, 0.5]
-    assert as_unknown(distances[:, :1], targets) == [None]
+    rows = [[0.90, 0.05, 0.05], [0.01, 0.50, 0.49], [0.01, 0.49, 0.50]]
+    shares = np.repeat(rows, 2, axis=0)
+    first, *others = as_unknown(shares, targets)
+    assert first == 1 and others == [0.5, 0.5]
+    assert as_unknown(shares[:, :2], targets[:4]) == [None, None]
 
 
 def test_half_the_patients_calibrate_the_other_half() -> None:
@@ -76,10 +68,10 @@ def test_half_the_patients_calibrate_the_other_half() -> None:
     sure = np.tile([0.9, 0.5], 20)
     found = measure_honesty(
         np.stack([sure, 1 - sure], axis=1),
-        np.stack([1 - sure, np.full(40, 9.0)], axis=1),
         targets,
         [str(place % 2) for place in range(40)],
         ["a", "b"],
+        alarm=0.05,
     )
     assert found["classes"]["a"]["coverage"] == 0.5
     assert found["classes"]["a"]["false_alarms"] == 0.5

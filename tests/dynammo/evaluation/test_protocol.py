@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
+from mlflow.models import EvaluationResult, MetricThreshold
+from mlflow.models.evaluation.validation import ModelValidationFailedException
 
 from dynammo.evaluation.gate import Outcome, compare
 from dynammo.evaluation.metrics import Predictions
 from dynammo.evaluation.plan import Plan
-from dynammo.evaluation.protocol import Against, Measured, class_recalls, judge_by_plan
+from dynammo.evaluation.protocol import (
+    Against,
+    Measured,
+    class_recalls,
+    judge_by_plan,
+    subgroup_gaps,
+    worse_ends,
+)
 from tests.dynammo.evaluation.test_plan import PLAN
 
 CLASSES = ["nevus", "melanoma", "keratosis"]
@@ -34,7 +45,7 @@ def answers(wrong: dict[int, int], unknown: int = 0) -> Predictions:
         predicted[np.flatnonzero(label == TARGETS)[:count]] = (label + 1) % 3
     targets = np.concatenate([TARGETS, np.full(unknown, 3)])
     predicted = np.concatenate([predicted, np.zeros(unknown, dtype=np.int64)])
-    scores = np.eye(3)[predicted] * 0.97 + 0.01
+    scores = np.where((targets < 3)[:, None], np.eye(3)[predicted] * 0.97 + 0.01, 1 / 3)
     known = np.where(targets < 3, 1.0, 0.0)
     return Predictions(targets, predicted, scores, np.full(len(targets), 0.97), known)
 
@@ -59,7 +70,7 @@ def measured(wrong: dict[int, int] | None = None, unknown: int = 0, **more: Any)
         "classes": CLASSES,
         "predictions": new,
         "groups": [None] * len(new.targets),
-        "distances": None,
+        "columns": {},
         "evidence": ["a" * 64],
         "champion": against({}, new),
         "authorised": against({}, new),
@@ -93,7 +104,7 @@ def test_a_version_that_holds_all() -> None:
         "negative_flips": "met",
         "negative_flips.melanoma": "met",
         "ece": "met",
-        "unknown_auroc": "not measured",
+        "unknown_auroc": "met",
     }
     sensitivity = next(row for row in rows if row["name"] == "sensitivity.nevus")
     assert sensitivity["limit"] == 0.6
@@ -138,7 +149,9 @@ def test_unknown_classes_and_confidence() -> None:
     flat = measured(unknown=5)
     assert flat.predictions is not None
     blind = Predictions(
-        *(getattr(flat.predictions, name) for name in ("targets", "predicted", "scores")),
+        flat.predictions.targets,
+        flat.predictions.predicted,
+        np.full((65, 3), 1 / 3),
         np.full(65, 0.5),  # right, and half sure: an error of 0.5
         np.zeros(65),
     )
@@ -146,13 +159,13 @@ def test_unknown_classes_and_confidence() -> None:
 
 
 def test_without_unknown_images_each_class_is_one_in_turn() -> None:
-    # Three classes at the corners of a triangle: an image left out is far from both others.
-    own = measured()._replace(distances=np.where(np.eye(3)[TARGETS] == 1, 0.0, 1.0))
-    _, rows = judge_by_plan(plan(), own)
+    _, rows = judge_by_plan(plan(), own := measured())
     row = next(row for row in rows if row["name"] == "unknown_auroc")
     assert row["verdict"] == "met" and row["measured"] and row["measured"]["value"] == 1
     assert "each known class in turn as if unknown" in row["detail"]
-    assert failed(own._replace(distances=np.ones((60, 3)))) == {"unknown_auroc"}
+    assert own.predictions is not None
+    flat = dataclasses.replace(own.predictions, scores=np.full((60, 3), 1 / 3))
+    assert failed(own._replace(predictions=flat)) == {"unknown_auroc"}
 
 
 def test_what_is_not_measured_is_not_met() -> None:
@@ -196,3 +209,73 @@ def test_recalls_of_both_versions_on_the_same_images() -> None:
     assert found["nevus"]["new"]["value"] == 0.9
     assert found["nevus"]["old"] is not None and found["nevus"]["old"]["value"] == 0.8
     assert found["keratosis"]["old"] is None
+
+
+def test_a_subgroup_that_is_found_less_often() -> None:
+    """Twelve of the sixty are missed, all of them of site B; sex makes no difference."""
+    limits = {"subgroups": [{"column": "site", "gap": 0.2}, {"column": "sex", "gap": 0.25}]}
+    columns = {
+        "site": np.array(["A", "B"])[np.arange(60) % 20 // 10].tolist(),
+        "sex": ["f", "m"] * 30,
+    }
+    own = measured({0: 0})._replace(columns=columns)
+    assert failed(own, limits=limits) == set()
+    assert own.predictions is not None
+    predicted = own.predictions.predicted.copy()
+    for label in range(3):
+        predicted[20 * label + 10 : 20 * label + 14] = (label + 1) % 3
+    own = own._replace(predictions=dataclasses.replace(own.predictions, predicted=predicted))
+    assert failed(own, limits=limits) == {"subgroup.site.B"}
+    _, rows = judge_by_plan(plan(limits=limits), own)
+    found = {row["name"]: row["measured"] for row in rows if row["name"].startswith("subgroup")}
+    assert found["subgroup.site.B"] is not None and found["subgroup.site.A"] is not None
+    assert found["subgroup.site.B"]["value"] == pytest.approx(-0.4)
+    assert found["subgroup.site.A"]["value"] == pytest.approx(0.4)
+    assert found["subgroup.site.B"]["images"] == 30
+    gaps = subgroup_gaps(own.predictions, own.groups, columns["site"], 0.95)
+    assert gaps["B"]["recall"] == pytest.approx(0.6) and gaps["A"]["recall"] == 1
+
+
+def test_another_mix_of_classes_is_no_gap() -> None:
+    """Site B has the hard class more often, and both find it equally often."""
+    predicted = TARGETS.copy()
+    predicted[:20] = [0, 1] * 10  # of nevus every second is missed
+    given = dataclasses.replace(answers({}), predicted=predicted)
+    site = ["B" if place < 16 or place > 57 else "A" for place in range(60)]
+    change = subgroup_gaps(given, [None] * 60, site, 0.95)["B"]["change"]
+    assert change is not None and change["value"] == pytest.approx(0)
+
+
+def test_subgroups_that_are_too_small_or_not_kept() -> None:
+    own = measured()._replace(columns={"site": ["A"] * 55 + ["B"] * 3 + [""] * 2})
+    limit = {"column": "site", "gap": 0.9, "images": 3}
+
+    def verdicts(**more: Any) -> dict[str, str]:
+        limits = {"subgroups": [{**limit, **more}]}
+        _, rows = judge_by_plan(plan(limits=limits), own)
+        return {r["name"]: r["verdict"] for r in rows if r["name"].startswith("subgroup")}
+
+    few = {"subgroup.site.": "not measured"}
+    assert verdicts() == {**few, "subgroup.site.A": "met", "subgroup.site.B": "met"}
+    all_few = {**few, "subgroup.site.A": "not measured", "subgroup.site.B": "not measured"}
+    assert verdicts(images=20) == {**all_few, "subgroup.site": "not met"}
+    assert verdicts(column="sex") == {"subgroup.sex": "not met"}
+    only = {"subgroup.site.nevus.A": "not measured", "subgroup.site.nevus": "not met"}
+    assert verdicts(sensitivity="nevus") == only
+
+
+@pytest.mark.parametrize("wrong", [{}, {0: 1}, {1: 3}, {0: 8}, {1: 1}])
+def test_mlflow_validates_the_same_numbers_as_the_plan_judges(wrong: dict[int, int]) -> None:
+    _, rows = judge_by_plan(plan(), measured(wrong, unknown=5))
+    ends = worse_ends(rows)
+    judged = {row["name"]: row["verdict"] == "met" for row in rows if row["name"] in ends}
+    assert len(judged) >= 10
+    for name, (end, limit) in ends.items():
+        at_most = name.startswith(("negative_flips", "ece"))
+        threshold = MetricThreshold(threshold=limit, greater_is_better=not at_most)
+        try:
+            mlflow.validate_evaluation_results({name: threshold}, EvaluationResult({name: end}, {}))
+            valid = True
+        except ModelValidationFailedException:
+            valid = False
+        assert valid == judged[name], name

@@ -112,3 +112,17 @@ def test_what_cannot_be_learnt_is_refused(tmp_path: Path, files: list[str], mess
         load_batch(write(tmp_path, *files), 0.2, EMPTY, KEY)
     with pytest.raises(DataError, match="no such file or folder"):
         load_batch(tmp_path / "absent", 0.2, EMPTY, KEY)
+
+
+def test_test_images_alone_keep_further_columns(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{number}.png" for number in range(8)))
+    lines = [f"{number}.png,a,{'fm'[number % 2]}" for number in range(8)]
+    (tmp_path / "batch.csv").write_text("\n".join(["file,class,sex", *lines]))
+    batch, _ = load_batch(tmp_path / "batch.csv", 0.5, EMPTY, KEY, ["sex"])
+    kept = {own.file: own.columns for own in batch.samples if own.split == "test"}
+    assert len(kept) == 4
+    assert kept == {file: (("sex", "fm"[int(file[0]) % 2]),) for file in kept}
+    assert all(own.columns == () for own in batch.samples if own.split == "train")
+    write(tmp_path / "folder", "a/1.png")
+    with pytest.raises(DataError, match=r"is a folder, and retention\.subgroups keeps sex"):
+        load_batch(tmp_path / "folder", 0.0, EMPTY, KEY, ["sex"])

@@ -61,6 +61,12 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
             "nevus": {"new": interval(0.7), "old": interval(0.9)},
             NEW: {"new": interval(0.8), "old": None},
         },
+        "subgroups": {
+            "<site>": {
+                "A": {"images": 20, "groups": 8, "recall": 0.5, "change": interval(-0.25)},
+                "": {"images": 1, "groups": 1, "recall": 1.0, "change": None},
+            }
+        },
         "comparison": compared,
         "cumulative": compared,
         "honesty": {
@@ -87,6 +93,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "modifications": ["add_named_class"],
         "judgement": judgement,
         "plan": {
+            "limits": {},
             "device": "Lesions",
             "intended_use": "second reader",
             "named": [{"name": NEW}],
@@ -130,6 +137,8 @@ def test_the_page_is_self_contained_escaped_and_complete(tmp_path: Path) -> None
         "Lines are 90 % intervals",
         "Version 1 was authorised",
         "91.2",
+        "By &lt;site&gt;",
+        "too few to judge",
     ):
         assert part in plain
     assert "nan" not in plain.lower().split()
@@ -186,3 +195,12 @@ def test_a_class_that_fails_is_drawn_in_another_colour() -> None:
 
     assert colours(document()) == {90: "#666666", 70: "#D55E00", 80: "#0072B2"}
     assert colours(document("passed"))[70] == "#0072B2"
+
+
+def test_the_plan_says_how_many_images_a_subgroup_needs(tmp_path: Path) -> None:
+    report = document()
+    assert report["plan"] is not None
+    limits = {"subgroups": [{"column": "<site>", "gap": 0.1, "images": 21}]}
+    plan = {**report["plan"], "limits": limits}
+    html = write_change({**report, "plan": plan}, tmp_path / "3.html").read_text("utf-8")
+    assert html.count("<td>too few to judge</td>") == 2

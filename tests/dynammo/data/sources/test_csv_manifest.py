@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynammo.data.sources import folder
-from dynammo.data.sources.csv_manifest import load
+from dynammo.data.sources.csv_manifest import load, read
 from dynammo.errors import DataError
 
 
@@ -113,3 +113,16 @@ def test_unreadable_csv(root: Path) -> None:
     (root / "manifest.csv").write_bytes(b"file,split,class\n\xff\xfe,train,a\n")
     with pytest.raises(DataError, match="is not a CSV in UTF-8"):
         load(root)
+
+
+def test_further_columns_are_kept_where_asked_for(root: Path) -> None:
+    path = write(root, "file,split,class,sex,age", "one.png,train,a,f,40-59", "two.png,test,a,,60+")
+    assert [sample.columns for sample in load(path).samples] == [(), ()]
+    test, train = read(path, columns=["age", "sex"]).samples
+    assert train.columns == (("age", "40-59"), ("sex", "f"))
+    assert test.columns == (("age", "60+"), ("sex", ""))
+    with pytest.raises(DataError, match=r"missing columns site, which are kept for subgroups"):
+        read(path, columns=["sex", "site"])
+    long = write(root, "file,split,class,sex", f"one.png,train,a,{'x' * 33}")
+    with pytest.raises(DataError, match=r"line 2: sex 'x+' is longer than 32 bytes"):
+        read(long, columns=["sex"])

@@ -98,8 +98,9 @@ def assert_same(answers: list[dict[str, Any]], predictor: Predictor, images: lis
     expected = predictor.predict(images)
     assert [answer["label"] for answer in answers] == [answer.label for answer in expected]
     for answer, right in zip(answers, expected, strict=True):
-        assert set(answer) == {"label", "probability", "probabilities", "prediction_set"}
+        assert set(answer) == set(right._fields)
         assert answer["prediction_set"] == right.prediction_set
+        assert answer["unknown"] == right.unknown
         assert answer["probability"] == pytest.approx(right.probability, abs=1e-6)
         assert answer["probabilities"] == pytest.approx(right.probabilities, abs=1e-6)
         assert sum(answer["probabilities"].values()) == pytest.approx(1)
@@ -221,6 +222,7 @@ def test_the_logged_model_is_whole_and_without_pickles(registered: Registered) -
         "probability",
         "probabilities",
         "prediction_set",
+        "unknown",
     ]
     assert info.run_id == registered.run
 

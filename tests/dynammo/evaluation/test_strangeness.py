@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp, softmax
+
+from dynammo.evaluation.honesty import quantile_of
+from dynammo.evaluation.strangeness import strangeness
+from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.statistics import measure_classes
+
+
+def test_it_is_the_energy_of_centred_logits() -> None:
+    logits = np.random.default_rng(0).normal(scale=9, size=(50, 4))
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(strangeness(softmax(logits, axis=1)), -logsumexp(centred, axis=1))
+
+
+def test_it_is_highest_where_nothing_is_said_and_finite_where_all_is() -> None:
+    found = strangeness(np.array([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0]]))
+    assert found[0] == pytest.approx(-np.log(2)) and (np.diff(found) < 0).all()
+    assert np.isfinite(found).all()
+    assert strangeness(np.ones((3, 1))).tolist() == [0, 0, 0]
+
+
+def test_images_between_the_classes_are_found_at_the_stated_rate_of_false_alarms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 6 * torch.eye(4, 8)
+    labels = torch.arange(1200) % 3  # of the fourth nothing is known
+
+    def near(of: torch.Tensor) -> torch.Tensor:
+        return centres[of] + torch.randn(len(of), 8, generator=generator)
+
+    head = discriminant_head(measure_classes(near(labels)[None], labels, 3), 0.1)
+
+    def strange(of: torch.Tensor) -> np.ndarray:
+        logits = near(of) @ head["weight"].T + head["bias"]
+        return strangeness(logits.double().softmax(1).numpy())
+
+    limit = quantile_of(strange(labels), 0.05)
+    assert 0.03 < (strange(labels) > limit).mean() < 0.07
+    assert (strange(torch.full((200,), 3)) > limit).mean() > 0.9
