@@ -16,7 +16,6 @@ from typing import Any
 from dynammo.data.formats.dicom import date_of
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.finding import (
-    NONE,
     OWN,
     POSSIBLE,
     PREDICTED,
@@ -65,8 +64,7 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
     evaluations = [hd.sr.QualitativeEvaluation(_coded(PREDICTED), _coded(finding.label))]
     if finding.possible is not None:
         evaluations += [
-            hd.sr.QualitativeEvaluation(_coded(POSSIBLE), _coded(code))
-            for code in finding.possible or [NONE]
+            hd.sr.QualitativeEvaluation(_coded(POSSIBLE), _coded(code)) for code in finding.possible
         ]
     with _taking_over():
         source = hd.sr.SourceImageForMeasurementGroup.from_source_image(header)

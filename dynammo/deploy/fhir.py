@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dynammo.deploy.finding import (
-    NONE,
     OWN,
     POSSIBLE,
     PREDICTED,
@@ -75,7 +74,7 @@ def diagnostic_report(finding: Finding, header: Dataset | None = None) -> dict[s
     if finding.possible is not None:
         components += [
             {"code": _concept(POSSIBLE), "valueCodeableConcept": _concept(code)}
-            for code in finding.possible or [NONE]
+            for code in finding.possible
         ]
     observation = {
         "resourceType": "Observation",

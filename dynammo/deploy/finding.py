@@ -60,7 +60,7 @@ class Finding(NamedTuple):
     input: str  # SHA-256 of the file's bytes
     label: Code
     percent: str  # probability of the label
-    possible: list[Code] | None  # prediction set; empty: none of the known classes fits
+    possible: list[Code] | None  # what cannot be excluded, NONE too; None: nothing is said of it
     device: Device
 
     def identifier(self, kind: str) -> uuid.UUID:
@@ -82,6 +82,8 @@ def find(answer: Answer, digest: str, codes: Mapping[str, Code], device: Device)
     """The finding of an answer to an image with this SHA-256."""
     known = answer.prediction_set
     possible = None if known is None else [codes[name] for name in known]
+    if possible is not None and (answer.unknown or not possible):
+        possible.append(NONE)
     percent = f"{100 * answer.probability:.2f}"
     return Finding(digest, codes[answer.label], percent, possible, device)
 

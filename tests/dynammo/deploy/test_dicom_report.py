@@ -15,7 +15,7 @@ from pydicom.sr.codedict import codes as standard
 from dynammo.data.formats.dicom import date_of, read_header
 from dynammo.data.formats.pictures import decode
 from dynammo.deploy.dicom_report import heat_map_image, structured_report
-from dynammo.deploy.finding import Code, Device, Finding, own_codes
+from dynammo.deploy.finding import NONE, Code, Device, Finding, own_codes
 from dynammo.errors import DataError
 from tests.scans import STUDY, scan
 
@@ -88,7 +88,7 @@ def test_a_report_says_what_the_model_says(tmp_path: Path) -> None:
 
 def test_none_of_the_classes_is_told_from_no_set(tmp_path: Path) -> None:
     header = header_of(tmp_path)
-    none = evaluations(group_of(structured_report(header, FINDING._replace(possible=[]))))
+    none = evaluations(group_of(structured_report(header, FINDING._replace(possible=[NONE]))))
     assert none[1:] == [("Class that cannot be excluded", "None of the known classes")]
     no_set = evaluations(group_of(structured_report(header, FINDING._replace(possible=None))))
     assert no_set == [("Predicted class", "red")]

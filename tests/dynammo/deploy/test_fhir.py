@@ -9,7 +9,7 @@ from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 
 from dynammo.data.formats.dicom import read_header
 from dynammo.deploy.fhir import check_schemes, diagnostic_report
-from dynammo.deploy.finding import Code, Device, Finding, own_codes
+from dynammo.deploy.finding import NONE, Code, Device, Finding, own_codes
 from dynammo.errors import DataError
 from tests.scans import STUDY, scan
 
@@ -62,7 +62,7 @@ def test_nobody_and_no_date_is_invented(tmp_path: Path) -> None:
 
 
 def test_none_of_the_classes_is_told_from_no_set() -> None:
-    components = report_on(None, FINDING._replace(possible=[])).contained[0].component
+    components = report_on(None, FINDING._replace(possible=[NONE])).contained[0].component
     assert [one.valueCodeableConcept.text for one in components[1:]] == [
         "None of the known classes"
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from dynammo.deploy.answers import Answer
 from dynammo.deploy.finding import (
+    NONE,
     OWN,
     Code,
     Device,
@@ -68,6 +69,8 @@ def test_the_same_finding_has_the_same_identifiers() -> None:
     codes = own_codes(["red", "blue"])
     finding = find(ANSWER, "c" * 64, codes, DEVICE)
     assert (finding.percent, finding.possible) == ("87.65", [codes["red"]])
+    for answer in (ANSWER._replace(prediction_set=[]), ANSWER._replace(unknown=True)):
+        assert (find(answer, "c" * 64, codes, DEVICE).possible or [])[-1] == NONE
     again = find(ANSWER._replace(probability=0.8765431), "c" * 64, codes, DEVICE)
     assert finding.identifier("report") == again.identifier("report")
     others = [
