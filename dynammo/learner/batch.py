@@ -33,12 +33,7 @@ def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple
         DataError: see the sources; a class has no training images; an image or a group was of the
             other split before; everything was learnt before.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if path.is_file() or (path / "manifest.csv").is_file():
-        listed = csv_manifest.read(path, default_split="train")
-    else:
-        listed = _folders(path)
+    listed = list_labelled(path)
     seen_files, seen_groups = ledger.seen()
     bare = classes_without_test(listed)
 
@@ -62,6 +57,19 @@ def load_batch(path: Path, test_share: float, ledger: Ledger, key: str) -> tuple
     if untrained := sorted(set(result.classes) - trained):
         raise DataError([f"{path}: class {name!r} has no training images" for name in untrained])
     return result, left_out
+
+
+def list_labelled(path: Path) -> ImageSet:
+    """Labelled images as `load_batch` takes them, with the splits they come with.
+
+    Raises:
+        DataError: see the sources.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file() or (path / "manifest.csv").is_file():
+        return csv_manifest.read(path, default_split="train")
+    return _folders(path)
 
 
 def classes_without_test(image_set: ImageSet) -> set[str]:
