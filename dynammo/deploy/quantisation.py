@@ -37,7 +37,7 @@ with needs("export", "onnx"):
 
 _OPERATIONS = ("Conv", "Clip", "Relu", "Add", "MaxPool")
 _METHODS = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
-_CALIBRATED_ON, _CHOSEN_ON, _SENSED_ON = 256, 512, 96  # images at most
+_CALIBRATED_ON, _CHOSEN_ON, _SENSED_ON = 256, 512, 64  # images at most
 _SENSITIVE = 0.1  # of all convolutions' harm: one that does as much stays float
 _SMALLER = 0.7  # of the float graph's bytes, or hardly anything could be quantised
 

@@ -398,6 +398,8 @@ def export_model(
         if int8:
             from flows.cli.trial import trial_of
 
+            if not 0 <= max_drop <= 100:  # NaN is neither
+                raise ConfigError(["--max-drop: expected a number from 0 to 100"])
             smaller = forms.Smaller(trial_of(model, labelled), max_drop / 100)
         formats = format_ or (["onnx"] if int8 else forms.FORMATS)
         report = forms.export_model(model, folder, formats, images, int8=smaller)
