@@ -103,6 +103,7 @@ def measured(
     files: list[Path],
     one: Path,
     arguments: argparse.Namespace,
+    limit: float = 0.005,
 ) -> dict[str, Any]:
     """All numbers of one model; a model without data is judged by its own answers."""
     known = load_predictor(model, "onnx")
@@ -115,9 +116,8 @@ def measured(
         )
         smaller = Smaller(Trial(own, own), 1.0)
     else:
-        smaller = Smaller(load_trial(data, known.classes, known.size), 1.0)
+        smaller = Smaller(load_trial(data, known.classes, known.size), limit)
     cost = export_model(model, int8, ["onnx"], int8=smaller)["int8"]
-    del cost["sensitivity"]
     ways = {engine: (model, engine) for engine in ENGINES} | {"int8": (int8, "onnx")}
     print(f"\n## {name}, {known.size} px, {len(files)} files\n")
     if data is not None:

@@ -422,7 +422,7 @@ def export_model(
             recall, ece, ms = (
                 made[name] for name in ("mean_class_recall", "ece", "ms_one_image_one_thread")
             )
-            left, of = len(made["float_convolutions"]), made["convolutions"]
+            left, of = made["float_convolutions"], made["convolutions"]
             out.print(
                 f"int8, on {made['images']} labelled images: mean class recall "
                 f"{percent(recall['before'])} to {percent(recall['after'])}, "
