@@ -52,7 +52,7 @@ class Quantised(NamedTuple):
 
 
 def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float) -> Quantised:
-    """Make the convolutions of a graph 8-bit, but those that this harms.
+    """Make the convolutions of a graph 8-bit, but for as many of the first as this harms.
 
     Of the images it is made on, one half gives the ranges, once; on the other the range rule (all
     values, or all but a few), how many convolutions stay float and the temperature are chosen.
@@ -60,8 +60,9 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
     The first convolutions do most, so up to six of them stay float where that lowers it by a fifth
     each time; while mean class recall falls by more than `max_drop`, more do. (Single ones further
     back are not worth it: the two that seemed most sensitive, left float, took a skin8 model from a
-    divergence of 0.01 to 0.37 in ONNX Runtime 1.31.) The temperature is that with which the probabilities are nearest to the float
-    model's, so that it is as calibrated as that; it is in the graph.
+    divergence of 0.01 to 0.37 in ONNX Runtime 1.31.) The temperature is that with which the
+    probabilities are nearest to the float model's, so that it is as calibrated as that; it is in
+    the graph.
 
     Args:
         graph: float, as `dynammo.deploy.export` writes it.
