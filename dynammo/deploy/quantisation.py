@@ -118,10 +118,10 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
         made,
         {
             "ranges": best.rule,
-            "float_convolutions": best.count,
+            "float_convolutions": best.left,
             "convolutions": quantiser.convolutions,
             "harm": [
-                {"ranges": one.rule, "float_convolutions": one.count, "divergence": one.harm}
+                {"ranges": one.rule, "float_convolutions": one.left, "divergence": one.harm}
                 for one in candidates
             ],
             "temperature": temperature,
@@ -136,7 +136,7 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
 
 class _Tried(NamedTuple):
     rule: str
-    count: int
+    left: int
     graph: bytes
     logits: Logits
     harm: float
