@@ -1,5 +1,5 @@
 """What a small device pays for an answer: torch, ONNX Runtime, 8 bits and, where it is installed,
-OpenVINO (pip install openvino; computes the same two graphs), side by side in one run.
+OpenVINO (pip install openvino; it computes the same two graphs), side by side in one run.
 
 Cold start (a process of `dynammo predict` from its start to its end), the latency of one image, and
 images a second in batches and as a stream of files. They take turns, so that what else the machine
@@ -9,6 +9,8 @@ on the test images; the others are the default network with a head that was not 
     python benchmarks/edge.py
     python benchmarks/edge.py --sizes 128 --threads 2 --images PHOTOS
     python benchmarks/edge.py --model skin8=MODEL=DATA --sizes 224 --json FILE
+
+With other programs on the machine set OMP_WAIT_POLICY=PASSIVE, and believe the CPU's times.
 """
 
 from __future__ import annotations
@@ -118,10 +120,11 @@ def measured(
     else:
         smaller = Smaller(load_trial(data, known.classes, known.size), limit)
     cost = export_model(model, int8, ["onnx"], int8=smaller)["int8"]
+    cost["negative_flips"] = len(cost["negative_flips"])
     ways = {engine: (model, engine) for engine in ENGINES} | {"int8": (int8, "onnx")}
     print(f"\n## {name}, {known.size} px, {len(files)} files\n")
     if data is not None:
-        print(json.dumps({**cost, "negative_flips": len(cost["negative_flips"])}, indent=1))
+        print(json.dumps(cost, indent=1))
     tables: dict[str, dict[str, Row]] = {}
     tables["MB"] = {
         name: {"of the model": (place / FILES[engine]).stat().st_size / 1e6}
