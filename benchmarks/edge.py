@@ -1,16 +1,22 @@
-"""What a small device pays for an answer: torch against ONNX Runtime, side by side in one run.
+"""What a small device pays for an answer: torch, ONNX Runtime, 8 bits and, where it is installed,
+OpenVINO (pip install openvino; it computes the same two graphs), side by side in one run.
 
 Cold start (a process of `dynammo predict` from its start to its end), the latency of one image, and
-images a second in batches and as a stream of files. The engines take turns, so that what else the
-machine does hits both alike.
+images a second in batches and as a stream of files. They take turns, so that what else the machine
+does hits all alike. Of models that are given with labelled images also what 8 bits cost, measured
+on the test images; the others are the default network with a head that was not trained.
 
     python benchmarks/edge.py
     python benchmarks/edge.py --sizes 128 --threads 2 --images PHOTOS
+    python benchmarks/edge.py --model skin8=MODEL=DATA --sizes 224 --json FILE
+
+With other programs on the machine set OMP_WAIT_POLICY=PASSIVE, and believe the CPU's times.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -20,18 +26,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from dynammo.config import load_config
+from dynammo.data.formats.pictures import Pixels
 from dynammo.data.sources.folder import image_files
-from dynammo.deploy.export import add_graph, sample_pixels
-from dynammo.deploy.graph import ENGINES, load_predictor
+from dynammo.deploy.answers import Answering
+from dynammo.deploy.export import Smaller, add_graph, export_model, sample_pixels
+from dynammo.deploy.graph import ENGINES, load_predictor, softmax
 from dynammo.deploy.predictor import save_model
+from dynammo.deploy.trial import Labelled, Trial, load_trial
 from dynammo.heads.linear import new_head
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.network import build_network
@@ -39,37 +52,100 @@ from dynammo.network.network import build_network
 BATCH = 32
 FILES = {"onnx": "model.onnx", "torch": "model.safetensors"}
 Row = dict[str, float]
+Ways = dict[str, tuple[Path, str]]  # by name: folder and engine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 224], help="pixels a side")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[128, 224], help="pixels a side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--images", type=Path, help="folder of pictures; default: 36 made ones")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL=DATA",
+        help="a model folder, and labelled images for --int8; may be repeated",
+    )
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     arguments = parser.parse_args()
+    report: dict[str, Any] = {"processor": processor(), "versions": {}}
+    report["versions"] = {name: version(name) for name in ("torch", "onnxruntime")}
+    if find_spec("openvino"):
+        report["versions"]["openvino"] = version("openvino")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = image_files(arguments.images or write_pictures(folder / "pictures"))
         one = folder / "one"
         one.mkdir()
         (one / files[0].name).symlink_to(files[0].absolute())
+
+        def measure(name: str, model: Path, data: Path | None) -> None:
+            report[name] = measured(
+                name, model, data, folder / f"{name}-int8", files, one, arguments
+            )
+            if arguments.json:  # what there is so far
+                arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+        for text in arguments.model:
+            name, model, data = text.split("=")
+            measure(name, Path(model), Path(data))
         for size in arguments.sizes:
-            model = make_model(folder / f"model-{size}", size)
-            weight = {e: (model / name).stat().st_size for e, name in FILES.items()}
-            print(f"\n## {size} px, {len(files)} files\n")
-            show("MB", {e: {"of the model": weight[e] / 1e6} for e in ENGINES})
-            cold = {"one image": cold_start(model, one, arguments.repeats // 3)}
-            if arguments.images is None:
-                cold["36 images"] = cold_start(model, files[0].parent, arguments.repeats // 3)
-            show("CPU s, cold start", turned(cold))
-            for threads in arguments.threads:
-                # A fresh process each: torch prepares its kernels for one number of threads.
-                with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                    measured = process.submit(warm, model, files, threads, arguments.repeats)
-                    show(f"{threads} threads", measured.result())
+            measure(f"untrained-{size}", make_model(folder / f"model-{size}", size), None)
+
+
+def measured(
+    name: str,
+    model: Path,
+    data: Path | None,
+    int8: Path,
+    files: list[Path],
+    one: Path,
+    arguments: argparse.Namespace,
+    limit: float = 0.005,
+) -> dict[str, Any]:
+    """All numbers of one model; a model without data is judged by its own answers."""
+    known = load_predictor(model, "onnx")
+    if data is None:
+        pixels = sample_pixels(known.size, 48)
+        own = Labelled(
+            np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),
+            known.scores(pixels).argmax(1),
+            [str(index) for index in range(len(pixels))],
+        )
+        smaller = Smaller(Trial(own, own), 1.0)
+    else:
+        smaller = Smaller(load_trial(data, known.classes, known.size), limit)
+    cost = export_model(model, int8, ["onnx"], int8=smaller)["int8"]
+    cost["negative_flips"] = len(cost["negative_flips"])
+    ways = {engine: (model, engine) for engine in ENGINES} | {"int8": (int8, "onnx")}
+    print(f"\n## {name}, {known.size} px, {len(files)} files\n")
+    if data is not None:
+        print(json.dumps(cost, indent=1))
+    tables: dict[str, dict[str, Row]] = {}
+    tables["MB"] = {
+        name: {"of the model": (place / FILES[engine]).stat().st_size / 1e6}
+        for name, (place, engine) in ways.items()
+    }
+    cold = {"one image": cold_start(ways, one, arguments.repeats // 3)}
+    tables["CPU s, cold start"] = {way: {"one image": cold["one image"][way]} for way in ways}
+    for threads in arguments.threads:
+        # A fresh process each: torch prepares its kernels for one number of threads.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            work = process.submit(warm, ways, files, threads, arguments.repeats)
+            tables[f"{threads} threads"] = work.result()
+    for title, rows in tables.items():
+        show(title, rows)
+    return {"size": known.size, "int8": cost if data is not None else None, **tables}
+
+
+def processor() -> str:
+    """Its name, where Linux says it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
 
 
 def make_model(folder: Path, size: int) -> Path:
@@ -100,39 +176,65 @@ def write_pictures(folder: Path) -> Path:
     return folder
 
 
-def cold_start(model: Path, pictures: Path, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of whole processes, by engine, with one thread each."""
-    seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+def cold_start(ways: Ways, pictures: Path, repeats: int) -> dict[str, float]:
+    """Median CPU seconds of whole processes, by way, with one thread each."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     command = [sys.executable, "-c", "from flows.command import app; app()", "predict"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in tqdm(range(max(repeats, 3)), desc="cold starts", leave=False):
-        for engine, spent in seconds.items():
+        for way, (model, engine) in ways.items():
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             asked = [*command, "--model", str(model), "--engine", engine, str(pictures)]
             subprocess.run(asked, env=environment, check=True, stdout=subprocess.DEVNULL)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return {engine: statistics.median(spent) for engine, spent in seconds.items()}
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            seconds[way].append(spent)
+    return {way: statistics.median(spent) for way, spent in seconds.items()}
 
 
-def warm(model: Path, files: list[Path], threads: int, repeats: int) -> dict[str, Row]:
-    """Medians by engine: ms of one image by the clock and of CPU, images a second."""
+class OpenVino(Answering):
+    """A graph of ours, as another program computes it: to be measured beside the others."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import openvino
+
+        known = load_predictor(folder, "onnx")
+        self.classes, self.size, self.thresholds = known.classes, known.size, known.thresholds
+        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        core = openvino.Core()
+        self.compiled = core.compile_model(str(folder / "model.onnx"), "CPU", options)
+
+    def scores(self, batch: Pixels) -> NDArray[np.float64]:
+        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+        images = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        return softmax(self.compiled({"images": images})["logits"])
+
+
+def warm(ways: Ways, files: list[Path], threads: int, repeats: int) -> dict[str, Row]:
+    """Medians by way: ms of one image by the clock and of CPU, images a second."""
     import torch
 
     torch.set_num_threads(threads)
-    predictors = {engine: load_predictor(model, engine, threads=threads) for engine in ENGINES}
+    predictors: dict[str, Answering] = {
+        way: load_predictor(model, engine, threads=threads) for way, (model, engine) in ways.items()
+    }
+    if find_spec("openvino"):
+        predictors |= {
+            f"OpenVINO {way}": OpenVino(ways[way][0], threads) for way in ("onnx", "int8")
+        }
     size = next(iter(predictors.values())).size
     batch = np.concatenate([sample_pixels(size)] * 2)[:BATCH]
-    single = {e: timed(lambda p=p: p.scores(batch[:1])) for e, p in predictors.items()}
-    many = {e: timed(lambda p=p: p.scores(batch)) for e, p in predictors.items()}
-    stream = {e: timed(lambda p=p: list(p.stream(files))) for e, p in predictors.items()}
-    rows: dict[str, Row] = {engine: {} for engine in ENGINES}
-    for engine, (wall, cpu) in medians(single, 4 * repeats).items():
-        rows[engine] |= {"ms, one image": 1000 * wall, "CPU ms, one image": 1000 * cpu}
-    for engine, (wall, _) in medians(many, repeats // 3).items():
-        rows[engine][f"images/s, batches of {BATCH}"] = BATCH / wall
-    for engine, (wall, _) in medians(stream, repeats // 5).items():
-        rows[engine]["images/s, files"] = len(files) / wall
+    single = {w: timed(lambda p=p: p.scores(batch[:1])) for w, p in predictors.items()}
+    many = {w: timed(lambda p=p: p.scores(batch)) for w, p in predictors.items()}
+    stream = {w: timed(lambda p=p: list(p.stream(files))) for w, p in predictors.items()}
+    rows: dict[str, Row] = {way: {} for way in predictors}
+    for way, (wall, cpu) in medians(single, 4 * repeats).items():
+        rows[way] |= {"ms, one image": 1000 * wall, "CPU ms, one image": 1000 * cpu}
+    for way, (wall, cpu) in medians(many, repeats // 3).items():
+        rows[way][f"images/s, batches of {BATCH}"] = BATCH / wall
+        rows[way][f"images a CPU s, batches of {BATCH}"] = BATCH / cpu
+    for way, (wall, _) in medians(stream, repeats // 5).items():
+        rows[way]["images/s, files"] = len(files) / wall
     return rows
 
 
@@ -161,17 +263,15 @@ def medians(
     }
 
 
-def turned(table: dict[str, dict[str, float]]) -> dict[str, Row]:
-    return {e: {name: row[e] for name, row in table.items()} for e in ENGINES}
-
-
 def show(title: str, rows: dict[str, Row]) -> None:
-    """A line a quantity: both engines and how many times better ONNX Runtime is."""
-    print(f"| {title} | torch | ONNX Runtime | ratio |\n|---|---:|---:|---:|")
-    for name in next(iter(rows.values())):
-        torch_, onnx = rows["torch"][name], rows["onnx"][name]
-        ratio = onnx / torch_ if "images/s" in name else torch_ / onnx
-        print(f"| {name} | {torch_:.3g} | {onnx:.3g} | {ratio:.2f} |", flush=True)
+    """A line a quantity; each way beside how many times better than ONNX Runtime in float it is."""
+    print(f"| {title} | {' | '.join(rows)} |\n|---|{'---:|' * len(rows)}")
+    for name in rows["onnx"]:
+        base, cells = rows["onnx"][name], []
+        for row in rows.values():
+            ratio = row[name] / base if name.startswith("images") else base / row[name]
+            cells.append(f"{row[name]:.3g} ({ratio:.2f})")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
     print(flush=True)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from dynammo.checkpoint import sealed, to_json, write_atomically
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, has_graph, open_session, read_graph
 from dynammo.deploy.predictor import Classifier, Predictor
+from dynammo.deploy.quantisation import quantise
+from dynammo.deploy.trial import Trial
 from dynammo.errors import CheckpointError, ConfigError, ExportError
 from dynammo.extras import needs
 from dynammo.network.folding import cheapen
@@ -57,6 +59,15 @@ _PREPROCESSING = (
 _Outputs = tuple[Tensor, Tensor]
 
 
+class Smaller(NamedTuple):
+    """The images by which a smaller model is made and judged, and the `max_drop` of mean class
+    recall, in [0, 1], that is accepted.
+    """
+
+    trial: Trial
+    max_drop: float
+
+
 class Deployed(nn.Module):
     """A classifier whose graph needs no code around it: pixels in, logits and probabilities out."""
 
@@ -76,6 +87,7 @@ def export_model(
     formats: Sequence[str] = FORMATS,
     images: Sequence[Path] | None = None,
     template: Path | None = None,
+    int8: Smaller | None = None,
 ) -> dict[str, Any]:
     """Write a model folder in other forms, checked, or change nothing.
 
@@ -95,11 +107,13 @@ def export_model(
             come with scikit-learn.
         template: a model folder with the graph of a like network, the `formats` being `onnx` alone:
             that graph gets this model's weights, and the network is not traced.
+        int8: the ONNX graph has its convolutions in 8 bits (`dynammo.deploy.quantisation`), if
+            that costs no more than is said here.
 
     Returns:
         `files` (form -> name, bytes, SHA-256, largest difference in logits relative to the source's
         largest logit, and in probability), `checked_on`, `opset`, `tolerance`, `versions` and so
-        on.
+        on; `int8`, what it costs and saves.
 
     Raises:
         CheckpointError: the source holds no usable model.
@@ -109,7 +123,7 @@ def export_model(
             network, the template is another network's, or a form's answers differ from those of
             the source in float64 by more than `LOGIT_TOLERANCE` of the largest logit or
             `PROBABILITY_TOLERANCE` (or four times what the source's own float32 differs by, where
-            its logits are so large that this is more), or are another class.
+            its logits are so large that this is more), or are another class; 8 bits cost too much.
     """
     if unknown := [name for name in formats if name not in _FILES]:
         raise ConfigError(
@@ -117,6 +131,8 @@ def export_model(
         )
     if not formats:
         raise ConfigError([f"no format to export to; known: {', '.join(_FILES)}"])
+    if int8 is not None and "onnx" not in formats:
+        raise ConfigError(["int8 is for the format onnx, which is not among those chosen"])
     target = Path(folder).resolve()
     _refuse_foreign(target)
     model_folder = _model_folder(Path(source))
@@ -169,6 +185,20 @@ def export_model(
                 "sha256": _sha256(path),
                 **_differences(name, exact, answer, tolerated),
             }
+        if int8 is not None:
+            path = temporary / GRAPH
+            quantised = quantise(path.read_bytes(), int8.trial, predictor.classes, int8.max_drop)
+            path.write_bytes(quantised.graph)
+            answer = _in_two_batches(_loaded("onnx", temporary), pixels)
+            report["int8"] = {**quantised.report, "float": report["files"]["onnx"]}
+            report["files"]["onnx"] = {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+                "logit_difference": _relative(answer, exact),
+                "probability_difference": _largest(answer[1] - exact[1]),
+            }
+            fusions = {}  # no later version's weights fit in
         write_atomically(temporary / _EXPORT, to_json(report))
         if "onnx" in formats:
             write_atomically(temporary / RECORD, _record(report, manifest, fusions))
@@ -181,6 +211,8 @@ def _record(report: Mapping[str, Any], manifest: bytes, fusions: Mapping[str, Fu
     checked = {name: report[name] for name in about} | report["files"]["onnx"]
     made_of = {name: fusion._asdict() for name, fusion in fusions.items()}
     document = {"model_sha256": hashlib.sha256(manifest).hexdigest(), "fusions": made_of, **checked}
+    if "int8" in report:
+        document["int8"] = {name: report["int8"][name] for name in ("drop", "max_drop", "images")}
     return sealed(document)
 
 
@@ -389,8 +421,7 @@ def _differences(
         ExportError: larger than tolerated, another class where the source is sure beyond that, or
             no numbers.
     """
-    scale = exact[0].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    logits = _largest(answer[0] - exact[0]) / float(scale)
+    logits = _relative(answer, exact)
     probability = _largest(answer[1] - exact[1])
     if not (logits <= LOGIT_TOLERANCE and probability <= tolerated):  # NaN fails too
         raise ExportError(
@@ -405,6 +436,12 @@ def _differences(
             "nothing was written"
         )
     return {"logit_difference": logits, "probability_difference": probability}
+
+
+def _relative(answer: _Outputs, exact: _Outputs) -> float:
+    """The largest difference of logits, of the largest exact one."""
+    scale = exact[0].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return _largest(answer[0] - exact[0]) / float(scale)
 
 
 def _largest(differences: Tensor) -> float:

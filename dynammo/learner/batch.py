@@ -36,17 +36,7 @@ def load_batch(
         DataError: see the sources; a class has no training images; an image or a group was of the
             other split before; everything was learnt before.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if path.is_file() or (path / "manifest.csv").is_file():
-        listed = csv_manifest.read(path, default_split="train", columns=columns)
-    elif columns:
-        raise DataError(
-            f"{path} is a folder, and retention.subgroups keeps {', '.join(columns)} of test "
-            "images: expected a CSV with these columns"
-        )
-    else:
-        listed = _folders(path)
+    listed = list_labelled(path, columns)
     seen_files, seen_groups = ledger.seen()
     bare = classes_without_test(listed)
 
@@ -73,6 +63,24 @@ def load_batch(
     if untrained := sorted(set(result.classes) - trained):
         raise DataError([f"{path}: class {name!r} has no training images" for name in untrained])
     return result, left_out
+
+
+def list_labelled(path: Path, columns: Sequence[str] = ()) -> ImageSet:
+    """Labelled images as `load_batch` takes them, with the splits they come with.
+
+    Raises:
+        DataError: see the sources; columns of a folder.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file() or (path / "manifest.csv").is_file():
+        return csv_manifest.read(path, default_split="train", columns=columns)
+    if columns:
+        raise DataError(
+            f"{path} is a folder, and retention.subgroups keeps {', '.join(columns)} of test "
+            "images: expected a CSV with these columns"
+        )
+    return _folders(path)
 
 
 def classes_without_test(image_set: ImageSet) -> set[str]:

@@ -414,6 +414,21 @@ def export_model(
     monai_bundle: Annotated[
         bool, typer.Option("--monai-bundle", help="A MONAI bundle around the program (pt2).")
     ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="The ONNX graph in 8 bits; without -f, it alone."),
+    ] = False,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --int8, a folder or CSV of labelled images as learn takes them: by its "
+            "training images the graph is made, by its test images judged. Default: those that "
+            "the learner has kept, if MODEL is one's folder."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Of mean class recall, in points: --int8 may cost no more.")
+    ] = 0.5,
 ) -> None:
     """Write a model as safetensors, torch.export program and ONNX, and check their answers."""
     with readable_errors():
@@ -421,12 +436,22 @@ def export_model(
         from dynammo.deploy.bundle import export_bundle
 
         images = list(image_files(check)) if check else None
+        smaller = None
+        if int8:
+            from flows.cli.trial import trial_of
+
+            if not 0 <= max_drop <= 100:  # NaN is neither
+                raise ConfigError(["--max-drop: expected a number from 0 to 100"])
+            smaller = forms.Smaller(trial_of(model, labelled), max_drop / 100)
         if monai_bundle:
-            if format_:
-                raise ConfigError(["--monai-bundle has its own format: leave --format out"])
+            if format_ or int8:
+                raise ConfigError(
+                    ["--monai-bundle has its own format: leave --format and --int8 out"]
+                )
             report = export_bundle(model, folder, images)
         else:
-            report = forms.export_model(model, folder, format_ or forms.FORMATS, images)
+            formats = format_ or (["onnx"] if int8 else forms.FORMATS)
+            report = forms.export_model(model, folder, formats, images, int8=smaller)
         title = escape(str(folder))
         table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
         for file in report["files"].values():
@@ -438,8 +463,24 @@ def export_model(
         checked = report["checked_on"]
         out.print(
             f"Compared with the model on {checked['images']} images ({checked['what']}). "
-            f"Tolerated: {logits:.0e} of the largest logit, {probability:.0e} of probability."
+            f"Tolerated: {logits:.0e} of the largest logit, {probability:.0e} of probability"
+            f"{' before the convolutions were put in 8 bits' if int8 else ''}."
         )
+        if int8:
+            made = report["int8"]
+            recall, ece, ms = (
+                made[name] for name in ("mean_class_recall", "ece", "ms_one_image_one_thread")
+            )
+            left, of = made["float_convolutions"], made["convolutions"]
+            out.print(
+                f"int8, on {made['images']} labelled images: mean class recall "
+                f"{percent(recall['before'])} to {percent(recall['after'])}, "
+                f"{len(made['negative_flips'])} right before and wrong now, "
+                f"{made['positive_flips']} the other way round; calibration error "
+                f"{percent(ece['before'])} to {percent(ece['after'])}; "
+                f"{left} of {of} convolutions left float; one image, one thread: "
+                f"{ms['float']:.1f} ms to {ms['int8']:.1f}. All of it is in export.json."
+            )
 
 
 @app.command()

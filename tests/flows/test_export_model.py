@@ -52,6 +52,9 @@ def test_a_results_folder_is_exported_and_the_differences_are_told(
     [
         (["--format", "pkl"], "unknown format 'pkl'; known: safetensors, pt2, onnx"),
         (["--check", "nowhere"], "nowhere: no such file or folder"),
+        (["--int8"], "int8 needs labelled images: give --labelled, or a learner's folder"),
+        (["--int8", "--labelled", "nowhere"], "nowhere: no such file or folder"),
+        (["--int8", "--max-drop", "nan"], "--max-drop: expected a number from 0 to 100"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_written(

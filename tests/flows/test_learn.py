@@ -8,15 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
 from dynammo.checkpoint import references_in
+from dynammo.deploy.graph import load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, DataError
+from dynammo.evaluation.metrics import mean_class_recall
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from flows import learn as learn_flow
+from flows.cli.trial import trial_of
 from flows.forget import forget
 from flows.incremental import incremental
 from flows.learn import learn
@@ -397,3 +401,17 @@ def test_a_damaged_learner_is_refused(here: Path, arrive: Callable[..., Path]) -
         learn("shapes", str(arrive("batch2", TASKS[1])))
     with folder.lock(), pytest.raises(LearnerError, match="is being changed by process"):
         learn("shapes", str(here / "batch2"))
+
+
+def test_what_a_learner_keeps_makes_and_judges_its_int8_graph(taught: LearnerFolder) -> None:
+    model = taught.path / "model"
+    made_on, judged_on = trial_of(taught.path, None)
+    predictor = load_predictor(model)
+    kept = taught.current()["stage"]["methods"]["merged"]["exemplars"]
+    memory = taught.store.load(kept)
+    assert made_on.images.tolist() == memory["images"].tolist()
+    assert np.bincount(made_on.targets).tolist() == memory["counts"].tolist()
+    answers = predictor.scores(judged_on.images.transpose(0, 2, 3, 1)).argmax(1)
+    recall = mean_class_recall(judged_on.targets, answers, len(predictor.classes))
+    assert recall == pytest.approx(metrics(taught, 3)["mean_class_recall"])
+    assert trial_of(model, None).judged_on.names == judged_on.names

@@ -1,0 +1,73 @@
+"""The labelled images by which `dynammo export-model` makes and judges a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynammo.deploy.manifest import parse_manifest
+from dynammo.deploy.trial import Labelled, Trial, load_trial
+from dynammo.errors import CheckpointError, DataError
+from dynammo.learner.folder import LearnerFolder
+from dynammo.learner.settings import DEPLOYED
+from tasks.support.images import remembered, targets_of
+from tasks.support.stage import known_classes
+from tasks.support.version import config_of, context_in, read_version
+
+
+def trial_of(model: Path, labelled: Path | None) -> Trial:
+    """The images by which a smaller model is made, and those by which it is judged.
+
+    Args:
+        model: its folder, or one with a folder `model`.
+        labelled: a folder or CSV; none: `model` is a learner's folder, whose memory makes the
+            smaller model and whose kept test images judge it.
+
+    Raises:
+        DataError: there are no such images, or too few.
+        CheckpointError: no usable model, or a damaged learner.
+    """
+    manifest = (
+        model / "model" / "model.json" if (model / "model").is_dir() else model / "model.json"
+    )
+    try:
+        about = parse_manifest(manifest.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{model} holds no usable model: {error.strerror}") from None
+    if labelled is not None:
+        return load_trial(labelled, about.classes, about.image_size)
+    homes = [own for own in (model, model.parent) if (own / "learner.json").is_file()]
+    if not homes:
+        raise DataError("int8 needs labelled images: give --labelled, or a learner's folder")
+    return _kept(homes[0].absolute(), about.classes)
+
+
+def _kept(learner: Path, classes: Sequence[str]) -> Trial:
+    """The champion's memory and kept test images, as `trial_of` says."""
+    folder = LearnerFolder(learner.parent, learner.name)
+    version = read_version(folder, folder.pointer()["champion"])
+    context = context_in(folder, config_of(version))
+    memory = version["stage"]["methods"][DEPLOYED]["exemplars"]
+    tests = [part["kept"] for part in version["tests"]]
+    if memory is None or not tests or any(kept["images"] is None for kept in tests):
+        raise DataError(f"{learner} keeps no images, or no test images: give --labelled")
+    images, owner = remembered(memory, context)
+    known = known_classes(version["stage"])
+    place = np.array([list(classes).index(name) for name in known])
+    judged = [
+        context.checkpoints.load(kept["images"])["images"] for kept in tests if kept["images"]
+    ]
+    targets = targets_of(tests, list(classes), context)
+    return Trial(
+        _numbered(images.numpy(), place[owner.numpy()], "remembered"),
+        _numbered(torch.cat(judged).numpy(), torch.cat(targets).numpy(), "test image"),
+    )
+
+
+def _numbered(images: Any, targets: Any, what: str) -> Labelled:
+    """Kept images have no names."""
+    return Labelled(images, targets, [f"{what} {number}" for number in range(len(targets))])
