@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -66,9 +65,10 @@ class Jobs:
         return {"command": self._command, "lines": list(self._lines), "status": status}
 
     def stop(self) -> None:
-        """End what is running as Ctrl-C does: the same command goes on later."""
+        """End what is running in order: the same command goes on later."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            # Not SIGINT: what runs in the background may ignore it, and hands that on.
+            self._process.terminate()
 
     def close(self) -> None:
         """Stop, and wait for the end."""
