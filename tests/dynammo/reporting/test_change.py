@@ -204,3 +204,11 @@ def test_the_plan_says_how_many_images_a_subgroup_needs(tmp_path: Path) -> None:
     plan = {**report["plan"], "limits": limits}
     html = write_change({**report, "plan": plan}, tmp_path / "3.html").read_text("utf-8")
     assert html.count("<td>too few to judge</td>") == 2
+
+
+def test_a_version_from_before_subgroups_has_a_report(tmp_path: Path) -> None:
+    report = document()
+    del report["judgement"]["subgroups"]  # type: ignore[misc]
+    assert "Subgroups (site, sex, age) are not compared" in write_change(
+        report, tmp_path / "3.html"
+    ).read_text("utf-8")
