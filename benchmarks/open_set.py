@@ -28,6 +28,7 @@ from torch.nn.functional import linear
 from dynammo.config import Config, HeadConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.data.sources import csv_manifest
+from dynammo.evaluation import appearance
 from dynammo.evaluation.honesty import quantile_of
 from dynammo.evaluation.metrics import open_set_auroc
 from dynammo.evaluation.strangeness import strangeness
@@ -45,10 +46,12 @@ Fold = tuple[Indices, Indices, Indices]  # to fit, to set the threshold, to meas
 
 class Pictures(NamedTuple):
     """A data set: features (N, D) as the head takes them, whose columns `last` are of the network's
-    last level, classes, patients, and which are test images.
+    last level, what is measured of their appearance (N, K), classes, patients, and which are test
+    images.
     """
 
     features: Tensor
+    looks: NDArray[np.float64]
     labels: Indices
     groups: NDArray[np.str_]
     tests: NDArray[np.bool_]
@@ -96,6 +99,7 @@ def read(folder: Path, config: Config) -> Pictures:
     channels = list(network.backbone.feature_info)[-1]["num_chs"]  # type: ignore[arg-type]
     return Pictures(
         power_normalise(raw, config.head.power),
+        np.concatenate([appearance.measure(pixels[i : i + 64]) for i in range(0, len(raw), 64)]),
         np.array([names.index(own.label) for own in source.samples]),
         np.array([own.group or own.file for own in source.samples]),
         np.array([own.split == "test" for own in source.samples]),
@@ -107,6 +111,7 @@ def measured(data: Pictures, config: HeadConfig, test: bool) -> dict[str, list[l
     """For each score the rows (AUROC, false alarms, found), one a class that was left out."""
     chosen = np.ones(len(data.labels), dtype=bool) if test else ~data.tests
     features, labels, groups = data.features[chosen], data.labels[chosen], data.groups[chosen]
+    looks = data.looks[chosen]
     tests = data.tests if test else None
     rows: dict[str, list[list[float]]] = {}
     for left in range(labels.max() + 1):
@@ -114,7 +119,7 @@ def measured(data: Pictures, config: HeadConfig, test: bool) -> dict[str, list[l
         place = torch.from_numpy(labels - (labels > left))
         for fit, limit, rest in folds(labels, groups, tests):
             fit, limit = fit[labels[fit] != left], limit[labels[limit] != left]
-            scored = scores(features, place, fit, limit, config, data.last)
+            scored = scores(features, looks, place, fit, limit, config, data.last)
             unknown = labels[rest] == left
             for name, values in scored.items():
                 beyond = values[rest] > quantile_of(values[limit], ALARM)
@@ -134,12 +139,14 @@ def foreign(
     mine = np.flatnonzero(~data.tests)
     strangers = torch.cat([own.features for own in others])
     features = torch.cat([data.features[mine], strangers])
+    looks = np.concatenate([data.looks[mine], *(own.looks for own in others)])
     labels = data.labels[mine]
     place = torch.from_numpy(np.concatenate([labels, np.full(len(strangers), labels.max() + 1)]))
     far = np.arange(len(mine), len(features))
     rows: dict[str, list[list[float]]] = {}
     for fit, limit, own in folds(labels, data.groups[mine], None):
-        for name, values in scores(features, place, fit, limit, config, data.last).items():
+        scored = scores(features, looks, place, fit, limit, config, data.last)
+        for name, values in scored.items():
             threshold = quantile_of(values[limit], ALARM)
             both = np.concatenate([values[own], values[far]])
             area = open_set_auroc(np.arange(len(both)) < len(own), -both)
@@ -167,12 +174,19 @@ def folds(
 
 
 def scores(
-    features: Tensor, labels: Tensor, fit: Indices, limit: Indices, config: HeadConfig, last: slice
+    features: Tensor,
+    looks: NDArray[np.float64],
+    labels: Tensor,
+    fit: Indices,
+    limit: Indices,
+    config: HeadConfig,
+    last: slice,
 ) -> dict[str, NDArray[np.float64]]:
     """Each score of all images (N,), higher where one is stranger to the classes of `fit`.
 
     Args:
         features: (N, D), as the head takes them.
+        looks: (N, K), of their appearance.
         labels: (N,), meaningless where a class was left out.
         fit: of these are the statistics.
         limit: the images that prediction sets are calibrated on.
@@ -199,10 +213,23 @@ def scores(
         "relative, last level": near_last - to_all(features[:, last], at_last, config.shrinkage),
         "prediction set empty": unusual(shares, labels, limit),
     }
+    energy = strangeness(shares.numpy())
+    looked = appearance.fit(looks[fit]).distance(looks)
     return {
-        "energy": strangeness(shares.numpy()),
+        "energy": energy,
+        "appearance": looked,
+        "energy or appearance": np.maximum(rank(energy, limit), rank(looked, limit)),
         **{name: values.numpy() for name, values in found.items()},
     }
+
+
+def rank(values: NDArray[np.float64], limit: Indices) -> NDArray[np.float64]:
+    """(N,): share of the images of `limit` that are less strange; what is stranger than all of them
+    is told apart by how much.
+    """
+    own = np.sort(values[limit])
+    over = np.maximum(values - own[-1], 0)
+    return np.searchsorted(own, values) / len(own) + over / (1 + over)
 
 
 def to_all(features: Tensor, known: ClassStatistics, shrinkage: float) -> Tensor:

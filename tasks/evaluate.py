@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dynammo.checkpoint import Ref
 from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
+from dynammo.evaluation import appearance
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.heads.linear import Scores, least_others_scores, unified_scores
 from dynammo.heads.scaling import head_features
+from dynammo.learner.settings import DEPLOYED
 from dynammo.methods import METHODS
 from dynammo.network.cost import count_macs, count_parameters
 from dynammo.network.folding import deployed_network
@@ -85,7 +87,20 @@ def evaluate(
     estimated = sorted({name for test in tests if not test["images"] for name in test["names"]})
     if METHODS[variant].shared_adapters and estimated:
         cost = {**cost, "estimated": estimated}
-    return measure(variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context)
+    pictures = _appearance(tests, context) if variant == DEPLOYED else None
+    return measure(
+        variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context, pictures
+    )
+
+
+def _appearance(tests: list[Kept], context: Context) -> Tensor | None:
+    """(N, K) of all test images (`dynammo.evaluation.appearance`); none if some are not kept."""
+    refs = [test["images"] for test in tests]
+    kept = [context.checkpoints.load(ref)["images"] for ref in refs if ref is not None]
+    if len(kept) < len(tests):
+        return None
+    parts = [part for images in kept for part in images.permute(0, 2, 3, 1).split(64)]
+    return torch.cat([torch.from_numpy(appearance.measure(part.numpy())) for part in parts])
 
 
 def kept_scores(
@@ -150,6 +165,7 @@ def measure(
     more: dict[str, Any],
     meta: dict[str, Any],
     context: Context,
+    pictures: torch.Tensor | None = None,
 ) -> Evaluated:
     """Compute and save all metrics of a method's scores on the test images, for its step.
 
@@ -163,9 +179,12 @@ def measure(
         more: of the document: the cost of a prediction, `gmacs` and `parameters`.
         meta: where the predictions come from.
         context: the label, for the log.
+        pictures: (N, K) what is measured of the images' appearance, saved beside the answers.
     """
     store = context.checkpoints
     saved = {"targets": targets, **scores._asdict()}
+    if pictures is not None:
+        saved["appearance"] = pictures
     metrics = evaluate_stage(
         as_predictions(saved),
         tasks,

@@ -18,18 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from torch import Tensor
 
 import dynammo
 from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.graph import copy_graph
-from dynammo.deploy.manifest import PredictionSets, Unknown
+from dynammo.deploy.manifest import Appearance, PredictionSets, Unknown
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
+from dynammo.evaluation.appearance import fit
 from dynammo.evaluation.gate import Change, Outcome, compare
 from dynammo.evaluation.honesty import MISS, class_thresholds, quantile_of
-from dynammo.evaluation.metrics import summarise
+from dynammo.evaluation.metrics import Floats, summarise
 from dynammo.evaluation.scores import write_predictions, write_scores
 from dynammo.evaluation.strangeness import strangeness
 from dynammo.reporting.report import (
@@ -161,16 +163,36 @@ def thresholds(merged: Learnt, alarm: float, store: CheckpointStore) -> Threshol
     evaluated = merged["evaluated"]
     if evaluated is None or evaluated["predictions"] is None:
         return {"prediction_sets": None, "unknown": None}
-    predictions = as_predictions(store.load(evaluated["predictions"]))
+    saved = store.load(evaluated["predictions"])
+    predictions = as_predictions(saved)
     known = predictions.targets < predictions.classes
     scores = predictions.scores[known]
     limits = class_thresholds(scores, predictions.targets[known], MISS)
     finite = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
-    limit = quantile_of(strangeness(scores), alarm)
     return {
         "prediction_sets": PredictionSets(miss=MISS, thresholds=finite),
-        "unknown": Unknown(alarm=alarm, threshold=limit) if math.isfinite(limit) else None,
+        "unknown": _unknown(scores, saved.get("appearance"), known, alarm),
     }
+
+
+def _unknown(
+    scores: Floats, measured: Tensor | None, known: NDArray[np.bool_], alarm: float
+) -> Unknown | None:
+    """Where pictures were measured, either limit may give half of the false alarms: every second
+    picture makes the appearance, the others set its threshold.
+    """
+    if measured is not None:
+        pictures = measured.numpy()[known]
+        kind = fit(pictures[::2]) if len(pictures) > 3 else None
+        far = quantile_of(kind.distance(pictures[1::2]), alarm / 2) if kind else math.inf
+        near = quantile_of(strangeness(scores), alarm / 2)
+        if kind and math.isfinite(far) and math.isfinite(near):
+            appearance = Appearance(
+                mean=kind.mean.tolist(), precision=kind.precision.tolist(), threshold=far
+            )
+            return Unknown(alarm=alarm, threshold=near, appearance=appearance)
+    limit = quantile_of(strangeness(scores), alarm)
+    return Unknown(alarm=alarm, threshold=limit) if math.isfinite(limit) else None
 
 
 def put_graph(config: Config, folder: Path, earlier: Path | None = None) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dynammo.data.formats.pictures import Pixels, load_image
 from dynammo.errors import DataError
-from dynammo.evaluation.strangeness import strangeness
+from dynammo.evaluation.strangeness import UnknownLimits
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _ROUNDS = 3  # batches that a size is judged by
@@ -47,14 +47,14 @@ class Answering(ABC):
         classes: names in the order of the outputs.
         size: images are resized to size x size pixels.
         thresholds: of prediction sets, one a class; None: there are none.
-        unknown: the strangeness beyond which an image is of no known class; None: there is none.
+        unknown: from where on an image is of no known class; None: there is no such limit.
         model_sha256: of `model.json`, which says what the model is made of.
     """
 
     classes: list[str]
     size: int
     thresholds: list[float | None] | None
-    unknown: float | None
+    unknown: UnknownLimits | None
     model_sha256: str
 
     @property
@@ -140,7 +140,7 @@ class Answering(ABC):
         best = (max(range(len(row)), key=row.__getitem__) for row in rows)
         strange: list[bool | None] = [None] * len(rows)
         if self.unknown is not None:
-            strange = (strangeness(scores) > self.unknown).tolist()
+            strange = self.unknown.exceeded(scores, np.stack(batch)).tolist()
         return iter(
             [
                 Answer(

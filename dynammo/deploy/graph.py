@@ -20,6 +20,7 @@ from dynammo.data.checks import problems_of_names
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.answers import Answering
 from dynammo.errors import CheckpointError, ConfigError, DynammoError
+from dynammo.evaluation.strangeness import UnknownLimits
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +184,9 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return shares
 
 
-def _described(content: bytes) -> tuple[list[str], int, list[float | None] | None, float | None]:
+def _described(
+    content: bytes,
+) -> tuple[list[str], int, list[float | None] | None, UnknownLimits | None]:
     """Class names, size of the images, thresholds of prediction sets and of "none of the classes I
     know", from `model.json`.
     """
@@ -201,9 +204,10 @@ def _described(content: bytes) -> tuple[list[str], int, list[float | None] | Non
     if problems := problems_of_names(classes):
         raise CheckpointError(f"{MANIFEST}: {'; '.join(problems)}")
     unknown = document.get("unknown")
-    limit = unknown.get("threshold") if isinstance(unknown, dict) else None
-    if unknown is not None and not (isinstance(limit, float) and limit <= 0):
-        raise CheckpointError(f"{MANIFEST}: unknown: expected a threshold of at most 0")
+    try:
+        limit = None if unknown is None else UnknownLimits.read(unknown)
+    except CheckpointError as error:
+        raise CheckpointError(f"{MANIFEST}: {error}") from None
     sets = document.get("prediction_sets")
     if sets is None:
         return classes, size, None, limit

@@ -46,15 +46,27 @@ class PredictionSets(Section):
     thresholds: list[Annotated[float, Field(ge=0, le=1)] | None]
 
 
-class Unknown(Section):
-    """From which `dynammo.evaluation.strangeness` on an answer is "none of the classes I know".
+class Appearance(Section):
+    """The pictures that the model is made for (`dynammo.evaluation.appearance`), and how far from
+    them one is of another kind.
+    """
 
-    Of further images of known classes, such as those were that set it, at most a share `alarm`
-    exceed the threshold.
+    mean: list[float]
+    precision: list[list[float]]
+    threshold: float = Field(ge=0)
+
+
+class Unknown(Section):
+    """From which `dynammo.evaluation.strangeness` on an answer is "none of the classes I know", and
+    from which distance of its appearance an image is.
+
+    Of further images of known classes, such as those were that set them, at most a share `alarm`
+    exceed one of the two.
     """
 
     alarm: float = Field(gt=0, lt=1)
     threshold: float = Field(le=0)
+    appearance: Appearance | None = None
 
 
 class Manifest(Section):

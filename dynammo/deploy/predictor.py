@@ -33,6 +33,7 @@ from dynammo.deploy.manifest import (
     problems_in,
 )
 from dynammo.errors import CheckpointError, DynammoError
+from dynammo.evaluation.strangeness import UnknownLimits
 from dynammo.heads.scaling import power_normalise
 from dynammo.network.folding import fold_adapters
 from dynammo.network.network import Network, build_network
@@ -190,7 +191,8 @@ class Predictor(Answering):
         self.size = self.manifest.image_size
         sets = self.manifest.prediction_sets
         self.thresholds = sets.thresholds if sets else None
-        self.unknown = self.manifest.unknown.threshold if self.manifest.unknown else None
+        unknown = self.manifest.unknown
+        self.unknown = UnknownLimits.read(unknown.model_dump()) if unknown else None
         adapter = self.manifest.adapter
         network = build_network(
             self.manifest.backbone,

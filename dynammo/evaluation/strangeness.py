@@ -5,10 +5,58 @@ Nothing here loads more than NumPy: `dynammo predict` answers with it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dynammo.errors import CheckpointError
+from dynammo.evaluation.appearance import KINDS, Appearance, measure
+
+
+class UnknownLimits(NamedTuple):
+    """From where on an image is of none of the classes: `Unknown` of `model.json`, for any engine.
+
+    Args:
+        threshold: of the answer's strangeness.
+        appearance: the pictures that the model is made for; None: nothing is said of it.
+        distance: from them, beyond which a picture is of another kind.
+    """
+
+    threshold: float
+    appearance: Appearance | None
+    distance: float
+
+    @classmethod
+    def read(cls, document: Any) -> UnknownLimits:
+        """What `model.json` says.
+
+        Raises:
+            CheckpointError: it is no such thing.
+        """
+        limit = document.get("threshold") if isinstance(document, dict) else None
+        if not (isinstance(limit, float) and limit <= 0):
+            raise CheckpointError("unknown: expected a threshold of at most 0")
+        if (own := document.get("appearance")) is None:
+            return cls(limit, None, np.inf)
+        try:
+            mean, precision = (np.array(own[name], float) for name in ("mean", "precision"))
+            found = cls(limit, Appearance(mean, precision), float(own["threshold"]))
+            if precision.shape != (KINDS, KINDS) or mean.shape != (KINDS,):
+                raise ValueError
+            return found
+        except (KeyError, TypeError, ValueError):
+            text = f"unknown: appearance: expected mean, precision of {KINDS} and threshold"
+            raise CheckpointError(text) from None
+
+    def exceeded(
+        self, probabilities: NDArray[np.floating[Any]], pictures: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """(N,): whether the answers (N, C) or the pictures (N, S, S, 3) are too strange."""
+        strange: NDArray[np.bool_] = strangeness(probabilities) > self.threshold
+        if self.appearance is not None:
+            strange |= self.appearance.distance(measure(pictures)) > self.distance
+        return strange
 
 
 def strangeness(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -20,7 +68,7 @@ def strangeness(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]
     (`dynammo.heads.discriminant.linear_discriminant`), so that probabilities suffice.
 
     It speaks of classes alike to the known ones. Images far from all may have a sure answer, and so
-    a low strangeness; the distance in the features sees them (`dynammo.heads.mahalanobis`).
+    a low strangeness; `dynammo.evaluation.appearance` sees them.
 
     Args:
         probabilities: (N, C).

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from dynammo.deploy import export
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, ExportError
+from dynammo.evaluation.appearance import fit
 from tasks.publish import check_output, collect, put_graph, replaced_folder, thresholds
 from tasks.support.exchange import exchanged
 from tasks.support.stage import learnt
@@ -62,6 +64,20 @@ def test_thresholds_are_set_on_the_test_images_of_known_classes(tmp_path: Path) 
     assert unknown is not None and unknown.alarm == 0.1
     assert unknown.threshold == pytest.approx(math.log(0.5))
     assert thresholds(merged, 0.01, store)["unknown"] is None  # too few images to promise that
+    assert unknown.appearance is None
+
+    # With the pictures' appearance each limit has half of the alarms: the 25th of 25, ceil(26 *
+    # 0.95), and the 12th of every second picture, ceil(13 * 0.9) of an alarm twice as large.
+    looks = torch.from_numpy(np.random.default_rng(0).normal(size=(34, 12)))
+    predictions = store.save("predictions", {**answers, "appearance": looks}, {})
+    merged = learnt() | {"evaluated": {"predictions": predictions}}
+    unknown = thresholds(merged, 0.2, store)["unknown"]
+    assert unknown is not None and unknown.appearance is not None
+    kind = fit(looks[:25:2].numpy())
+    np.testing.assert_allclose(unknown.appearance.mean, kind.mean)
+    np.testing.assert_allclose(unknown.appearance.precision, kind.precision)
+    assert unknown.appearance.threshold == np.sort(kind.distance(looks[1:25:2].numpy()))[11]
+    assert thresholds(merged, 0.1, store)["unknown"] == found["unknown"]  # 12 pictures are too few
     assert thresholds(learnt(), 0.1, store) == {"prediction_sets": None, "unknown": None}
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.data.formats.pictures import load_image
-from dynammo.deploy.manifest import PredictionSets, Unknown
+from dynammo.deploy.manifest import Appearance, PredictionSets, Unknown
 from dynammo.deploy.predictor import Classifier, Predictor, save_model
 from dynammo.errors import CheckpointError, DataError
+from dynammo.evaluation.appearance import fit, measure
 from dynammo.heads.linear import new_head
 from dynammo.merging.average import average
 from dynammo.network.backbones import pretrained_weights
@@ -216,6 +217,16 @@ def test_answers_beyond_the_threshold_are_unknown(
     found = Predictor(saved(tmp_path, weights, merged, head, unknown=unknown)).predict(images)
     assert [answer.unknown for answer in found] == [bool(own > limit) for own in strange]
     assert {answer.unknown for answer in found} == {True, False}
+
+    # A picture that looks like none of these is unknown, too, however sure its answer is.
+    kind = fit(measure(np.stack(images)))
+    appearance = Appearance(
+        mean=kind.mean.tolist(), precision=kind.precision.tolist(), threshold=1000.0
+    )
+    unknown = Unknown(alarm=0.5, threshold=0.0, appearance=appearance)
+    model = Predictor(saved(tmp_path, weights, merged, head, unknown=unknown))
+    dark = np.zeros_like(images[0])
+    assert [answer.unknown for answer in model.predict([*images, dark])] == [False] * 8 + [True]
 
 
 def test_paths_bytes_and_arrays_give_the_same_answer(predictor: Predictor, tmp_path: Path) -> None:

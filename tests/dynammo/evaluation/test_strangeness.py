@@ -3,8 +3,10 @@ import pytest
 import torch
 from scipy.special import logsumexp, softmax
 
+from dynammo.errors import CheckpointError
+from dynammo.evaluation.appearance import fit, measure
 from dynammo.evaluation.honesty import quantile_of
-from dynammo.evaluation.strangeness import strangeness
+from dynammo.evaluation.strangeness import UnknownLimits, strangeness
 from dynammo.heads.discriminant import discriminant_head
 from dynammo.heads.statistics import measure_classes
 
@@ -39,3 +41,32 @@ def test_images_between_the_classes_are_found_at_the_stated_rate_of_false_alarms
     limit = quantile_of(strange(labels), 0.05)
     assert 0.03 < (strange(labels) > limit).mean() < 0.07
     assert (strange(torch.full((200,), 3)) > limit).mean() > 0.9
+
+
+def test_an_image_is_unknown_by_its_answer_or_by_its_appearance() -> None:
+    pictures = np.random.default_rng(0).integers(90, 110, (50, 16, 16, 3)).astype(np.uint8)
+    kind = fit(measure(pictures))
+    document = {"mean": kind.mean.tolist(), "precision": kind.precision.tolist(), "threshold": 99.0}
+    limits = UnknownLimits.read({"threshold": -1.0, "appearance": document})
+    bright = pictures[:1] + np.uint8(100)
+    shown = np.concatenate([pictures[:2], bright])
+    answers = np.array([[0.99, 0.01], [0.5, 0.5], [0.99, 0.01]])
+    assert limits.exceeded(answers, shown).tolist() == [False, True, True]
+    without = UnknownLimits.read({"threshold": -1.0, "appearance": None})
+    assert without.exceeded(answers, shown).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "appearance",
+    [
+        {"mean": [0.0] * 12, "threshold": 1.0},
+        {"mean": [0.0] * 11, "precision": [[0.0] * 12] * 12, "threshold": 1.0},
+        {"mean": [0.0] * 12, "precision": [[0.0] * 12] * 11, "threshold": 1.0},
+        {"mean": ["x"] * 12, "precision": [[0.0] * 12] * 12, "threshold": 1.0},
+        {"mean": [0.0] * 12, "precision": [[0.0] * 12] * 12, "threshold": None},
+        7,
+    ],
+)
+def test_a_damaged_appearance_is_refused(appearance: object) -> None:
+    with pytest.raises(CheckpointError, match="unknown: appearance: expected mean, precision"):
+        UnknownLimits.read({"threshold": -1.0, "appearance": appearance})
