@@ -214,7 +214,7 @@ def scores(
         "prediction set empty": unusual(shares, labels, limit),
     }
     energy = strangeness(shares.numpy())
-    looked = appearance.fit(looks[fit]).distance(looks)
+    looked = appearance.fit(looks[fit], of.numpy()).distance(looks)
     return {
         "energy": energy,
         "appearance": looked,

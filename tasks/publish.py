@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from torch import Tensor
 
 import dynammo
 from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, write_atomically
@@ -28,10 +27,10 @@ from dynammo.deploy.graph import copy_graph
 from dynammo.deploy.manifest import Appearance, PredictionSets, Unknown
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
-from dynammo.evaluation.appearance import fit
+from dynammo.evaluation.appearance import distances_of_others, fit
 from dynammo.evaluation.gate import Change, Outcome, compare
 from dynammo.evaluation.honesty import MISS, class_thresholds, quantile_of
-from dynammo.evaluation.metrics import Floats, summarise
+from dynammo.evaluation.metrics import Floats, Integers, summarise
 from dynammo.evaluation.scores import write_predictions, write_scores
 from dynammo.evaluation.strangeness import strangeness
 from dynammo.reporting.report import (
@@ -167,28 +166,27 @@ def thresholds(merged: Learnt, alarm: float, store: CheckpointStore) -> Threshol
     predictions = as_predictions(saved)
     known = predictions.targets < predictions.classes
     scores = predictions.scores[known]
-    limits = class_thresholds(scores, predictions.targets[known], MISS)
+    targets = predictions.targets[known]
+    limits = class_thresholds(scores, targets, MISS)
+    measured = saved["appearance"].numpy()[known] if "appearance" in saved else None
     finite = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
     return {
         "prediction_sets": PredictionSets(miss=MISS, thresholds=finite),
-        "unknown": _unknown(scores, saved.get("appearance"), known, alarm),
+        "unknown": _unknown(scores, targets, measured, alarm),
     }
 
 
 def _unknown(
-    scores: Floats, measured: Tensor | None, known: NDArray[np.bool_], alarm: float
+    scores: Floats, targets: Integers, measured: Floats | None, alarm: float
 ) -> Unknown | None:
-    """Where pictures were measured, either limit may give half of the false alarms: every second
-    picture makes the appearance, the others set its threshold.
-    """
+    """Where pictures were measured, either limit may give half of the false alarms."""
     if measured is not None:
-        pictures = measured.numpy()[known]
-        kind = fit(pictures[::2]) if len(pictures) > 3 else None
-        far = quantile_of(kind.distance(pictures[1::2]), alarm / 2) if kind else math.inf
         near = quantile_of(strangeness(scores), alarm / 2)
-        if kind and math.isfinite(far) and math.isfinite(near):
+        far = quantile_of(distances_of_others(measured, targets), alarm / 2)
+        if math.isfinite(near) and math.isfinite(far):
+            kind = fit(measured, targets)
             appearance = Appearance(
-                mean=kind.mean.tolist(), precision=kind.precision.tolist(), threshold=far
+                means=kind.means.tolist(), precision=kind.precision.tolist(), threshold=far
             )
             return Unknown(alarm=alarm, threshold=near, appearance=appearance)
     limit = quantile_of(strangeness(scores), alarm)

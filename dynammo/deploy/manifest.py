@@ -51,7 +51,7 @@ class Appearance(Section):
     them one is of another kind.
     """
 
-    mean: list[float]
+    means: list[list[float]]
     precision: list[list[float]]
     threshold: float = Field(ge=0)
 

@@ -6,28 +6,29 @@ pixels tell it. Nothing here loads more than NumPy: `dynammo predict` answers wi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 _BLOCKS = 8  # a side: what is between blocks is coarse, what is inside of them fine
 _LEAST = 1e-3  # of 1, the full range: flat pictures have no logarithm
 _SHRINKAGE = 0.1
+_FOLDS = 5
 KINDS = 12  # K, of numbers
 
 
 class Appearance(NamedTuple):
-    """Pictures of one kind, as normal with this mean (K,) and precision (K, K)."""
+    """Pictures of C classes, as normal with these means (C, K) and a common precision (K, K)."""
 
-    mean: Floats
+    means: Floats
     precision: Floats
 
     def distance(self, measured: Floats) -> Floats:
-        """(N,): squared Mahalanobis distance of pictures, of which `measure` gave (N, K)."""
-        centred = measured - self.mean
-        found: Floats = ((centred @ self.precision) * centred).sum(axis=1)
+        """(N,): squared Mahalanobis distance to the nearest class, from (N, K) of `measure`."""
+        centred = measured[:, None] - self.means
+        found: Floats = ((centred @ self.precision) * centred).sum(axis=2).min(axis=1)
         return found
 
 
@@ -57,10 +58,28 @@ def measure(pictures: NDArray[np.uint8]) -> Floats:
     return np.concatenate(parts, axis=1).astype(np.float64)
 
 
-def fit(measured: Floats) -> Appearance:
-    """What (N, K) pictures of one kind have in common; the covariance shrunk to its diagonal."""
-    covariance = np.cov(measured, rowvar=False)
+def fit(measured: Floats, labels: NDArray[np.int64]) -> Appearance:
+    """What pictures of each class have in common.
+
+    Args:
+        measured: (N, K) of `measure`.
+        labels: (N,), any numbers.
+    """
+    classes, place = np.unique(labels, return_inverse=True)
+    means = np.stack([measured[place == c].mean(axis=0) for c in range(len(classes))])
+    centred = measured - means[place]
+    covariance = centred.T @ centred / len(measured)
     shrunk = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
-    least = np.eye(len(covariance)) * 1e-6  # made pictures may all have the same colour
-    precision = np.linalg.inv(shrunk + least).astype(np.float64)
-    return Appearance(measured.mean(axis=0), precision)
+    least = np.eye(KINDS) * 1e-6  # made pictures may all have the same colour
+    return Appearance(means, np.linalg.inv(shrunk + least).astype(np.float64))
+
+
+def distances_of_others(measured: Floats, labels: NDArray[np.int64]) -> Floats:
+    """(N,): of each picture the distance that it has from the others: a fifth is left out each
+    time. From these a threshold can be set (cross-conformal, Vovk 2015).
+    """
+    found = np.empty(len(measured))
+    fold = np.arange(len(measured)) % _FOLDS
+    for own in (fold == number for number in range(_FOLDS)):
+        found[own] = fit(measured[~own], labels[~own]).distance(measured[own])
+    return found

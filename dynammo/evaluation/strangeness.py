@@ -40,13 +40,13 @@ class UnknownLimits(NamedTuple):
         if (own := document.get("appearance")) is None:
             return cls(limit, None, np.inf)
         try:
-            mean, precision = (np.array(own[name], float) for name in ("mean", "precision"))
-            found = cls(limit, Appearance(mean, precision), float(own["threshold"]))
-            if precision.shape != (KINDS, KINDS) or mean.shape != (KINDS,):
+            means, precision = (np.array(own[name], float) for name in ("means", "precision"))
+            found = cls(limit, Appearance(means, precision), float(own["threshold"]))
+            if precision.shape != (KINDS, KINDS) or means.shape[1:] != (KINDS,) or not len(means):
                 raise ValueError
             return found
         except (KeyError, TypeError, ValueError):
-            text = f"unknown: appearance: expected mean, precision of {KINDS} and threshold"
+            text = f"unknown: appearance: expected means, precision of {KINDS} and threshold"
             raise CheckpointError(text) from None
 
     def exceeded(

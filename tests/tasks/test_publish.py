@@ -20,7 +20,7 @@ from dynammo.deploy import export
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, ExportError
-from dynammo.evaluation.appearance import fit
+from dynammo.evaluation.appearance import distances_of_others, fit
 from tasks.publish import check_output, collect, put_graph, replaced_folder, thresholds
 from tasks.support.exchange import exchanged
 from tasks.support.stage import learnt
@@ -66,18 +66,17 @@ def test_thresholds_are_set_on_the_test_images_of_known_classes(tmp_path: Path) 
     assert thresholds(merged, 0.01, store)["unknown"] is None  # too few images to promise that
     assert unknown.appearance is None
 
-    # With the pictures' appearance each limit has half of the alarms: the 25th of 25, ceil(26 *
-    # 0.95), and the 12th of every second picture, ceil(13 * 0.9) of an alarm twice as large.
+    # With the pictures' appearance each limit has half of the alarms: the 24th of 25 distances.
     looks = torch.from_numpy(np.random.default_rng(0).normal(size=(34, 12)))
     predictions = store.save("predictions", {**answers, "appearance": looks}, {})
     merged = learnt() | {"evaluated": {"predictions": predictions}}
-    unknown = thresholds(merged, 0.2, store)["unknown"]
-    assert unknown is not None and unknown.appearance is not None
-    kind = fit(looks[:25:2].numpy())
-    np.testing.assert_allclose(unknown.appearance.mean, kind.mean)
-    np.testing.assert_allclose(unknown.appearance.precision, kind.precision)
-    assert unknown.appearance.threshold == np.sort(kind.distance(looks[1:25:2].numpy()))[11]
-    assert thresholds(merged, 0.1, store)["unknown"] == found["unknown"]  # 12 pictures are too few
+    both = thresholds(merged, 0.2, store)["unknown"]
+    assert both is not None and both.appearance is not None
+    assert both.threshold == unknown.threshold
+    measured, labels = looks[:25].numpy(), targets[:25].numpy()
+    np.testing.assert_allclose(both.appearance.means, fit(measured, labels).means)
+    assert both.appearance.threshold == np.sort(distances_of_others(measured, labels))[23]
+    assert thresholds(merged, 0.01, store)["unknown"] is None
     assert thresholds(learnt(), 0.1, store) == {"prediction_sets": None, "unknown": None}
 
 

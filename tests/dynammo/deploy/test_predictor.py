@@ -219,9 +219,9 @@ def test_answers_beyond_the_threshold_are_unknown(
     assert {answer.unknown for answer in found} == {True, False}
 
     # A picture that looks like none of these is unknown, too, however sure its answer is.
-    kind = fit(measure(np.stack(images)))
+    kind = fit(measure(np.stack(images)), np.arange(8) % 3)
     appearance = Appearance(
-        mean=kind.mean.tolist(), precision=kind.precision.tolist(), threshold=1000.0
+        means=kind.means.tolist(), precision=kind.precision.tolist(), threshold=1000.0
     )
     unknown = Unknown(alarm=0.5, threshold=0.0, appearance=appearance)
     model = Predictor(saved(tmp_path, weights, merged, head, unknown=unknown))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dynammo.evaluation.appearance import KINDS, fit, measure
+from dynammo.evaluation.appearance import KINDS, distances_of_others, fit, measure
 
 
 def pictures(
@@ -39,7 +39,7 @@ def test_each_picture_is_measured_by_itself_at_any_size() -> None:
 
 
 def test_other_pictures_are_far() -> None:
-    kind = fit(measure(pictures(200, (200, 120, 90), 1)))
+    kind = fit(measure(pictures(200, (200, 120, 90), 1)), np.zeros(200, int))
     own = kind.distance(measure(pictures(200, (200, 120, 90), 2)))
     assert own.mean() == pytest.approx(KINDS, rel=0.3)  # of a normal distribution it is K
     for other in (pictures(50, (90, 60, 180), 3), pictures(50, (200, 120, 90), 4, noise=80)):
@@ -48,6 +48,27 @@ def test_other_pictures_are_far() -> None:
 
 def test_pictures_that_are_all_the_same_have_an_appearance() -> None:
     same = np.full((9, 8, 8, 3), 128, np.uint8)
-    kind = fit(measure(same))
+    kind = fit(measure(same), np.arange(9) % 2)
     assert kind.distance(measure(same)) == pytest.approx(0)
     assert (kind.distance(measure(same + 9)) > 1).all()
+
+
+def test_the_distance_is_to_the_nearest_class_with_what_varies_within_classes() -> None:
+    """Two classes at -5 and 5 in the first number; variance 1, of which shrinkage takes nothing."""
+    measured = np.zeros((4000, KINDS))
+    labels = np.arange(4000) % 2
+    measured[:] = np.random.default_rng(0).normal(size=measured.shape)
+    measured[:, 0] += np.where(labels == 1, 5, -5)
+    kind = fit(measured, labels)
+    probe = np.zeros((3, KINDS))
+    probe[:, 0] = [-5, 5, 0]
+    assert kind.distance(probe) == pytest.approx([0, 0, 25], abs=1.5)
+
+
+def test_a_picture_that_is_left_out_is_further_away() -> None:
+    looks = np.random.default_rng(0).normal(size=(60, KINDS))
+    labels = np.repeat([7, 3, 9], 20)
+    left_out = distances_of_others(looks, labels)
+    assert left_out.mean() > 1.2 * fit(looks, labels).distance(looks).mean()
+    own = np.arange(60) % 5 == 2
+    np.testing.assert_allclose(left_out[own], fit(looks[~own], labels[~own]).distance(looks[own]))

@@ -45,8 +45,8 @@ def test_images_between_the_classes_are_found_at_the_stated_rate_of_false_alarms
 
 def test_an_image_is_unknown_by_its_answer_or_by_its_appearance() -> None:
     pictures = np.random.default_rng(0).integers(90, 110, (50, 16, 16, 3)).astype(np.uint8)
-    kind = fit(measure(pictures))
-    document = {"mean": kind.mean.tolist(), "precision": kind.precision.tolist(), "threshold": 99.0}
+    kind = fit(measure(pictures), np.zeros(50, int))
+    document = {**{k: v.tolist() for k, v in kind._asdict().items()}, "threshold": 99.0}
     limits = UnknownLimits.read({"threshold": -1.0, "appearance": document})
     bright = pictures[:1] + np.uint8(100)
     shown = np.concatenate([pictures[:2], bright])
@@ -59,14 +59,15 @@ def test_an_image_is_unknown_by_its_answer_or_by_its_appearance() -> None:
 @pytest.mark.parametrize(
     "appearance",
     [
-        {"mean": [0.0] * 12, "threshold": 1.0},
-        {"mean": [0.0] * 11, "precision": [[0.0] * 12] * 12, "threshold": 1.0},
-        {"mean": [0.0] * 12, "precision": [[0.0] * 12] * 11, "threshold": 1.0},
-        {"mean": ["x"] * 12, "precision": [[0.0] * 12] * 12, "threshold": 1.0},
-        {"mean": [0.0] * 12, "precision": [[0.0] * 12] * 12, "threshold": None},
+        {"means": [[0.0] * 12], "threshold": 1.0},
+        {"means": [[0.0] * 11], "precision": [[0.0] * 12] * 12, "threshold": 1.0},
+        {"means": [[0.0] * 12], "precision": [[0.0] * 12] * 11, "threshold": 1.0},
+        {"means": [["x"] * 12], "precision": [[0.0] * 12] * 12, "threshold": 1.0},
+        {"means": [[0.0] * 12], "precision": [[0.0] * 12] * 12, "threshold": None},
+        {"means": [], "precision": [[0.0] * 12] * 12, "threshold": 1.0},
         7,
     ],
 )
 def test_a_damaged_appearance_is_refused(appearance: object) -> None:
-    with pytest.raises(CheckpointError, match="unknown: appearance: expected mean, precision"):
+    with pytest.raises(CheckpointError, match="unknown: appearance: expected means, precision"):
         UnknownLimits.read({"threshold": -1.0, "appearance": appearance})
