@@ -33,9 +33,9 @@ class Appearance(NamedTuple):
 
 
 def measure(pictures: NDArray[np.uint8]) -> Floats:
-    """(N, S, S, 3) uint8 -> (N, K): each colour's mean and log deviation, log(1 - r) of the colours'
-    correlations r, and logarithms of the brightness's mean step and of its deviation between and
-    inside blocks. Logarithms, for a few odd pictures would otherwise be far from all.
+    """(N, S, S, 3) uint8 -> (N, K): mean and log deviation of each colour, log(1 - r) of the
+    correlations r of colours, logarithms of the mean step of brightness and of its deviation
+    between and inside blocks. Logarithms, for a few odd pictures would otherwise be far from all.
 
     Every second row and column is enough, and takes a quarter of the time.
     """
