@@ -14,7 +14,6 @@ from dynammo.evaluation import appearance
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.heads.linear import Scores, least_others_scores, unified_scores
 from dynammo.heads.scaling import head_features
-from dynammo.learner.settings import DEPLOYED
 from dynammo.methods import METHODS
 from dynammo.network.cost import count_macs, count_parameters
 from dynammo.network.folding import deployed_network
@@ -87,7 +86,7 @@ def evaluate(
     estimated = sorted({name for test in tests if not test["images"] for name in test["names"]})
     if METHODS[variant].shared_adapters and estimated:
         cost = {**cost, "estimated": estimated}
-    pictures = _appearance(tests, context) if variant == DEPLOYED else None
+    pictures = _appearance(tests, context) if variant == "merged" else None
     return measure(
         variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context, pictures
     )
