@@ -135,12 +135,13 @@ class Answering(ABC):
     def _answers(self, batch: Sequence[Pixels]) -> Iterator[Answer]:
         if not batch:
             return iter(())
-        scores = self.scores(np.stack(batch))
+        pixels = np.stack(batch)
+        scores = self.scores(pixels)
         rows = scores.tolist()
         best = (max(range(len(row)), key=row.__getitem__) for row in rows)
         strange: list[bool | None] = [None] * len(rows)
         if self.unknown is not None:
-            strange = self.unknown.exceeded(scores, np.stack(batch)).tolist()
+            strange = self.unknown.exceeded(scores, pixels).tolist()
         return iter(
             [
                 Answer(

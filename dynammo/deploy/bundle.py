@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import dynammo
 from dynammo.checkpoint import to_json
 from dynammo.deploy import bundle_network
-from dynammo.deploy.export import export_model
+from dynammo.deploy.export import appearing, export_model
 from dynammo.deploy.manifest import Manifest, parse_manifest
 from dynammo.errors import ExportError
 
@@ -44,28 +42,22 @@ def export_bundle(
         CheckpointError, DataError: as `export_model`.
     """
     target = Path(folder).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ExportError(f"{folder} is no empty folder: choose another one")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            made = temporary / "bundle"
-            report = export_model(source, made / "models", ["pt2"], images)
-            content = (made / "models" / "model.json").read_bytes()
-            manifest = parse_manifest(content)
-            for name in ("configs", "scripts"):
-                (made / name).mkdir()
-            (made / "configs" / "metadata.json").write_bytes(to_json(_metadata(manifest)))
-            (made / "configs" / "inference.json").write_bytes(to_json(_inference(manifest)))
-            (made / "scripts" / "__init__.py").touch()
-            shutil.copyfile(bundle_network.__file__, made / "scripts" / "network.py")
-            os.replace(made, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise ExportError(f"cannot write {folder}: {error.strerror or error}") from None
+    _refuse_filled(target)
+    with appearing(target, _refuse_filled) as made:
+        report = export_model(source, made / "models", ["pt2"], images)
+        manifest = parse_manifest((made / "models" / "model.json").read_bytes())
+        for name in ("configs", "scripts"):
+            (made / name).mkdir()
+        (made / "configs" / "metadata.json").write_bytes(to_json(_metadata(manifest)))
+        (made / "configs" / "inference.json").write_bytes(to_json(_inference(manifest)))
+        (made / "scripts" / "__init__.py").touch()
+        shutil.copyfile(bundle_network.__file__, made / "scripts" / "network.py")
     return report
+
+
+def _refuse_filled(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} is no empty folder: choose another one")
 
 
 def _metadata(manifest: Manifest) -> dict[str, Any]:

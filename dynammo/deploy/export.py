@@ -135,12 +135,12 @@ def export_model(
         raise ConfigError(["int8 is for the format onnx, which is not among those chosen"])
     target = Path(folder).resolve()
     _refuse_foreign(target)
-    model_folder = _model_folder(Path(source))
-    predictor = Predictor(model_folder)
+    model = model_folder(Path(source))
+    predictor = Predictor(model)
     pixels, checked_on = _pixels(images, predictor.size)
-    manifest = (model_folder / MANIFEST).read_bytes()
+    manifest = (model / MANIFEST).read_bytes()
     metadata = _metadata(predictor, manifest)
-    with _appearing(target) as temporary:
+    with appearing(target, _refuse_foreign) as temporary:
         (temporary / MANIFEST).write_bytes(manifest)
         fusions: dict[str, Fusion] = {}
         remaining = None
@@ -153,7 +153,7 @@ def export_model(
             if name == "safetensors":
                 # One text: several would be written in any order.
                 text = {"dynammo": json.dumps(metadata, sort_keys=True)}
-                path.write_bytes(save(load_file(model_folder / path.name), text))
+                path.write_bytes(save(load_file(model / path.name), text))
             elif name == "pt2":
                 torch.export.save(program, path, extra_files=metadata)
             elif template is None:
@@ -169,7 +169,7 @@ def export_model(
             "files": {},
             "checked_on": checked_on,
             "tolerance": {"logits": LOGIT_TOLERANCE, "probability": tolerated},
-            "source_sha256": _sha256(model_folder / _FILES["safetensors"]),
+            "source_sha256": _sha256(model / _FILES["safetensors"]),
             "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "timm")},
         }
         if "onnx" in formats:
@@ -180,9 +180,7 @@ def export_model(
             path = temporary / _FILES[name]
             answer = _in_two_batches(_loaded(name, temporary), pixels)
             report["files"][name] = {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                **_file(path),
                 **_differences(name, exact, answer, tolerated),
             }
         if int8 is not None:
@@ -192,9 +190,7 @@ def export_model(
             answer = _in_two_batches(_loaded("onnx", temporary), pixels)
             report["int8"] = {**quantised.report, "float": report["files"]["onnx"]}
             report["files"]["onnx"] = {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                **_file(path),
                 "logit_difference": _relative(answer, exact),
                 "probability_difference": _largest(answer[1] - exact[1]),
             }
@@ -203,6 +199,11 @@ def export_model(
         if "onnx" in formats:
             write_atomically(temporary / RECORD, _record(report, manifest, fusions))
     return report
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """What the report says of a file itself."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _record(report: Mapping[str, Any], manifest: bytes, fusions: Mapping[str, Fusion]) -> bytes:
@@ -267,7 +268,8 @@ def _pixels(images: Sequence[Path] | None, size: int) -> tuple[Tensor, dict[str,
     return tensor, {"images": len(array), "what": what}
 
 
-def _model_folder(source: Path) -> Path:
+def model_folder(source: Path) -> Path:
+    """A model's folder, given it or a folder that has it as `model`."""
     inner = source / "model"
     return inner if not (source / MANIFEST).is_file() and inner.is_dir() else source
 
@@ -463,8 +465,13 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside, which takes the folder's place if all goes well."""
+def appearing(folder: Path, refuse: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary folder beside, which takes the folder's place if all goes well.
+
+    Args:
+        folder: missing, or to be replaced.
+        refuse: raises `ExportError` if it must not be.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -474,7 +481,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
         yield new
-        _refuse_foreign(folder)  # nothing may have come meanwhile
+        refuse(folder)  # nothing may have come meanwhile
         if folder.exists():
             os.rename(folder, old)
         try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from dynammo.checkpoint import to_json, write_atomically
@@ -23,7 +22,7 @@ from dynammo.methods import METHODS
 from dynammo.reporting import benchmark_figures as figures
 from dynammo.reporting.benchmark_figures import SetResults
 from dynammo.reporting.figures import to_png
-from dynammo.reporting.report import NOTHING, millions, percent, significant, to_csv
+from dynammo.reporting.report import NOTHING, millions, percent, significant, template, to_csv
 
 COMPARED = {  # what is tested against the reference -> how it is called
     "last_mean_class_recall": "recall, last",
@@ -339,17 +338,10 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
 def _html(
     benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]
 ) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, p_value=p_value, difference=difference)
     sets = list(benchmark.sets())
     cell = next(iter(benchmark.cells.values()))
-    return environment.get_template("benchmark.html.j2").render(
+    page = template("benchmark.html.j2", p_value=p_value, difference=difference)
+    return page.render(
         benchmark=benchmark,
         sets=sets,
         rows=rows,

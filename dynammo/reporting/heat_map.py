@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from dynammo.deploy.predictor import Predictor
 
 
-def explain(predictor: Predictor, image: Pixels, label: str | None = None) -> Figure:
+def explain(predictor: Predictor, image: Pixels, label: str | None = None) -> tuple[Figure, str]:
     """Draw where a class is seen in an image.
 
     Args:
         predictor: the model.
         image: (S, S, 3) of the network's size.
         label: the class; none: the most probable one.
+
+    Returns:
+        The figure, and the class.
 
     Raises:
         DataError: the model knows no such class.
@@ -38,7 +41,7 @@ def explain(predictor: Predictor, image: Pixels, label: str | None = None) -> Fi
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     place = torch.tensor([predictor.classes.index(shown)])
     heat = heat_maps(predictor.model, pixels, place)[0].numpy()
-    return draw_heat_map(image, heat, f"{shown}, {answer.probabilities[shown]:.1%}")
+    return draw_heat_map(image, heat, f"{shown}, {answer.probabilities[shown]:.1%}"), shown
 
 
 def draw_heat_map(image: Pixels, heat: NDArray[np.float32], title: str) -> Figure:

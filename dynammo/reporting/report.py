@@ -320,15 +320,20 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def template(name: str, **filters: Callable[..., str]) -> Template:
-    """A page of this folder: in HTML values are escaped, and one that is missing is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+def pages_of(folder: Path) -> Environment:
+    """The pages of a folder: in HTML values are escaped, and one that is missing is an error."""
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def template(name: str, **filters: Callable[..., str]) -> Template:
+    """A page of this folder."""
+    environment = pages_of(Path(__file__).parent)
     environment.filters.update(percent=percent, significant=significant, **filters)
     return environment.get_template(name)
 

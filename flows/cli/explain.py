@@ -60,8 +60,8 @@ def explain(
             for done, (target, file) in enumerate(targets.items(), start=1):
                 try:
                     picture = load_image(file, predictor.size)
-                    shown = label or predictor.predict([picture])[0].label
-                    content = to_png(draw(predictor, picture, shown))
+                    figure, shown = draw(predictor, picture, label)
+                    content = to_png(figure)
                     write_atomically(target, as_file(file, content, shown) if as_file else content)
                 except DataError as error:
                     bad.append(str(error))

@@ -55,6 +55,13 @@ PublicKey = Annotated[
         help="File of a public key: what it has not signed (dynammo sign) is refused.",
     ),
 ]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DYNAMMO_PREDICTION_LOG",
+        help="Prediction log: a line is appended for every answer before it is given.",
+    ),
+]
 
 
 class Engine(StrEnum):
@@ -121,13 +128,7 @@ def predict(
         typer.Option(help="Default: onnx where the model has its graph, else torch."),
     ] = None,
     public_key: PublicKey = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DYNAMMO_PREDICTION_LOG",
-            help="Prediction log: a line is appended for every answer before it is given.",
-        ),
-    ] = None,
+    log: Log = None,
     dicom_sr: Annotated[
         Path | None,
         typer.Option("--dicom-sr", help="Folder for a DICOM Structured Report on each image."),

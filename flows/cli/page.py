@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from flows.cli.learner import PANEL, Learner, find
-from flows.cli.main import PublicKey, app, out, readable_errors
+from flows.cli.main import Log, PublicKey, app, out, readable_errors
 
 
 @app.command("app", rich_help_panel=PANEL)
@@ -28,13 +27,7 @@ def page(
         ),
     ] = None,
     public_key: PublicKey = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DYNAMMO_PREDICTION_LOG",
-            help="Prediction log: a line is appended for every answer before it is given.",
-        ),
-    ] = None,
+    log: Log = None,
 ) -> None:
     """A web page about a learner: ask it about pictures, see its versions, learn, forget, promote.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynammo.checkpoint import check_writable, to_json, write_atomically
-from dynammo.data.formats.pictures import HashedFile
+from dynammo.data.formats.pictures import HashedFile, is_dicom
 from dynammo.deploy.finding import find, own_codes, read_codes, read_device
 from dynammo.errors import ConfigError, DataError
 
@@ -74,7 +74,7 @@ class Reports:
         name = f"{file.file.stem}-{file.sha256[:12]}"
         header = None
         try:
-            if content[128:132] == b"DICM":
+            if is_dicom(content):
                 from dynammo.data.formats.dicom import read_header
 
                 header = read_header(content)

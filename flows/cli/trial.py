@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynammo.deploy.export import model_folder
 from dynammo.deploy.manifest import parse_manifest
 from dynammo.deploy.trial import Labelled, Trial, load_trial
 from dynammo.errors import CheckpointError, DataError
@@ -31,11 +32,8 @@ def trial_of(model: Path, labelled: Path | None) -> Trial:
         DataError: there are no such images, or too few.
         CheckpointError: no usable model, or a damaged learner.
     """
-    manifest = (
-        model / "model" / "model.json" if (model / "model").is_dir() else model / "model.json"
-    )
     try:
-        about = parse_manifest(manifest.read_bytes())
+        about = parse_manifest((model_folder(model) / "model.json").read_bytes())
     except OSError as error:
         raise CheckpointError(f"{model} holds no usable model: {error.strerror}") from None
     if labelled is not None:

@@ -25,7 +25,6 @@ from fastapi.responses import (
     PlainTextResponse,
     RedirectResponse,
 )
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.answers import Answering
@@ -36,6 +35,7 @@ from dynammo.errors import ConfigError, DataError, DynammoError
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from dynammo.reporting.figures import to_png
 from dynammo.reporting.heat_map import explain
+from dynammo.reporting.report import pages_of
 from flows.page import view
 from flows.page.jobs import Jobs
 from tasks.report_change import report_of
@@ -68,13 +68,7 @@ def make_app(
     """
     jobs = Jobs()
     champion = _Champion(folder, public_key, log)
-    templates = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = pages_of(_HERE)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -217,7 +211,8 @@ class _Champion:
             predictor = self._predictor("torch")
             assert isinstance(predictor, Predictor)
             picture = load_image(content, predictor.size)
-            return to_png(explain(predictor, picture, label))
+            figure, _ = explain(predictor, picture, label)
+            return to_png(figure)
 
     def _predictor(self, engine: str | None) -> Answering:
         """The lock must be held."""

@@ -54,12 +54,15 @@ def timeline(folder: LearnerFolder) -> list[Entry]:
     """All versions, the newest first."""
     pointer = folder.pointer()
     versions = {number: read_version(folder, number) for number in folder.numbers()}
+    recalls = {
+        number: _metrics(folder, version).get("mean_class_recall")
+        for number, version in versions.items()
+    }
     entries = []
     for number, version in versions.items():
         parent = versions.get(version["parent"])
         before = set(_classes(parent)) if parent else set()
-        recall = _metrics(folder, version).get("mean_class_recall")
-        earlier = _metrics(folder, parent).get("mean_class_recall") if parent else None
+        recall, earlier = recalls[number], recalls.get(version["parent"])
         entries.append(
             Entry(
                 number=number,

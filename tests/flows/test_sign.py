@@ -47,23 +47,29 @@ def test_learn_goes_on_from_what_is_signed(
     fetch_learner("models:/dynammo-shapes/1", copy)
     check_signed(copy, None)
 
-    # Of a hundred random bits of the version, its objects and its signature each is found.
     chance = random.Random(0)
+
+    def each_bit_is_found(files: list[Path]) -> None:
+        for _ in range(100):
+            file = chance.choice(files)
+            whole = file.read_bytes()
+            changed = bytearray(whole)
+            changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+            file.write_bytes(changed)
+            with pytest.raises(
+                Exception, match=r"signed|signature|damaged|format|version|cannot read"
+            ):
+                check_signed(folder, public)
+            file.write_bytes(whole)
+
+    # Of a hundred random bits of the version, its objects and its signature each is found.
     files = [
         *(folder.path / "versions").iterdir(),
         *(folder.path / "signatures").iterdir(),
         folder.path / "learner.json",
         *folder.store.folder.iterdir(),
     ]
-    for _ in range(100):
-        file = chance.choice(files)
-        whole = file.read_bytes()
-        changed = bytearray(whole)
-        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-        file.write_bytes(changed)
-        with pytest.raises(Exception, match=r"signed|signature|damaged|format|version|cannot read"):
-            check_signed(folder, public)
-        file.write_bytes(whole)
+    each_bit_is_found(files)
 
     # The next version is signed by nobody yet.
     dynammo("learn", "shapes", here / "batch2", *asked)
@@ -100,13 +106,5 @@ def test_learn_goes_on_from_what_is_signed(
     check_signed(folder, public)
     files = [folder.path / "learner.json", folder.path / "signatures" / "learner.json"]
     files.append(folder.store.path(folder.pointer()["plans"][-1]["plan"]))
-    for _ in range(100):
-        file = chance.choice(files)
-        whole = file.read_bytes()
-        changed = bytearray(whole)
-        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-        file.write_bytes(changed)
-        with pytest.raises(Exception, match=r"signed|signature|damaged|format|version|cannot read"):
-            check_signed(folder, public)
-        file.write_bytes(whole)
+    each_bit_is_found(files)
     check_signed(folder, public)

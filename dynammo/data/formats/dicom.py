@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dynammo.data.formats.pictures import is_dicom
 from dynammo.errors import DataError
 from dynammo.extras import needs
 
@@ -84,7 +85,7 @@ def read_header(content: bytes) -> Dataset | None:
     Raises:
         DataError: it cannot be read, or lacks what other objects must refer to.
     """
-    if content[128:132] != b"DICM":
+    if not is_dicom(content):
         return None
     try:
         header = dcmread(BytesIO(content), stop_before_pixels=True)

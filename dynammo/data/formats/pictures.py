@@ -56,6 +56,11 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags
 
 
+def is_dicom(content: bytes) -> bool:
+    """Whether a file has DICOM's mark (PS3.10, 7.1)."""
+    return content[128:132] == b"DICM"
+
+
 def decode(source: Source, name: str | None = None) -> Pixels:
     """Any picture as RGB.
 
@@ -92,7 +97,7 @@ def decode(source: Source, name: str | None = None) -> Pixels:
             raise TypeError(f"{type(source).__name__} is no path, bytes, array or PIL image")
         source = Path(source) if isinstance(source, str) else source
         content = source if isinstance(source, bytes) else source.read_bytes()
-        if content[128:132] == b"DICM":
+        if is_dicom(content):
             # Imported here: pydicom is not needed where there is no DICOM.
             from dynammo.data.formats.dicom import decode_dicom
 
