@@ -117,6 +117,7 @@ def test_scores_of_unknown_images_and_their_folds() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(160) % 4
     features = 9 * torch.eye(4, 8)[labels] + torch.randn(160, 8, generator=generator)
+    looks = np.random.default_rng(0).normal(size=(160, 12)) + 9 * np.eye(4, 12)[labels]
     groups = np.array([f"{label} {row // 8}" for row, label in enumerate(labels.tolist())])
     turns = list(open_set.folds(labels.numpy(), groups, None))
     assert len(turns) == 5
@@ -125,14 +126,14 @@ def test_scores_of_unknown_images_and_their_folds() -> None:
         assert not set(groups[limit]) & set(groups[rest])
         fit, limit = (own[labels[own] < 3] for own in (fit, limit))
         found = open_set.scores(
-            features, labels, fit, limit, HeadConfig(shrinkage=0.1), slice(-8, None)
+            features, looks, labels, fit, limit, HeadConfig(shrinkage=0.1), slice(-8, None)
         )
         for name, values in found.items():
             area = open_set_auroc((labels < 3).numpy()[rest], -values[rest])
             assert area is not None and area > 0.8, name
         assert np.array_equal(found["Mahalanobis"], found["Mahalanobis, last level"])
     tests = np.zeros(160, dtype=bool)
-    mine = open_set.Pictures(features, labels.numpy(), groups, tests, slice(-8, None))
+    mine = open_set.Pictures(features, looks, labels.numpy(), groups, tests, slice(-8, None))
     rows = open_set.foreign(
         mine, [mine._replace(features=features + 99)], HeadConfig(shrinkage=0.1)
     )
