@@ -2,11 +2,6 @@
 
 import os
 
-from tasks.support.processes import OWNER, this_process
-
-# Handed on to the temporary Prefect server, so that a later run finds it if this one is killed.
-os.environ[OWNER] = this_process()
-
 # Read by Prefect when it is first imported. The first start of its built-in server takes longer
 # than the default of 20 seconds on a small machine; nothing is reported to anyone.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

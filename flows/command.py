@@ -1,5 +1,7 @@
 """What the command `dynammo` starts, also where only the library is installed."""
 
+import atexit
+import gc
 import sys
 
 from dynammo.extras import MissingExtra, needs
@@ -13,4 +15,6 @@ def app() -> None:
             from flows.cli import app as command_line
     except MissingExtra as error:
         sys.exit(f"error: {error}")
+    # At the end nothing is left to collect, and looking for it through all libraries takes seconds.
+    atexit.register(gc.freeze)
     command_line()

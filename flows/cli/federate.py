@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DynammoError
-from flows.cli.learner import PANEL, ready, show
+from flows.cli import server
+from flows.cli.learner import PANEL, show
 from flows.cli.main import Params, Set, app, out, readable_errors
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def federate(
                 for path in batches:
                     _list(path, config, min_patients)
                 return
-        ready()
+        server.ready()
         if simulate:
             _simulate(config, folder, batches, min_patients)
         from flows.federate import federate as flow

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dynammo.errors import ConfigError
 from dynammo.evaluation.grid import Cell, estimate_gmacs, load_grid, plan
+from flows.cli import server
 from tasks.support.cells import check_grid, finished, inspect
 
 
@@ -25,10 +26,9 @@ def run_grid(grid: str, asked: dict[str, Any]) -> Panel:
         asked: arguments of the flow `benchmark`.
     """
     from flows.benchmark import benchmark
-    from flows.cli.doctor import check_prefect
 
     check_grid(load_grid(grid, **asked))  # what is wrong is said before anything is started
-    check_prefect()
+    server.ready()
     came = benchmark(grid, **asked)
     report = Path(came["report"])
     lines = [

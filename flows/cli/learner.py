@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DataError
+from flows.cli import server
 from flows.cli.main import Params, PublicKey, Set, app, out, percent, readable_errors
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def learn(
         folder_for(learner)  # what is wrong with names is said before a server is started
         if not batch.exists():
             raise DataError(f"{batch}: no such file or folder")
-        ready()
+        server.ready()
         from flows.learn import learn as flow
 
         given = str(params) if params else None
@@ -112,7 +113,7 @@ def forget(
         if not (tasks or class_ or group):
             raise ConfigError(["forget what? --tasks, --class or --group"])
         find(learner)
-        ready()
+        server.ready()
         from flows.forget import forget as forget_flow
         from flows.purge import purge as purge_flow
 
@@ -144,7 +145,7 @@ def merge(
         if not (tasks or rule):
             raise ConfigError(["merge what? --tasks, --rule or both"])
         find(learner)
-        ready()
+        server.ready()
         from flows.merge import merge as flow
 
         made = flow(learner, _numbers(tasks), rule, public_key=_path(public_key))
@@ -161,7 +162,7 @@ def rollback(
     with readable_errors():
         folder = find(learner)
         folder.version(version)
-        ready()
+        server.ready()
         from flows.promote import promote as flow
 
         flow(learner, version, back=True, public_key=_path(public_key))
@@ -181,7 +182,7 @@ def promote(
     with readable_errors():
         folder = find(learner)
         folder.version(version)
-        ready()
+        server.ready()
         from flows.promote import promote as flow
 
         flow(learner, version, reason, public_key=_path(public_key))
@@ -219,7 +220,7 @@ def purge(
     """
     with readable_errors():
         find(learner)
-        ready()
+        server.ready()
         from flows.purge import purge as flow
 
         removed = flow(learner, _numbers(tasks), None)["removed"]
@@ -238,13 +239,6 @@ def find(name: str) -> LearnerFolder:
     folder = find_learner(name)
     folder.pointer()  # there is one, and it can be read
     return folder
-
-
-def ready() -> None:
-    """Find out before any work whether Prefect's server answers, where one is set."""
-    from flows.cli.doctor import check_prefect
-
-    check_prefect()
 
 
 def _numbers(text: str | None) -> list[int] | None:

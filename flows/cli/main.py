@@ -73,7 +73,7 @@ class Engine(StrEnum):
 
 @app.callback()
 def stop_in_order() -> None:
-    """SIGTERM ends the program as Ctrl-C does, so that its temporary Prefect server ends, too."""
+    """SIGTERM ends the program as Ctrl-C does, so that what it was doing is put in order."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynammo.errors import ConfigError, DataError
+from flows.cli import server
 from flows.cli.learner import PANEL, Learner, find
 from flows.cli.main import app, out, readable_errors
 
@@ -52,9 +53,7 @@ def monitor(
             raise DataError(f"{images}: no such file or folder")
         if output is not None:
             check_writable(output)
-        from flows.cli.doctor import check_prefect
-
-        check_prefect()
+        server.ready()
         from flows.monitor import monitor as flow
 
         good = str(reference.absolute()) if reference else None

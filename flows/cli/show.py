@@ -22,17 +22,17 @@ from dynammo.deploy.graph import load_predictor
 from dynammo.errors import DataError
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.reporting.report import COLUMNS, advice, comparison_table
+from flows.cli import server
 
 
 def run_locally(config: Config, params: str | None, overrides: dict[str, Any]) -> None:
     """Run the flow in this process, then say where to look."""
-    from flows.cli.doctor import check_prefect
     from flows.incremental import incremental
     from tasks.publish import check_output
     from tasks.support.mlflow.runs import tracking_uri
 
     check_output(config.output_dir)  # before anything is started
-    check_prefect()
+    server.ready()
     came = incremental(params, overrides)
     folder = config.output_dir
     uri = tracking_uri()

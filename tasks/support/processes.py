@@ -7,8 +7,6 @@ import socket
 
 import psutil
 
-OWNER = "DYNAMMO_PROCESS"  # environment: the process that a child works for
-
 
 def this_process() -> str:
     """Names the process that asks: machine, process number, and when it began."""
@@ -37,27 +35,6 @@ def has_ended(name: str) -> bool:
         return True
     except psutil.AccessDenied:
         return False
-
-
-def end_servers() -> list[int]:
-    """End the temporary Prefect servers of runs that live no longer: nobody else uses them.
-
-    Returns:
-        Their process numbers.
-    """
-    ended = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            if not any("prefect.server" in part for part in process.info["cmdline"] or ()):
-                continue
-            environment = process.environ()
-            owner = environment.get(OWNER)
-            if "PREFECT__SERVER_EPHEMERAL" in environment and owner and has_ended(owner):
-                process.terminate()
-                ended.append(process.pid)
-        except psutil.Error:
-            continue  # it ended meanwhile, or is not ours
-    return ended
 
 
 def _machine() -> str:

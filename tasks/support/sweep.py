@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModelStatus
 from prefect import get_run_logger
 
 from tasks.support.mlflow.runs import PROCESS, TrackingError, mlflow_client, tracking_uri
-from tasks.support.processes import end_servers, has_ended
+from tasks.support.processes import has_ended
 from tasks.support.workspace import CHECKPOINTS, IMAGES, MANIFESTS
 
 _RANDOM = r"[a-z0-9_]{8}"  # what tempfile appends to a prefix
@@ -39,8 +39,6 @@ def sweep(target: Path) -> None:
         removed += remove_stale(folder)
     for path in removed:
         logger.info("removed %s, which a killed process left", path)
-    for number in end_servers():
-        logger.info("ended process %d, the temporary Prefect server of a killed run", number)
     try:
         ended = end_orphans()
     except TrackingError as error:  # who needs MLflow says so when it is needed

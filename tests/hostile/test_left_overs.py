@@ -18,7 +18,7 @@ from tasks.publish import replaced_folder
 from tasks.publish_version import _write_model
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow.runs import PROCESS, open_runs, tracking_uri
-from tasks.support.processes import OWNER, end_servers, has_ended, this_process
+from tasks.support.processes import has_ended, this_process
 from tasks.support.sweep import end_orphans, remove_drafts, remove_stale
 
 CONFIG = load_config(None, {"data.name": "skin8"})
@@ -125,29 +125,6 @@ def test_results_that_a_killed_publishing_had_set_aside_come_back(tmp_path: Path
     remove_drafts(tmp_path / "shapes")
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
     assert (tmp_path / "shapes" / "metrics.json").read_text() == "old"
-
-
-def server(owner: str) -> subprocess.Popen[bytes]:
-    """What looks like the temporary Prefect server of a run."""
-    environment = {**os.environ, OWNER: owner, "PREFECT__SERVER_EPHEMERAL": "1"}
-    code = "import sys; sys.stdout.write('up'); sys.stdout.flush(); sys.stdin.read()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "prefect.server.api.server:create_app"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(2) == b"up"
-    return process
-
-
-def test_the_temporary_server_of_a_killed_run_is_ended_and_that_of_a_living_one_is_not() -> None:
-    with server(this_process()) as living, server(killed_process()) as orphan:
-        assert orphan.pid in end_servers()
-        assert orphan.wait(20) != 0
-        assert living.poll() is None
-        living.communicate()
 
 
 def test_temporary_files_go_after_an_hour(tmp_path: Path) -> None:

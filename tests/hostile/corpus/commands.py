@@ -191,7 +191,7 @@ def _typed(arguments: list[str], place: Path) -> None:
 
     if not (place / "graph").exists():
         _prepare(place)
-    ready = patch("flows.cli.doctor.check_prefect", lambda: "")
+    ready = patch("flows.cli.server.ready", lambda: None)
     server = {"DYNAMMO_LEARNERS": str(place / "learners"), "COLUMNS": "400"}
     with chdir(place), patch.dict(os.environ, server), ready, _no_flow():
         done = CliRunner().invoke(app, arguments)
