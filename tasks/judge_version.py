@@ -11,8 +11,8 @@ from dynammo.config import Config, layered
 from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
-from dynammo.evaluation.honesty import Honesty, measure_honesty
-from dynammo.evaluation.metrics import Predictions
+from dynammo.evaluation.honesty import Honesty, measure_honesty, unknown_limits
+from dynammo.evaluation.metrics import Floats, Predictions
 from dynammo.evaluation.protocol import (
     Against,
     Judgement,
@@ -73,6 +73,7 @@ def judge_version(
         against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
     predictions, groups, evidence = tested_answers(version, context)
+    looks = tested_looks(version, config.tracking.unknown_alarm, context)
     columns = tested_columns(version, context) if predictions else {}
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
@@ -91,7 +92,7 @@ def judge_version(
         "confidence": confidence,
         "comparison": against.comparison if against else None,
         "cumulative": None,
-        "honesty": _honesty(predictions, groups, classes, config.tracking.unknown_alarm),
+        "honesty": _honesty(predictions, looks, groups, classes, config.tracking.unknown_alarm),
     }
     if plan is None or authorised is None:
         return judgement, gate
@@ -104,6 +105,7 @@ def judge_version(
         Measured(
             classes=classes,
             predictions=predictions,
+            looks=looks,
             groups=groups,
             columns=columns,
             evidence=evidence,
@@ -159,6 +161,22 @@ def tested_answers(
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
 
 
+def tested_looks(version: Draft, alarm: float, context: Context) -> Floats | None:
+    """(N, K) of the test images' appearance (`dynammo.evaluation.appearance`); none where answers
+    do not go by it, for images are not kept or too few.
+    """
+    evaluated = version["stage"]["methods"][DEPLOYED]["evaluated"]
+    if evaluated is None or evaluated["predictions"] is None:
+        return None
+    saved = context.checkpoints.load(evaluated["predictions"])
+    if "appearance" not in saved:
+        return None
+    looks, given = saved["appearance"].numpy(), as_predictions(saved)
+    known = given.targets < given.classes
+    limits = unknown_limits(given.scores[known], given.targets[known], looks[known], alarm)
+    return looks if limits is not None and limits.appearance is not None else None
+
+
 def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
     """Further columns kept of the test images: a text an image, empty where none was given, or
     where a batch came before the column was kept.
@@ -182,6 +200,7 @@ def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
 
 def _honesty(
     predictions: Predictions | None,
+    looks: Floats | None,
     groups: list[str | None],
     classes: list[str],
     alarm: float,
@@ -195,6 +214,7 @@ def _honesty(
         [group for group, own in zip(groups, known, strict=True) if own],
         classes,
         alarm=alarm,
+        looks=None if looks is None else looks[known],
     )
 
 

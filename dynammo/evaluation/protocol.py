@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dynammo.checkpoint import Ref
 from dynammo.evaluation.gate import Comparison, Outcome, not_below
-from dynammo.evaluation.honesty import Honesty, as_unknown
+from dynammo.evaluation.honesty import Honesty, as_unknown, left_out, together
 from dynammo.evaluation.intervals import Interval, bootstrap_interval, numbered, share_interval
 from dynammo.evaluation.metrics import (
     Integers,
@@ -127,6 +127,7 @@ class Measured(NamedTuple):
         classes: all C that the version knows, in order of arrival.
         predictions: on the test images; targets from C on are unknown classes. None where there are
             none.
+        looks: (N, K) of their appearance, where answers go by it to say "unknown".
         groups: N labels of the images.
         columns: of each that is kept of test images, N values.
         evidence: hashes of what these are.
@@ -140,6 +141,7 @@ class Measured(NamedTuple):
 
     classes: Sequence[str]
     predictions: Predictions | None
+    looks: NDArray[np.float64] | None
     groups: Sequence[str | None]
     columns: Mapping[str, Sequence[str]]
     evidence: list[str]
@@ -475,17 +477,20 @@ def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     interval, how = None, "no test image is of an unknown class"
     if given is not None and (given.targets >= given.classes).any():
         known = given.targets < given.classes
-        score = -strangeness(given.scores)
+        strange = strangeness(given.scores)
+        if measured.looks is not None:
+            strange = together(strange, given.targets, measured.looks, known)
         interval = bootstrap_interval(
-            lambda chosen: open_set_auroc(known[chosen], score[chosen]),
+            lambda chosen: open_set_auroc(known[chosen], -strange[chosen]),
             measured.groups,
             limits.confidence,
         )
         how = "images of classes that it does not know"
     elif given is not None and given.classes > 2:
+        left = left_out(given.scores, given.targets, measured.looks)
 
         def mean(chosen: NDArray[np.int64]) -> float | None:
-            found = as_unknown(given.scores[chosen], given.targets[chosen])
+            found = as_unknown(left[chosen], given.targets[chosen])
             areas = [own for own in found if own is not None]
             return float(np.mean(areas)) if areas else None
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow.models import EvaluationResult, MetricThreshold
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 
+from dynammo.evaluation.appearance import KINDS
 from dynammo.evaluation.gate import Outcome, compare
 from dynammo.evaluation.metrics import Predictions
 from dynammo.evaluation.plan import Plan
@@ -69,6 +70,7 @@ def measured(wrong: dict[int, int] | None = None, unknown: int = 0, **more: Any)
     given = {
         "classes": CLASSES,
         "predictions": new,
+        "looks": None,
         "groups": [None] * len(new.targets),
         "columns": {},
         "evidence": ["a" * 64],
@@ -166,6 +168,16 @@ def test_without_unknown_images_each_class_is_one_in_turn() -> None:
     assert own.predictions is not None
     flat = dataclasses.replace(own.predictions, scores=np.full((60, 3), 1 / 3))
     assert failed(own._replace(predictions=flat)) == {"unknown_auroc"}
+
+
+def test_unknown_images_that_look_unlike_are_told_apart() -> None:
+    own = measured(unknown=5)
+    assert own.predictions is not None
+    flat = dataclasses.replace(own.predictions, scores=np.full((65, 3), 1 / 3))
+    looks = np.random.default_rng(0).normal(size=(65, KINDS))
+    looks[60:] += 20
+    assert "unknown_auroc" in failed(own._replace(predictions=flat))
+    assert "unknown_auroc" not in failed(own._replace(predictions=flat, looks=looks))
 
 
 def test_what_is_not_measured_is_not_met() -> None:
