@@ -17,6 +17,7 @@ from dynammo.evaluation.gate import Comparison, Outcome, not_below
 from dynammo.evaluation.honesty import Honesty, as_unknown, left_out, together
 from dynammo.evaluation.intervals import Interval, bootstrap_interval, numbered, share_interval
 from dynammo.evaluation.metrics import (
+    Floats,
     Integers,
     Predictions,
     expected_calibration_error,
@@ -141,7 +142,7 @@ class Measured(NamedTuple):
 
     classes: Sequence[str]
     predictions: Predictions | None
-    looks: NDArray[np.float64] | None
+    looks: Floats | None
     groups: Sequence[str | None]
     columns: Mapping[str, Sequence[str]]
     evidence: list[str]
@@ -477,7 +478,7 @@ def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     interval, how = None, "no test image is of an unknown class"
     if given is not None and (given.targets >= given.classes).any():
         known = given.targets < given.classes
-        strange = strangeness(given.scores)
+        strange: Floats = strangeness(given.scores)
         if measured.looks is not None:
             strange = together(strange, given.targets, measured.looks, known)
         interval = bootstrap_interval(
