@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import task
 
+from dynammo.checkpoint import Ref
 from dynammo.config import Config, layered
 from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
@@ -27,9 +28,10 @@ from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.compare_versions import CONFIDENCE, Other, compare_with, groups_of
 from tasks.evaluate import as_predictions
+from tasks.support.kept import hash_without
 from tasks.support.plans import hash_of_tests, plan_of
 from tasks.support.stage import known_classes
-from tasks.support.version import Draft, read_version
+from tasks.support.version import Draft, Tested, Version, read_version
 from tasks.support.workspace import Context
 
 # A change of these is a modification that no plan of this form allows.
@@ -114,6 +116,7 @@ def judge_version(
             steps=_since(version, authorised.number),
             settings=_changed(first["config"], config.model_dump(mode="json")),
             test_hash=hash_of_tests(version["tests"], [test["batch"] for test in first["tests"]]),
+            left_of_tests=_left_of_tests(folder, first, version, plan.locked_test),
         ),
     )
     held = [check for check in gate["checks"] if check["name"] in _ALWAYS]
@@ -145,6 +148,30 @@ def judge_version(
         "cumulative": since.comparison if since else None,
     }
     return judgement, decided
+
+
+def _left_of_tests(
+    folder: LearnerFolder, first: Version, version: Draft, locked: str | None
+) -> str | None:
+    """Hash of the authorised version's test images without those of classes and batches that were
+    forgotten since; none where nothing was, or where they are not the locked ones.
+    """
+    since = {
+        name: set(version["forgotten"][name][len(first["forgotten"][name]) :])
+        for name in ("batches", "classes")
+    }
+    if not any(since.values()) or hash_of_tests(first["tests"]) != locked:
+        return None
+    gone = {own["number"] for own in first["batches"] if own["hash"] in since["batches"]}
+    left: list[Tested] = []
+    for test in first["tests"]:
+        kept = test["kept"]
+        if test["batch"] not in gone and (
+            digest := hash_without(kept, since["classes"], folder.store)
+        ):
+            labels = Ref(path=kept["labels"]["path"], sha256=digest)
+            left.append({**test, "kept": {**kept, "labels": labels}})
+    return hash_of_tests(left)
 
 
 def tested_answers(

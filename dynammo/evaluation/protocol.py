@@ -138,6 +138,8 @@ class Measured(NamedTuple):
             not descend from it.
         settings: dotted names of settings that differ from the authorised version's.
         test_hash: of the authorised version's test images, as far as they are still there.
+        left_of_tests: the hash that these must have where classes or batches were forgotten since:
+            of all their images but those of what was forgotten. None where nothing was.
     """
 
     classes: Sequence[str]
@@ -151,6 +153,7 @@ class Measured(NamedTuple):
     steps: Sequence[Step] | None
     settings: Sequence[str]
     test_hash: str
+    left_of_tests: str | None = None
 
 
 def judge_by_plan(plan: Plan, measured: Measured) -> tuple[list[str], list[Requirement]]:
@@ -317,8 +320,12 @@ def _arrivals(plan: Plan, measured: Measured) -> Iterator[Requirement]:
 
 def _locked(plan: Plan, measured: Measured) -> Iterator[Requirement]:
     if plan.locked_test is not None:
-        same = measured.test_hash == plan.locked_test
-        found = "is there, unchanged" if same else f"is now {measured.test_hash[:16]}"
+        left = measured.left_of_tests
+        same = measured.test_hash == (left or plan.locked_test)
+        found = f"is now {measured.test_hash[:16]}"
+        if same:
+            but = " but for the images of what was forgotten on purpose" if left else ""
+            found = f"is there, unchanged{but}"
         yield _row(
             "locked_test",
             "the locked test set is measured whole",

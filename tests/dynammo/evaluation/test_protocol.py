@@ -194,6 +194,17 @@ def test_what_is_not_measured_is_not_met() -> None:
     }
 
 
+def test_a_locked_test_set_of_which_something_was_forgotten() -> None:
+    own = measured(test_hash="d" * 64)
+    assert failed(own) == {"locked_test"}
+    assert failed(own._replace(left_of_tests="e" * 64)) == {"locked_test"}
+    left = own._replace(left_of_tests="d" * 64)
+    _, rows = judge_by_plan(plan(), left)
+    row = next(row for row in rows if row["name"] == "locked_test")
+    assert row["verdict"] == "met"
+    assert row["detail"].endswith("unchanged but for the images of what was forgotten on purpose")
+
+
 def test_too_few_images_of_a_new_class() -> None:
     named = [{"name": "keratosis", "images": 21, "test_images": 21, "patients": 31}]
     _, rows = judge_by_plan(plan(named=named), measured())
