@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -116,8 +116,11 @@ def save_merged(
     stage: Stage,
     folder: Path,
     store: CheckpointStore = CHECKPOINTS,
+    learner: Mapping[str, str | int] | None = None,
 ) -> list[str]:
-    """Save the merged model as it is after a stage; as `save_model` returns."""
+    """Save the merged model as it is after a stage; as `save_model` returns. `model.json` names the
+    `learner` and its version, if it is one's.
+    """
     merged, head = stage["methods"]["merged"]["adapter"], stage["methods"]["merged"]["heads"][0]
     assert merged is not None
     return save_model(
@@ -132,6 +135,7 @@ def save_merged(
         **thresholds(stage["methods"]["merged"], config.tracking.unknown_alarm, store),
         provenance={
             "data": data_hash,
+            **({"learner": learner} if learner else {}),
             "parents": {
                 "backbone": backbone["sha256"],
                 "merged": merged["sha256"],
