@@ -43,7 +43,9 @@ def card_of(folder: LearnerFolder, number: int) -> Card:
         version["stage"]["methods"][DEPLOYED], config.tracking.unknown_alarm, folder.store
     )
     unknown = limits["unknown"]
-    told_by = f"its answers{' and its looks' if unknown.appearance else ''}" if unknown else None
+    told_by = (
+        f"its answer{' or how the image looks' if unknown.appearance else ''}" if unknown else None
+    )
     return {
         "change": change_of(folder, number, version),
         "history": history[::-1],

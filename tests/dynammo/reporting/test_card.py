@@ -24,7 +24,7 @@ def card(**more: Any) -> Card:
         "model": "d" * 64,
         "signed": True,
         "sets": True,
-        "unknown": "its answers and its looks",
+        "unknown": "its answer or how the image looks",
         **more,
     }
 
@@ -70,7 +70,7 @@ def test_names_are_shown_as_they_are(name: str) -> None:
 
 def test_what_it_says_of_the_unknown() -> None:
     text = " ".join(write_card(card()).split())
-    assert "of none of these classes, by its answers and its looks: of at most 5 %" in text
+    assert "of none of these classes, by its answer or how the image looks: of at most 5 %" in text
     assert "of the other half's images 4.3 % are called so, wrongly." in text
     assert "of 9.9 % of the class's images on average, and of 9.9 % of the worst's" in text
     assert "may still be of a class that it has not learnt" in text
@@ -85,7 +85,7 @@ def test_what_it_says_of_the_unknown() -> None:
 
 def test_groups_of_people_are_shown_where_they_are_kept() -> None:
     text = write_card(card())
-    assert "| A | 20 | 8 | 50.0 | -25.0 (-45.0 to -15.0) |" in text
+    assert "| A | 20 | 8 | 50.0 | -25.0 (+0.0 to -15.0) |" in text
     assert "| not given | 1 | 1 | 100.0 | too few to judge |" in text
     assert "**To be written:** foreseeable wrong outcomes" in text
     report = document()
