@@ -29,7 +29,7 @@ from dynammo.config import Config, HeadConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.data.sources import csv_manifest
 from dynammo.evaluation import appearance
-from dynammo.evaluation.honesty import quantile_of
+from dynammo.evaluation.honesty import quantile_of, rank
 from dynammo.evaluation.metrics import open_set_auroc
 from dynammo.evaluation.strangeness import strangeness
 from dynammo.heads.discriminant import calibration_temperature, discriminant_head
@@ -218,18 +218,11 @@ def scores(
     return {
         "energy": energy,
         "appearance": looked,
-        "energy or appearance": np.maximum(rank(energy, limit), rank(looked, limit)),
+        "energy or appearance": np.maximum(
+            rank(energy, energy[limit]), rank(looked, looked[limit])
+        ),
         **{name: values.numpy() for name, values in found.items()},
     }
-
-
-def rank(values: NDArray[np.float64], limit: Indices) -> NDArray[np.float64]:
-    """(N,): share of the images of `limit` that are less strange; what is stranger than all of them
-    is told apart by how much.
-    """
-    own = np.sort(values[limit])
-    over = np.maximum(values - own[-1], 0)
-    return np.searchsorted(own, values) / len(own) + over / (1 + over)
 
 
 def to_all(features: Tensor, known: ClassStatistics, shrinkage: float) -> Tensor:

@@ -50,6 +50,7 @@ LIMITS = {
     "negative_flips": {"overall": 0.2, "grave": {"MEL": 0.3}},
     "ece": 0.2,
 }
+HONEST = ("coverage", "set_size", "false_alarms", "found", "as_unknown")
 
 
 def main() -> None:
@@ -114,15 +115,20 @@ def tell(file: Path) -> None:
     for row in judgement["requirements"]:
         if row["verdict"] == "not met":
             print(f"  not met: {row['requirement']} {row['limit']}: {row['detail']}")
-    apart = []
-    for name, own in judgement["honesty"]["classes"].items():
-        shares = ", ".join(
-            f"{key} {own[key]:.3f}"
-            for key in ("coverage", "set_size", "false_alarms", "as_unknown")
-        )
-        apart.append(own["as_unknown"])
-        print(f"  {name}: {own['images']} images, {shares}")
-    print(f"  told apart as if unknown, mean AUROC {sum(apart) / len(apart):.3f}")
+    honesty = judgement["honesty"]
+    for name, own in honesty["classes"].items():
+        print(f"  {name}: {own['images']} images, {shares(own, HONEST)}")
+    print(f"  called unknown, of all: {shares(honesty['alarms'], tuple(honesty['alarms']))}")
+    apart = [own["as_unknown"] for own in honesty["classes"].values()]
+    if None not in apart:
+        print(f"  told apart as if unknown, mean AUROC {sum(apart) / len(apart):.3f}")
+
+
+def shares(values: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Some of the values by name; "-" where too few images gave none."""
+    return ", ".join(
+        f"{name} {'-' if values[name] is None else format(values[name], '.3f')}" for name in names
+    )
 
 
 if __name__ == "__main__":

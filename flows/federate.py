@@ -30,6 +30,10 @@ UNCALIBRATED = (
     "confidences are not calibrated: that needs images, and none crossed; answers do not depend "
     "on it"
 )
+NO_SUBGROUPS = (
+    "subgroups are not compared: retention.subgroups keeps columns of test images, and no test "
+    "image crossed"
+)
 
 
 @flow(name="dynammo-federate", flow_run_name="{learner}: federate", on_failure=[notify])
@@ -94,7 +98,7 @@ def federate(learner: str, held: str) -> dict[str, Any]:
             batches=batches,
             forgotten=Forgotten(batches=[], classes=[]),
             tests=[],
-            notes=[UNCALIBRATED, *absent],
+            notes=[UNCALIBRATED, *([NO_SUBGROUPS] * bool(config.retention.subgroups)), *absent],
         )
         # Which site sent what, by hash; kept with the version.
         sent = here.checkpoints.save_json("round", document)

@@ -7,12 +7,13 @@ from typing import Any
 
 from prefect import task
 
+from dynammo.checkpoint import Ref
 from dynammo.config import Config, layered
 from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
-from dynammo.evaluation.honesty import Honesty, measure_honesty
-from dynammo.evaluation.metrics import Predictions
+from dynammo.evaluation.honesty import Honesty, measure_honesty, unknown_limits
+from dynammo.evaluation.metrics import Floats, Predictions
 from dynammo.evaluation.protocol import (
     Against,
     Judgement,
@@ -27,9 +28,10 @@ from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.compare_versions import CONFIDENCE, Other, compare_with, groups_of
 from tasks.evaluate import as_predictions
+from tasks.support.kept import hash_without
 from tasks.support.plans import hash_of_tests, plan_of
 from tasks.support.stage import known_classes
-from tasks.support.version import Draft, read_version
+from tasks.support.version import Draft, Tested, Version, read_version
 from tasks.support.workspace import Context
 
 # A change of these is a modification that no plan of this form allows.
@@ -73,6 +75,7 @@ def judge_version(
         against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
     predictions, groups, evidence = tested_answers(version, context)
+    looks = tested_looks(version, config.tracking.unknown_alarm, context)
     columns = tested_columns(version, context) if predictions else {}
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
@@ -91,7 +94,7 @@ def judge_version(
         "confidence": confidence,
         "comparison": against.comparison if against else None,
         "cumulative": None,
-        "honesty": _honesty(predictions, groups, classes, config.tracking.unknown_alarm),
+        "honesty": _honesty(predictions, looks, groups, classes, config.tracking.unknown_alarm),
     }
     if plan is None or authorised is None:
         return judgement, gate
@@ -104,6 +107,7 @@ def judge_version(
         Measured(
             classes=classes,
             predictions=predictions,
+            looks=looks,
             groups=groups,
             columns=columns,
             evidence=evidence,
@@ -112,6 +116,7 @@ def judge_version(
             steps=_since(version, authorised.number),
             settings=_changed(first["config"], config.model_dump(mode="json")),
             test_hash=hash_of_tests(version["tests"], [test["batch"] for test in first["tests"]]),
+            left_of_tests=_left_of_tests(folder, first, version, plan.locked_test),
         ),
     )
     held = [check for check in gate["checks"] if check["name"] in _ALWAYS]
@@ -145,6 +150,30 @@ def judge_version(
     return judgement, decided
 
 
+def _left_of_tests(
+    folder: LearnerFolder, first: Version, version: Draft, locked: str | None
+) -> str | None:
+    """Hash of the authorised version's test images without those of classes and batches that were
+    forgotten since; none where nothing was, or where they are not the locked ones.
+    """
+    since = {
+        name: set(version["forgotten"][name][len(first["forgotten"][name]) :])
+        for name in ("batches", "classes")
+    }
+    if not any(since.values()) or hash_of_tests(first["tests"]) != locked:
+        return None
+    gone = {own["number"] for own in first["batches"] if own["hash"] in since["batches"]}
+    left: list[Tested] = []
+    for test in first["tests"]:
+        kept = test["kept"]
+        if test["batch"] not in gone and (
+            digest := hash_without(kept, since["classes"], folder.store)
+        ):
+            labels = Ref(path=kept["labels"]["path"], sha256=digest)
+            left.append({**test, "kept": {**kept, "labels": labels}})
+    return hash_of_tests(left)
+
+
 def tested_answers(
     version: Draft, context: Context
 ) -> tuple[Predictions | None, list[str | None], list[str]]:
@@ -157,6 +186,22 @@ def tested_answers(
     assert len(groups) == len(predictions.targets)
     labels = [test["kept"]["labels"]["sha256"] for test in version["tests"]]
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
+
+
+def tested_looks(version: Draft, alarm: float, context: Context) -> Floats | None:
+    """(N, K) of the test images' appearance (`dynammo.evaluation.appearance`); none where answers
+    do not go by it, for images are not kept or too few.
+    """
+    evaluated = version["stage"]["methods"][DEPLOYED]["evaluated"]
+    if evaluated is None or evaluated["predictions"] is None:
+        return None
+    saved = context.checkpoints.load(evaluated["predictions"])
+    if "appearance" not in saved:
+        return None
+    looks, given = saved["appearance"].numpy(), as_predictions(saved)
+    known = given.targets < given.classes
+    limits = unknown_limits(given.scores[known], given.targets[known], looks[known], alarm)
+    return looks if limits is not None and limits.appearance is not None else None
 
 
 def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
@@ -182,6 +227,7 @@ def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
 
 def _honesty(
     predictions: Predictions | None,
+    looks: Floats | None,
     groups: list[str | None],
     classes: list[str],
     alarm: float,
@@ -195,6 +241,7 @@ def _honesty(
         [group for group, own in zip(groups, known, strict=True) if own],
         classes,
         alarm=alarm,
+        looks=None if looks is None else looks[known],
     )
 
 

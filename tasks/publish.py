@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,12 +27,11 @@ from dynammo.deploy.graph import copy_graph
 from dynammo.deploy.manifest import Appearance, PredictionSets, Unknown
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
-from dynammo.evaluation.appearance import distances_of_others, fit
 from dynammo.evaluation.gate import Change, Outcome, compare
-from dynammo.evaluation.honesty import MISS, class_thresholds, quantile_of
-from dynammo.evaluation.metrics import Floats, Integers, summarise
+from dynammo.evaluation.honesty import MISS, class_thresholds, unknown_limits
+from dynammo.evaluation.metrics import summarise
 from dynammo.evaluation.scores import write_predictions, write_scores
-from dynammo.evaluation.strangeness import strangeness
+from dynammo.evaluation.strangeness import UnknownLimits
 from dynammo.reporting.report import (
     comparison_table,
     lead,
@@ -117,8 +116,11 @@ def save_merged(
     stage: Stage,
     folder: Path,
     store: CheckpointStore = CHECKPOINTS,
+    learner: Mapping[str, str | int] | None = None,
 ) -> list[str]:
-    """Save the merged model as it is after a stage; as `save_model` returns."""
+    """Save the merged model as it is after a stage; as `save_model` returns. `model.json` names the
+    `learner` and its version, if it is one's.
+    """
     merged, head = stage["methods"]["merged"]["adapter"], stage["methods"]["merged"]["heads"][0]
     assert merged is not None
     return save_model(
@@ -133,6 +135,7 @@ def save_merged(
         **thresholds(stage["methods"]["merged"], config.tracking.unknown_alarm, store),
         provenance={
             "data": data_hash,
+            **({"learner": learner} if learner else {}),
             "parents": {
                 "backbone": backbone["sha256"],
                 "merged": merged["sha256"],
@@ -168,29 +171,24 @@ def thresholds(merged: Learnt, alarm: float, store: CheckpointStore) -> Threshol
     scores = predictions.scores[known]
     targets = predictions.targets[known]
     limits = class_thresholds(scores, targets, MISS)
-    measured = saved["appearance"].numpy()[known] if "appearance" in saved else None
+    looks = saved["appearance"].numpy()[known] if "appearance" in saved else None
     finite = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
     return {
         "prediction_sets": PredictionSets(miss=MISS, thresholds=finite),
-        "unknown": _unknown(scores, targets, measured, alarm),
+        "unknown": _unknown(unknown_limits(scores, targets, looks, alarm), alarm),
     }
 
 
-def _unknown(
-    scores: Floats, targets: Integers, measured: Floats | None, alarm: float
-) -> Unknown | None:
-    """Where pictures were measured, either limit may give half of the false alarms."""
-    if measured is not None:
-        near = quantile_of(strangeness(scores), alarm / 2)
-        far = quantile_of(distances_of_others(measured, targets), alarm / 2)
-        if math.isfinite(near) and math.isfinite(far):
-            kind = fit(measured, targets)
-            appearance = Appearance(
-                means=kind.means.tolist(), precision=kind.precision.tolist(), threshold=far
-            )
-            return Unknown(alarm=alarm, threshold=near, appearance=appearance)
-    limit = quantile_of(strangeness(scores), alarm)
-    return Unknown(alarm=alarm, threshold=limit) if math.isfinite(limit) else None
+def _unknown(limits: UnknownLimits | None, alarm: float) -> Unknown | None:
+    """As `model.json` says it."""
+    if limits is None:
+        return None
+    kind = limits.appearance and Appearance(
+        means=limits.appearance.means.tolist(),
+        precision=limits.appearance.precision.tolist(),
+        threshold=limits.distance,
+    )
+    return Unknown(alarm=alarm, threshold=limits.threshold, appearance=kind)
 
 
 def put_graph(config: Config, folder: Path, earlier: Path | None = None) -> None:

@@ -48,16 +48,23 @@ def _write_model(folder: LearnerFolder) -> None:
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == note:
         return
     with replaced_folder(target) as fresh:
-        _save(folder, read_version(folder, number), fresh, target)
+        _save(folder, number, read_version(folder, number), fresh, target)
         write_atomically(fresh / "version.json", to_json(note))
 
 
 def _save(
-    folder: LearnerFolder, version: Version, target: Path, earlier: Path | None = None
+    folder: LearnerFolder,
+    number: int,
+    version: Version,
+    target: Path,
+    earlier: Path | None = None,
 ) -> None:
     hashes = version["batches"][-1]["hash"]
     config = config_of(version)
-    save_merged(config, hashes, version["backbone"], version["stage"], target, folder.store)
+    learner: dict[str, str | int] = {"name": folder.name, "version": number}
+    save_merged(
+        config, hashes, version["backbone"], version["stage"], target, folder.store, learner
+    )
     put_graph(config, target, earlier)
 
 
@@ -102,7 +109,7 @@ def register_version(folder_path: str, number: int) -> str | None:
     example = served_model.plain_example(config.image.size)
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".registered.") as temporary:
         model, whole = Path(temporary) / "model", Path(temporary) / "learner"
-        _save(folder, version, model, model_of(folder))
+        _save(folder, number, version, model, model_of(folder))
         pack(folder, number, whole)
         logged = served_model.log_model(run, model, config.model_name, example, learner=whole)
     registered = served_model.register(

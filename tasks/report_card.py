@@ -8,9 +8,11 @@ import json
 from dynammo.deploy.graph import MANIFEST
 from dynammo.deploy.signature import SIGNATURE
 from dynammo.learner.folder import LearnerFolder
+from dynammo.learner.settings import DEPLOYED
 from dynammo.reporting.card import Card, Change
+from tasks.publish import thresholds
 from tasks.report_change import change_of
-from tasks.support.version import read_version
+from tasks.support.version import config_of, read_version
 
 
 def card_of(folder: LearnerFolder, number: int) -> Card:
@@ -36,6 +38,14 @@ def card_of(folder: LearnerFolder, number: int) -> Card:
     model = folder.path / "model"
     marker = model / "version.json"
     published = marker.is_file() and json.loads(marker.read_bytes()) == {"version": number}
+    config = config_of(version)
+    limits = thresholds(
+        version["stage"]["methods"][DEPLOYED], config.tracking.unknown_alarm, folder.store
+    )
+    unknown = limits["unknown"]
+    told_by = (
+        f"its answer{' or how the image looks' if unknown.appearance else ''}" if unknown else None
+    )
     return {
         "change": change_of(folder, number, version),
         "history": history[::-1],
@@ -45,4 +55,6 @@ def card_of(folder: LearnerFolder, number: int) -> Card:
         "settings": version["config"],
         "model": hashlib.sha256((model / MANIFEST).read_bytes()).hexdigest() if published else None,
         "signed": published and (model / SIGNATURE).is_file(),
+        "sets": limits["prediction_sets"] is not None,
+        "unknown": told_by,
     }

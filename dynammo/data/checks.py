@@ -13,6 +13,8 @@ from dynammo.errors import DataError
 
 Repeats = Literal["refuse", "warn"]
 
+# Columns of a table of answers (`dynammo predict`) beside one a class.
+RESERVED = ("file", "label", "probability", "prediction_set", "unknown", "error")
 _log = logging.getLogger(__name__)
 
 
@@ -25,14 +27,15 @@ def check_image_set(image_set: ImageSet, repeated: Repeats = "refuse") -> None:
             published sets that have such, as CIFAR-100: altered, their results would not compare.
 
     Raises:
-        DataError: no images; a class name that is no answer (`problems_of_names`); a class in only
-            one split; a group in both splits; the same file in both splits or under two classes,
-            unless `repeated` is "warn". All problems at once.
+        DataError: no images; a class name that is no answer (`problems_of_names`) or `RESERVED`; a
+            class in only one split; a group in both splits; the same file in both splits or under
+            two classes, unless `repeated` is "warn". All problems at once.
     """
     if not image_set.samples:
         raise DataError(f"{image_set.root}: no images")
     count = Counter((sample.split, sample.label) for sample in image_set.samples)
-    problems = problems_of_names(image_set.classes) + [
+    problems = problems_of_names(image_set.classes) + problems_of_columns(image_set.classes)
+    problems += [
         f"class {name!r} has {count['train', name]} train and {count['test', name]} test images; "
         "expected some of each"
         for name in image_set.classes
@@ -68,6 +71,15 @@ def problems_of_names(classes: Sequence[str]) -> list[str]:
             problems.append(f"class names {seen[alike]!r} and {name!r} cannot be told apart")
         seen.setdefault(alike, name)
     return problems
+
+
+def problems_of_columns(classes: Iterable[str]) -> list[str]:
+    """Class names that are those of other columns of a table of answers, a line each."""
+    return [
+        f"class name {name!r} is that of a column of answers ({', '.join(RESERVED)}): rename it"
+        for name in classes
+        if name in RESERVED
+    ]
 
 
 def repeats(samples: Iterable[Sample], picture: Callable[[Sample], str]) -> list[str]:

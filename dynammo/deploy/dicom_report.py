@@ -52,6 +52,7 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
     One group of measurements on the image has the predicted class and the classes that cannot be
     excluded, or that none fits, as qualitative evaluations, the probability in percent as a
     measurement, and the model as its algorithm. It is preliminary, and nobody has verified it.
+    highdicom fills in the template's own codes, such as the title (126000, DCM).
 
     Args:
         header: of the image, as `dynammo.data.formats.dicom.read_header` gives it.

@@ -33,6 +33,7 @@ class Code(NamedTuple):
     meaning: str
 
 
+# Own codes where DICOM has none; 122157 is of PS3.16 Annex D, as pydicom's dictionary has it.
 NONE = Code("none-of-these", OWN, "None of the known classes")
 PREDICTED = Code("predicted", OWN, "Predicted class")
 POSSIBLE = Code("not-excluded", OWN, "Class that cannot be excluded")

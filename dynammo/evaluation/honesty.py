@@ -13,24 +13,38 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo.evaluation.appearance import distances_of_others, fit
 from dynammo.evaluation.intervals import numbered
 from dynammo.evaluation.metrics import Floats, Integers, open_set_auroc
-from dynammo.evaluation.strangeness import strangeness
+from dynammo.evaluation.strangeness import UnknownLimits, strangeness
 
 MISS = 0.1  # share of a class's prediction sets that may lack it, where nothing else is said
 
 
 class ClassHonesty(TypedDict):
     """Of a class's test images: the share whose set holds the class (`coverage`), the mean size of
-    the sets, and the share called unknown. `as_unknown` is the AUROC of telling the class from the
-    others as if it were unknown. None without images.
+    the sets, and the share called unknown. `found` is the share that would be called so if the
+    class were unknown, and `as_unknown` the AUROC of telling it from the others then (`left_out`).
+    None without images, or where too few images set thresholds.
     """
 
     images: int
     coverage: float | None
     set_size: float | None
     false_alarms: float | None
+    found: float | None
     as_unknown: float | None
+
+
+class Alarms(TypedDict):
+    """Share of all known images called unknown, and what is so `by_answer` or `by_appearance`
+    alone; an image may be both. None where too few images set thresholds, or where answers do not
+    go by the appearance.
+    """
+
+    share: float | None
+    by_answer: float | None
+    by_appearance: float | None
 
 
 class Honesty(TypedDict):
@@ -40,6 +54,7 @@ class Honesty(TypedDict):
 
     miss: float
     alarm: float
+    alarms: Alarms
     classes: dict[str, ClassHonesty]
 
 
@@ -84,23 +99,112 @@ def prediction_sets(probabilities: Floats, thresholds: Floats) -> NDArray[np.boo
     return found
 
 
-def as_unknown(probabilities: Floats, targets: Integers) -> list[float | None]:
-    """AUROC of telling each class from the others as if it were unknown: it is left out of the
-    answers, whose other probabilities then sum to 1.
+def unknown_limits(
+    probabilities: Floats, targets: Integers, looks: Floats | None, alarm: float
+) -> UnknownLimits | None:
+    """From where on an image is called unknown, so that at most a share `alarm` of known ones is.
+
+    Where pictures were measured and there are enough of them, either limit may give half of the
+    false alarms; else the answers' strangeness alone. None of too few images for that.
+
+    Args:
+        probabilities: (N, C) of images of known classes that the model has not learnt from.
+        targets: (N,) in [0, C).
+        looks: (N, K) of `dynammo.evaluation.appearance.measure`; None: not measured.
+        alarm: in (0, 1).
+    """
+    strange = strangeness(probabilities)
+    if looks is not None and math.isfinite(near := quantile_of(strange, alarm / 2)):
+        far = quantile_of(distances_of_others(looks, targets), alarm / 2)
+        return UnknownLimits(near, fit(looks, targets), far)
+    limit = quantile_of(strange, alarm)
+    return UnknownLimits(limit, None, math.inf) if math.isfinite(limit) else None
+
+
+def left_out(probabilities: Floats, targets: Integers, looks: Floats | None = None) -> Floats:
+    """(N, C): how strange images are if class c is left out of the answers, whose other
+    probabilities then sum to 1, and of the appearance. NaN with a single other class.
 
     An estimate where no image of an unknown class is at hand, and a friendly one: the network and
-    the covariance have seen the class. None without images of it or of others, or with a single
-    other class.
+    the covariance have seen the class.
+
+    Args:
+        probabilities: (N, C).
+        targets: (N,) in [0, C).
+        looks: (N, K) of `dynammo.evaluation.appearance.measure`, where answers go by it.
     """
-    found: list[float | None] = []
-    for c in range(probabilities.shape[1]):
-        others = np.delete(probabilities, c, axis=1)
-        if others.shape[1] < 2:
-            found.append(None)
-            continue
-        shares = others / np.maximum(others.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        found.append(open_set_auroc(targets != c, -strangeness(shares)))
+    found = np.full(probabilities.shape, np.nan)
+    for c in range(probabilities.shape[1] if probabilities.shape[1] > 2 else 0):
+        energy, known = strangeness(_without(probabilities, c)), targets != c
+        found[:, c] = energy if looks is None else together(energy, targets, looks, known)
     return found
+
+
+def together(energy: Floats, targets: Integers, looks: Floats, known: NDArray[np.bool_]) -> Floats:
+    """(N,): how strange images are by their answers or by their appearance: the larger of the
+    shares of known images that are less strange. What is stranger than all of them is told apart by
+    how much.
+
+    Args:
+        energy: (N,) of `strangeness`.
+        targets: (N,).
+        looks: (N, K).
+        known: (N,), which images are of known classes.
+    """
+    if not known.any():
+        return energy
+    distance = np.empty(len(energy))
+    distance[known] = distances_of_others(looks[known], targets[known])
+    distance[~known] = fit(looks[known], targets[known]).distance(looks[~known])
+    return np.maximum(rank(energy, energy[known]), rank(distance, distance[known]))
+
+
+def rank(values: Floats, known: Floats) -> Floats:
+    """(N,): share of the known values that are less; beyond all of them from 1 to 2."""
+    own = np.sort(known)
+    over = np.maximum(values - own[-1], 0)
+    found: Floats = np.searchsorted(own, values) / len(own) + over / (1 + over)
+    return found
+
+
+def as_unknown(strange: Floats, targets: Integers) -> list[float | None]:
+    """AUROC of telling each class from the others as if it were unknown.
+
+    None without images of it or of others, or with a single other class.
+
+    Args:
+        strange: (N, C) of `left_out`.
+        targets: (N,) in [0, C).
+    """
+    return [
+        None if np.isnan(own).any() else open_set_auroc(targets != c, -own)
+        for c, own in enumerate(strange.T)
+    ]
+
+
+def _without(probabilities: Floats, c: int) -> Floats:
+    others = np.delete(probabilities, c, axis=1)
+    found: Floats = others / np.maximum(others.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    return found
+
+
+def _found(
+    probabilities: Floats, targets: Integers, looks: Floats | None, alarm: float, c: int
+) -> float | None:
+    """Share of a class's images that would be called unknown, by limits of the others' images."""
+    mine = targets == c
+    if probabilities.shape[1] < 3 or not mine.any():
+        return None
+    shares = _without(probabilities, c)
+    limits = unknown_limits(shares[~mine], targets[~mine], _rows(looks, ~mine), alarm)
+    if limits is None:
+        return None
+    near, far = limits.beyond(shares[mine], _rows(looks, mine))
+    return float((near | far).mean())
+
+
+def _rows(looks: Floats | None, chosen: NDArray[np.bool_]) -> Floats | None:
+    return None if looks is None else looks[chosen]
 
 
 def measure_honesty(
@@ -111,6 +215,7 @@ def measure_honesty(
     *,
     alarm: float,
     miss: float = MISS,
+    looks: Floats | None = None,
 ) -> Honesty:
     """What sets and alarms do on images that they were not calibrated on.
 
@@ -123,18 +228,25 @@ def measure_honesty(
         classes: C names.
         alarm: share of known images that may be called unknown.
         miss: of the sets.
+        looks: (N, K) of `dynammo.evaluation.appearance.measure`, where the answers go by it.
     """
     second = numbered(groups) % 2 == 1
     sets = np.zeros(probabilities.shape, dtype=bool)
-    alarms = np.zeros(len(targets), dtype=bool)
-    strange = strangeness(probabilities)
+    near, far = np.zeros((2, len(targets)), dtype=bool)
+    set_by = []
     for own in (second, ~second):
         if not own.any():
             continue
         limits = class_thresholds(probabilities[~own], targets[~own], miss)
         sets[own] = prediction_sets(probabilities[own], limits)
-        alarms[own] = strange[own] > quantile_of(strange[~own], alarm)
-    apart = as_unknown(probabilities, targets)
+        unknown = unknown_limits(probabilities[~own], targets[~own], _rows(looks, ~own), alarm)
+        set_by.append(unknown)
+        if unknown is not None:
+            near[own], far[own] = unknown.beyond(probabilities[own], _rows(looks, own))
+    # Half the images may be too few for what the answers go by: then nothing is measured.
+    enough = all(own is not None and (own.appearance is None) == (looks is None) for own in set_by)
+    alarms = near | far
+    apart = as_unknown(left_out(probabilities, targets, looks), targets)
     found: dict[str, ClassHonesty] = {}
     for c, name in enumerate(classes):
         mine = targets == c
@@ -143,7 +255,13 @@ def measure_honesty(
             "images": int(mine.sum()),
             "coverage": float(sets[mine, c].mean()) if some else None,
             "set_size": float(sets[mine].sum(axis=1).mean()) if some else None,
-            "false_alarms": float(alarms[mine].mean()) if some else None,
+            "false_alarms": float(alarms[mine].mean()) if some and enough else None,
+            "found": _found(probabilities, targets, looks, alarm, c),
             "as_unknown": apart[c],
         }
-    return {"miss": miss, "alarm": alarm, "classes": found}
+    shares: Alarms = {
+        "share": float(alarms.mean()) if enough else None,
+        "by_answer": float(near.mean()) if enough else None,
+        "by_appearance": float(far.mean()) if enough and looks is not None else None,
+    }
+    return {"miss": miss, "alarm": alarm, "alarms": shares, "classes": found}

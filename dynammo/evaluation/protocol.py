@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from dynammo.checkpoint import Ref
 from dynammo.evaluation.gate import Comparison, Outcome, not_below
-from dynammo.evaluation.honesty import Honesty, as_unknown
+from dynammo.evaluation.honesty import Honesty, as_unknown, left_out, together
 from dynammo.evaluation.intervals import Interval, bootstrap_interval, numbered, share_interval
 from dynammo.evaluation.metrics import (
+    Floats,
     Integers,
     Predictions,
     expected_calibration_error,
@@ -127,6 +128,7 @@ class Measured(NamedTuple):
         classes: all C that the version knows, in order of arrival.
         predictions: on the test images; targets from C on are unknown classes. None where there are
             none.
+        looks: (N, K) of their appearance, where answers go by it to say "unknown".
         groups: N labels of the images.
         columns: of each that is kept of test images, N values.
         evidence: hashes of what these are.
@@ -136,10 +138,13 @@ class Measured(NamedTuple):
             not descend from it.
         settings: dotted names of settings that differ from the authorised version's.
         test_hash: of the authorised version's test images, as far as they are still there.
+        left_of_tests: the hash that these must have where classes or batches were forgotten since:
+            of all their images but those of what was forgotten. None where nothing was.
     """
 
     classes: Sequence[str]
     predictions: Predictions | None
+    looks: Floats | None
     groups: Sequence[str | None]
     columns: Mapping[str, Sequence[str]]
     evidence: list[str]
@@ -148,6 +153,7 @@ class Measured(NamedTuple):
     steps: Sequence[Step] | None
     settings: Sequence[str]
     test_hash: str
+    left_of_tests: str | None = None
 
 
 def judge_by_plan(plan: Plan, measured: Measured) -> tuple[list[str], list[Requirement]]:
@@ -314,8 +320,12 @@ def _arrivals(plan: Plan, measured: Measured) -> Iterator[Requirement]:
 
 def _locked(plan: Plan, measured: Measured) -> Iterator[Requirement]:
     if plan.locked_test is not None:
-        same = measured.test_hash == plan.locked_test
-        found = "is there, unchanged" if same else f"is now {measured.test_hash[:16]}"
+        left = measured.left_of_tests
+        same = measured.test_hash == (left or plan.locked_test)
+        found = f"is now {measured.test_hash[:16]}"
+        if same:
+            but = " but for the images of what was forgotten on purpose" if left else ""
+            found = f"is there, unchanged{but}"
         yield _row(
             "locked_test",
             "the locked test set is measured whole",
@@ -475,17 +485,20 @@ def _unknown(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     interval, how = None, "no test image is of an unknown class"
     if given is not None and (given.targets >= given.classes).any():
         known = given.targets < given.classes
-        score = -strangeness(given.scores)
+        strange: Floats = strangeness(given.scores)
+        if measured.looks is not None:
+            strange = together(strange, given.targets, measured.looks, known)
         interval = bootstrap_interval(
-            lambda chosen: open_set_auroc(known[chosen], score[chosen]),
+            lambda chosen: open_set_auroc(known[chosen], -strange[chosen]),
             measured.groups,
             limits.confidence,
         )
         how = "images of classes that it does not know"
     elif given is not None and given.classes > 2:
+        left = left_out(given.scores, given.targets, measured.looks)
 
         def mean(chosen: NDArray[np.int64]) -> float | None:
-            found = as_unknown(given.scores[chosen], given.targets[chosen])
+            found = as_unknown(left[chosen], given.targets[chosen])
             areas = [own for own in found if own is not None]
             return float(np.mean(areas)) if areas else None
 

@@ -53,10 +53,19 @@ class UnknownLimits(NamedTuple):
         self, probabilities: NDArray[np.floating[Any]], pictures: NDArray[np.uint8]
     ) -> NDArray[np.bool_]:
         """(N,): whether the answers (N, C) or the pictures (N, S, S, 3) are too strange."""
-        strange: NDArray[np.bool_] = strangeness(probabilities) > self.threshold
-        if self.appearance is not None:
-            strange |= self.appearance.distance(measure(pictures)) > self.distance
-        return strange
+        near, far = self.beyond(probabilities, measure(pictures) if self.appearance else None)
+        return near | far
+
+    def beyond(
+        self, probabilities: NDArray[np.floating[Any]], looks: NDArray[np.floating[Any]] | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Twice (N,): whether the answers (N, C) are too strange, and whether the pictures are, by
+        what `measure` says of them (N, K), which may be None where it is not gone by.
+        """
+        near: NDArray[np.bool_] = strangeness(probabilities) > self.threshold
+        if self.appearance is None or looks is None:
+            return near, np.zeros_like(near)
+        return near, self.appearance.distance(looks) > self.distance
 
 
 def strangeness(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

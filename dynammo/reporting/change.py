@@ -191,7 +191,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _interval(own: Mapping[str, Any] | None, scale: str = "share") -> str:
+def interval_text(own: Mapping[str, Any] | None, scale: str = "share") -> str:
     """`62.5 (50.1 to 73.3)`, in per cent; of a change or a gap with its sign."""
     value = None if own is None else own["difference" if scale == "change" else "value"]
     if own is None or value is None:
@@ -207,7 +207,7 @@ def _interval(own: Mapping[str, Any] | None, scale: str = "share") -> str:
 def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
     judgement = report["judgement"]
     labels = {digest: f"E{place}" for place, digest in enumerate(report["evidence"], start=1)}
-    return template("change.html.j2", interval=_interval, limit=_limit, png=_data_uri).render(
+    return template("change.html.j2", interval=interval_text, limit=_limit, png=_data_uri).render(
         report=report,
         judgement=judgement,
         outcome=judgement["outcome"],
@@ -219,11 +219,11 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         picture=to_png(recalls(judgement)),
         labels=labels,
         flips=flips,
-        enough=partial(_enough, report["plan"]),
+        enough=partial(enough_images, report["plan"]),
     )
 
 
-def _enough(plan: Mapping[str, Any] | None, column: str) -> int:
+def enough_images(plan: Mapping[str, Any] | None, column: str) -> int:
     """Test images that a subgroup must have to be judged, by the plan if that says so."""
     limits = plan["limits"].get("subgroups", []) if plan else []
     return min((own["images"] for own in limits if own["column"] == column), default=ENOUGH)

@@ -15,6 +15,7 @@ from textwrap import indent
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from dynammo.checkpoint import written_atomically
+from dynammo.data.checks import problems_of_columns
 from dynammo.errors import ConfigError, DataError
 from dynammo.extras import needs
 
@@ -67,6 +68,8 @@ def answers_to(
 
     Raises:
         MissingExtra: Parquet without pyarrow.
+        ConfigError: CSV for a model with a class called like another column; no such model can be
+            learnt any more.
     """
     if format_ is Format.parquet and output is not None:
         with needs("pipeline", "pyarrow"):
@@ -74,6 +77,8 @@ def answers_to(
         with written_atomically(output) as file, _parquet(file) as write:
             yield write
         return
+    if format_ is Format.csv and (wrong := problems_of_columns(classes)):
+        raise ConfigError([f"{own}, or ask for --format json" for own in wrong])
     tables: dict[Format, Callable[[TextIO], AbstractContextManager[Write]]] = {
         Format.csv: partial(_csv, classes=classes, more=more),
         Format.json: _json,

@@ -40,6 +40,11 @@ def set_plan(folder: LearnerFolder, path: Path) -> Plan:
             f"(retention.subgroups: {', '.join(kept) or 'nothing'})"
             for name in sorted({own.column for own in plan.limits.subgroups} - {*kept})
         ]
+        if plan.limits.subgroups and kept and not version["tests"]:
+            problems.append(
+                "limits.subgroups: the champion keeps no test image to compare (of a federated "
+                "learner none leaves its site)"
+            )
         if problems:
             raise ConfigError(problems)
         folder.agree(folder.store.save_json("plan", plan.model_dump(mode="json")))

@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from benchmarks import open_set
+from benchmarks import open_set, updates
+from dynammo.checkpoint import to_json
 from dynammo.config import BackboneConfig, HeadConfig
 from dynammo.evaluation.metrics import open_set_auroc
+from dynammo.evaluation.plan import read_plan
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs
 from dynammo.network.network import build_network
+from tests.dynammo.reporting.test_change import document
 from tests.models import graph_folder
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -139,3 +143,24 @@ def test_scores_of_unknown_images_and_their_folds() -> None:
     )
     areas, alarms, shares = np.array(rows["Mahalanobis"]).T
     assert (areas == 1).all() and (shares == 1).all() and alarms.mean() < 0.2
+
+
+def test_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its batches, its plan and what it tells of a report; the learning takes minutes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    rows = ["file,class,split,group", "train/NV/1.png,NV,train,p", "train/AK/2.png,AK,train,q"]
+    (tmp_path / "images/manifest.csv").write_text("\n".join(rows))
+    own = Path(updates.pick("ak", ["AK"])).read_text()
+    assert own == "file,class,split,group\nimages/train/AK/2.png,AK,train,q\n"
+    plan = {**updates.PLAN, "limits": updates.LIMITS, "authorised": updates.FIRST}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert read_plan(tmp_path / "plan.yaml").locked_test is None
+    (tmp_path / "report.json").write_bytes(to_json(document()))
+    updates.tell(tmp_path / "report.json")
+    told = capsys.readouterr().out
+    assert "recall of old classes 90.0 -> 70.0 (-20.0, -30.0, -10.0)" in told
+    assert "called unknown, of all: by_answer 0.021, by_appearance 0.024, share 0.043" in told
+    assert "nevus: 20 images, coverage 0.912, set_size 1.500, false_alarms -, found 0.099" in told

@@ -24,11 +24,14 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from dynammo.data import DATA_SOURCES
+from dynammo.data.checks import RESERVED
 from dynammo.data.sources.about import written_sources
 from dynammo.deploy.graph import load_predictor
 from dynammo.deploy.predictor import Predictor
+from dynammo.errors import ConfigError
 from dynammo.merging import MERGE_RULES
 from flows.cli import app
+from flows.cli.answers import Format, answers_to
 from tests.flows.project import Project
 from tests.models import BY_COLOUR, graph_folder, reseal_graph
 
@@ -163,6 +166,19 @@ def test_predictions_as_csv(model_folder: Path, images: Path) -> None:
         assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6)
         shares = [float(row[name]) for name in predictor.classes]
         assert shares == pytest.approx(list(answer.probabilities.values()), abs=1e-6)
+
+
+def test_columns_beside_the_classes_are_those_reserved(tmp_path: Path) -> None:
+    with answers_to(file := tmp_path / "a.csv", Format.csv, ["a"], ["prediction_set", "unknown"]):
+        pass
+    assert {*file.read_text().strip().split(",")} == {*RESERVED, "a"}
+    # A model of before that has such a class is answered where nothing is lost.
+    with (
+        pytest.raises(ConfigError, match=r"'unknown' is that of a column .* --format json"),
+        answers_to(tmp_path / "b.csv", Format.csv, ["unknown"], ["unknown"]),
+    ):
+        pass
+    assert not (tmp_path / "b.csv").exists()
 
 
 def test_prediction_sets_are_a_column(tmp_path: Path, images: Path) -> None:

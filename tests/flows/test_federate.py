@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dynammo.checkpoint import to_json, write_atomically
-from dynammo.errors import DataError
+from dynammo.errors import ConfigError, DataError
 from dynammo.federated.merge import SETTINGS, add_sites, merge_sites
 from dynammo.federated.round import SiteSent, read_round, write_round
 from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import first_settings
-from flows.federate import federate
+from flows.federate import NO_SUBGROUPS, federate
 from flows.forget import forget
 from flows.learn import learn
+from tasks.support.plans import draft, set_plan
 from tasks.support.version import find_learner, read_version
 from tests.flows.project import CLASSES, PARAMS
 
@@ -55,9 +57,9 @@ def merged(folder: LearnerFolder) -> dict[str, torch.Tensor]:
     return folder.store.load(adapted["merged"])
 
 
-def hold(folder: Path, sites: list[Path]) -> None:
+def hold(folder: Path, sites: list[Path], **more: object) -> None:
     """What `dynammo.federated.app` does, in this process."""
-    config = first_settings("fed", None, OVERRIDES)
+    config = first_settings("fed", None, {**OVERRIDES, **more})
     sent, batches = [], [read_site(path, config, 5) for path in sites]
     for number, (path, batch) in enumerate(zip(sites, batches, strict=True), start=1):
         adapter = train_site(config, number, batch)
@@ -110,6 +112,21 @@ def test_the_learner_is_that_of_the_batches_one_after_another(
     assert names == ["amber", "birch", "ember", "fern"]
     for got, wanted in zip(statistics(fed, "frozen"), left, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_subgroups_of_a_federated_learner_are_refused_in_a_plan(
+    here: Path, sites: list[Path]
+) -> None:
+    hold(here / "round", sites, **{"retention.subgroups": ["sex"]})
+    federate("fed", str(here / "round"))
+    folder = find_learner("fed")
+    assert NO_SUBGROUPS in read_version(folder)["notes"]
+    folder.promote(1, "shown elsewhere")
+    values = yaml.safe_load(draft(folder))
+    values["limits"] = {"subgroups": [{"column": "sex", "gap": 0.1}]}
+    (here / "plan.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="the champion keeps no test image to compare"):
+        set_plan(folder, here / "plan.yaml")
 
 
 def test_a_round_that_was_changed_is_refused(here: Path) -> None:

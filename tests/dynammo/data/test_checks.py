@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dynammo.data.checks import check_image_set, problems_of_names
+from dynammo.data.checks import RESERVED, check_image_set, problems_of_names
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.errors import DataError
 
@@ -68,6 +68,14 @@ def test_names_of_classes(names: list[str], problem: str | None) -> None:
 def test_a_class_name_that_is_no_answer_is_a_problem_of_the_data() -> None:
     with pytest.raises(DataError, match="formula"):
         check_image_set(image_set(("train", "=1", None, "1"), ("test", "=1", None, "2")))
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_class_called_like_a_column_of_answers_is_refused(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_image_set(image_set(("train", name, None, "1"), ("test", name, None, "2")))
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"class name {name!r} is that of a column of answers")
 
 
 def test_no_images() -> None:

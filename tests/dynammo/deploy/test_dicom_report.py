@@ -86,6 +86,27 @@ def test_a_report_says_what_the_model_says(tmp_path: Path) -> None:
     }
 
 
+def test_codes_are_those_of_the_standard(tmp_path: Path) -> None:
+    """All of the report's in the schemes DCM and UCUM, against pydicom's dictionary of PS3.16."""
+    meanings = {
+        (code.scheme_designator, code.value): code.meaning
+        for code in (getattr(standard.DCM, name) for name in standard.DCM.dir())
+    }
+    meanings["UCUM", standard.UCUM.Percent.value] = standard.UCUM.Percent.meaning
+    found = {}
+    document = dcmread(BytesIO(structured_report(header_of(tmp_path), FINDING)))
+    for element in document.iterall():
+        if element.keyword == "CodeValue":
+            code = element.value
+        elif element.keyword == "CodingSchemeDesignator":
+            scheme = element.value
+        elif element.keyword == "CodeMeaning" and scheme in ("DCM", "UCUM"):
+            found[scheme, code] = element.value
+    assert found == {key: meanings[key] for key in found}
+    assert found["DCM", "126000"] == "Imaging Measurement Report"  # the title, of TID 1500
+    assert {"122157", "126010", "125007", "121058"} <= {code for _, code in found}
+
+
 def test_none_of_the_classes_is_told_from_no_set(tmp_path: Path) -> None:
     header = header_of(tmp_path)
     none = evaluations(group_of(structured_report(header, FINDING._replace(possible=[NONE]))))

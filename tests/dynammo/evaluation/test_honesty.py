@@ -7,13 +7,18 @@ import math
 import numpy as np
 import pytest
 
+from dynammo.evaluation.appearance import KINDS
 from dynammo.evaluation.honesty import (
     as_unknown,
     class_thresholds,
+    left_out,
     measure_honesty,
     prediction_sets,
     quantile_of,
+    rank,
+    unknown_limits,
 )
+from dynammo.evaluation.metrics import Floats
 
 
 @pytest.mark.parametrize(
@@ -57,9 +62,68 @@ def test_a_class_left_out_is_told_apart_or_not() -> None:
     targets = np.repeat([0, 1, 2], 2)
     rows = [[0.90, 0.05, 0.05], [0.01, 0.50, 0.49], [0.01, 0.49, 0.50]]
     shares = np.repeat(rows, 2, axis=0)
-    first, *others = as_unknown(shares, targets)
+    first, *others = as_unknown(left_out(shares, targets), targets)
     assert first == 1 and others == [0.5, 0.5]
-    assert as_unknown(shares[:, :2], targets[:4]) == [None, None]
+    two = shares[:, :2], targets[:4]
+    assert as_unknown(left_out(*two), two[1]) == [None, None]
+
+
+def test_a_rank_is_the_share_that_is_less_strange() -> None:
+    known = np.array([1.0, 2.0, 3.0, 4.0])
+    assert rank(np.array([0.0, 2.5, 4.0, 5.0]), known).tolist() == [0, 0.5, 0.75, 1.5]
+
+
+def looked(shift: float, count: int, seed: int) -> Floats:
+    """Measured appearances, normal with unit variance about `shift`."""
+    return np.random.default_rng(seed).normal(shift, 1, (count, KINDS))
+
+
+def test_a_class_that_looks_unlike_is_found_by_its_looks_alone() -> None:
+    # The answers tell nothing of class 2; its pictures are 20 deviations from the others'.
+    targets = np.repeat([0, 1, 2], [200, 200, 50])
+    shares = np.full((450, 3), 1 / 3)
+    looks = np.concatenate([looked(0, 400, 0), looked(20, 50, 1)])
+    assert as_unknown(left_out(shares, targets), targets)[2] == 0.5
+    assert as_unknown(left_out(shares, targets, looks), targets)[2] == 1
+    named = {"groups": [None] * 450, "classes": ["a", "b", "c"], "alarm": 0.1}
+    blind = measure_honesty(shares, targets, **named)  # type: ignore[arg-type]
+    found = measure_honesty(shares, targets, looks=looks, **named)  # type: ignore[arg-type]
+    assert blind["classes"]["c"]["found"] == 0 and found["classes"]["c"]["found"] == 1
+    assert blind["alarms"]["by_appearance"] is None
+
+
+def test_answers_and_looks_share_the_false_alarms() -> None:
+    random, groups = np.random.default_rng(0), [None] * 4000
+    targets = np.tile([0, 1, 2], 4000)[:4000]
+    shares = random.dirichlet(np.ones(3), 4000)
+    found = measure_honesty(
+        shares, targets, groups, ["a", "b", "c"], alarm=0.1, looks=looked(0, 4000, 1)
+    )
+    alarms = found["alarms"]
+    assert alarms["by_answer"] == pytest.approx(0.05, abs=0.01)
+    assert alarms["by_appearance"] == pytest.approx(0.05, abs=0.01)
+    assert alarms["share"] == pytest.approx(1 - 0.95**2, abs=0.015)  # either, independently
+
+
+def test_limits_are_those_that_answers_go_by() -> None:
+    shares, targets = np.random.default_rng(0).dirichlet(np.ones(3), 60), np.arange(60) % 3
+    looks = looked(0, 60, 1)
+    both = unknown_limits(shares, targets, looks, 0.1)
+    assert both is not None and both.appearance is not None
+    near, far = both.beyond(shares, looks)
+    assert near.mean() <= 0.05 and far.mean() <= 0.05
+    few = unknown_limits(shares[:30], targets[:30], looks[:30], 0.05)
+    assert few is not None and few.appearance is None  # 0.025 of thirty: one limit is all
+    assert unknown_limits(shares[:9], targets[:9], looks[:9], 0.05) is None
+
+
+def test_half_the_images_too_few_for_both_limits_measure_nothing() -> None:
+    shares, targets = np.random.default_rng(0).dirichlet(np.ones(3), 60), np.arange(60) % 3
+    given = {"groups": [None] * 60, "classes": ["a", "b", "c"], "alarm": 0.05}
+    found = measure_honesty(shares, targets, looks=looked(0, 60, 1), **given)  # type: ignore[arg-type]
+    assert found["alarms"] == {"share": None, "by_answer": None, "by_appearance": None}
+    assert found["classes"]["a"]["false_alarms"] is None
+    assert found["classes"]["a"]["coverage"] is not None
 
 
 def test_half_the_patients_calibrate_the_other_half() -> None:

@@ -11,6 +11,7 @@ import pytest
 from mlflow.models import EvaluationResult, MetricThreshold
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 
+from dynammo.evaluation.appearance import KINDS
 from dynammo.evaluation.gate import Outcome, compare
 from dynammo.evaluation.metrics import Predictions
 from dynammo.evaluation.plan import Plan
@@ -69,6 +70,7 @@ def measured(wrong: dict[int, int] | None = None, unknown: int = 0, **more: Any)
     given = {
         "classes": CLASSES,
         "predictions": new,
+        "looks": None,
         "groups": [None] * len(new.targets),
         "columns": {},
         "evidence": ["a" * 64],
@@ -168,6 +170,16 @@ def test_without_unknown_images_each_class_is_one_in_turn() -> None:
     assert failed(own._replace(predictions=flat)) == {"unknown_auroc"}
 
 
+def test_unknown_images_that_look_unlike_are_told_apart() -> None:
+    own = measured(unknown=5)
+    assert own.predictions is not None
+    flat = dataclasses.replace(own.predictions, scores=np.full((65, 3), 1 / 3))
+    looks = np.random.default_rng(0).normal(size=(65, KINDS))
+    looks[60:] += 20
+    assert "unknown_auroc" in failed(own._replace(predictions=flat))
+    assert "unknown_auroc" not in failed(own._replace(predictions=flat, looks=looks))
+
+
 def test_what_is_not_measured_is_not_met() -> None:
     own = measured(predictions=None, groups=[], champion=None, authorised=None, test_hash="d" * 64)
     assert failed(own) == {
@@ -180,6 +192,17 @@ def test_what_is_not_measured_is_not_met() -> None:
         "negative_flips.melanoma",
         "ece",
     }
+
+
+def test_a_locked_test_set_of_which_something_was_forgotten() -> None:
+    own = measured(test_hash="d" * 64)
+    assert failed(own) == {"locked_test"}
+    assert failed(own._replace(left_of_tests="e" * 64)) == {"locked_test"}
+    left = own._replace(left_of_tests="d" * 64)
+    _, rows = judge_by_plan(plan(), left)
+    row = next(row for row in rows if row["name"] == "locked_test")
+    assert row["verdict"] == "met"
+    assert row["detail"].endswith("unchanged but for the images of what was forgotten on purpose")
 
 
 def test_too_few_images_of_a_new_class() -> None:

@@ -23,6 +23,8 @@ def card(**more: Any) -> Card:
         "settings": Config().model_dump(mode="json"),
         "model": "d" * 64,
         "signed": True,
+        "sets": True,
+        "unknown": "its answer or how the image looks",
         **more,
     }
 
@@ -64,3 +66,31 @@ def test_what_was_forgotten_is_named() -> None:
 def test_names_are_shown_as_they_are(name: str) -> None:
     text = write_card(card())
     assert re.sub(r"([<>|])", r"\\\1", name) in text and name not in text
+
+
+def test_what_it_says_of_the_unknown() -> None:
+    text = " ".join(write_card(card()).split())
+    assert "of none of these classes, by its answer or how the image looks: of at most 5 %" in text
+    assert "of the other half's images 4.3 % are called so, wrongly." in text
+    assert "of 9.9 % of the class's images on average, and of 9.9 % of the worst's" in text
+    assert "may still be of a class that it has not learnt" in text
+    never = write_card(card(unknown=None))
+    assert "It cannot say that" in never and "unless the set is empty" in never
+    change = document()
+    honesty = change["judgement"]["honesty"]
+    assert honesty is not None
+    del honesty["alarms"], honesty["classes"]["nevus"]["found"]  # type: ignore[misc]
+    assert "wrongly has not been measured." in write_card(card(change=change))
+
+
+def test_groups_of_people_are_shown_where_they_are_kept() -> None:
+    text = write_card(card())
+    assert "| A | 20 | 8 | 50.0 | -25.0 (+0.0 to -15.0) |" in text
+    assert "| not given | 1 | 1 | 100.0 | too few to judge |" in text
+    assert "**To be written:** foreseeable wrong outcomes" in text
+    report = document()
+    report["judgement"]["subgroups"] = {}
+    bare = write_card(card(change=report))
+    assert "the learner keeps no sex, age or site" in bare
+    settings = Config.model_validate({"retention": {"subgroups": ["sex"]}}).model_dump(mode="json")
+    assert "(no test image with sex)" in write_card(card(change=report, settings=settings))

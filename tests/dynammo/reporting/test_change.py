@@ -72,12 +72,14 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "honesty": {
             "miss": 0.1,
             "alarm": 0.05,
+            "alarms": {"share": 0.043, "by_answer": 0.021, "by_appearance": 0.024},
             "classes": {
                 "nevus": {
                     "images": 20,
                     "coverage": 0.912,
                     "set_size": 1.5,
                     "false_alarms": None,
+                    "found": 0.099,
                     "as_unknown": 0.71,
                 }
             },
@@ -212,3 +214,22 @@ def test_a_version_from_before_subgroups_has_a_report(tmp_path: Path) -> None:
     assert "Subgroups (site, sex, age) are not compared" in write_change(
         report, tmp_path / "3.html"
     ).read_text("utf-8")
+
+
+def test_what_is_said_of_unknown_is_of_both_limits(tmp_path: Path) -> None:
+    own = document()
+    page = written(own, tmp_path / "a.html")
+    assert (
+        "It was said of 4.3 %: of 2.1 % because" in page and "of 2.4 % because the picture" in page
+    )
+    honesty = own["judgement"]["honesty"]
+    assert honesty is not None
+    honesty["alarms"] = {"share": None, "by_answer": None, "by_appearance": None}
+    assert "Too few images to measure how often" in written(own, tmp_path / "b.html")
+    del honesty["alarms"], honesty["classes"]["nevus"]["found"]  # type: ignore[misc]
+    before = written(own, tmp_path / "c.html")  # a version of before these were measured
+    assert "It was said of" not in before
+
+
+def written(own: ChangeReport, file: Path) -> str:
+    return " ".join(write_change(own, file).read_text(encoding="utf-8").split())
