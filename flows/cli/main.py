@@ -141,6 +141,12 @@ def predict(
         Path | None,
         typer.Option("--codes", help="Of classes in reports, CSV: class,code,scheme,meaning."),
     ] = None,
+    fast_jpeg: Annotated[
+        bool,
+        typer.Option(
+            "--fast-jpeg", help="Decode big JPEGs at a part of their size: other answers, somewhat."
+        ),
+    ] = False,
 ) -> None:
     """Classify images: the most probable class, and every class's probability.
 
@@ -162,6 +168,7 @@ def predict(
         predictor = load_predictor(model, engine, public_key=public_key)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
+        predictor.fast_jpeg = fast_jpeg
         reports = Reports(dicom_sr, fhir, codes, model, predictor)
         logged = PredictionLog(log, predictor.model_sha256) if log else None
         bad: list[DataError] = []

@@ -165,6 +165,18 @@ def test_predictions_as_csv(model_folder: Path, images: Path) -> None:
         assert shares == pytest.approx(list(answer.probabilities.values()), abs=1e-6)
 
 
+def test_fast_jpeg(model_folder: Path, tmp_path: Path) -> None:
+    size = Predictor(model_folder).size
+    noise = np.random.default_rng(0).integers(0, 256, (8 * size, 8 * size, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "big.jpg")
+    shares = [
+        next(csv.DictReader(StringIO(output("predict", "-m", model_folder, *more, tmp_path))))
+        for more in ((), ("--fast-jpeg",))
+    ]
+    assert shares[0]["file"] == shares[1]["file"]
+    assert shares[0]["probability"] != shares[1]["probability"]
+
+
 def test_prediction_sets_are_a_column(tmp_path: Path, images: Path) -> None:
     folder = graph_folder(tmp_path / "graph")
     reseal_graph(folder, prediction_sets={"miss": 0.1, "thresholds": [None, None, 0.0]})

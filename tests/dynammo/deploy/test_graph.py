@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Pixels, load_image
 from dynammo.deploy import answers as answering
 from dynammo.deploy.answers import Answer, BatchSize
 from dynammo.deploy.graph import GraphPredictor, copy_graph, load_predictor, softmax
@@ -242,3 +243,21 @@ def test_a_graph_says_when_the_session_cannot_be_made(folder: Path) -> None:
     record(folder)
     with pytest.raises(CheckpointError, match="Castle"):
         load_predictor(folder)
+
+
+def test_big_jpegs_are_decoded_fast_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    predictor, sizes = load_predictor(folder), []
+    generator = np.random.default_rng(0)
+    file = tmp_path / "big.jpg"
+    side = 8 * predictor.size
+    Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8)).save(file)
+    (usual,) = predictor.decoded([file])
+    predictor.fast_jpeg = True
+    (fast,) = predictor.decoded([file])
+    for wanted, own in ((False, usual), (True, fast)):
+        np.testing.assert_array_equal(own, load_image(file, predictor.size, fast_jpeg=wanted))
+        sizes.append(own.shape)
+    assert sizes == [(predictor.size, predictor.size, 3)] * 2
+    assert not np.array_equal(usual, fast)
+    answers = [*predictor.predict([file]), *predictor.stream([file])]
+    assert answers[0] == answers[1]
