@@ -12,7 +12,7 @@ was enlarged alone has nothing fine that a scaled decoder could lose. In turns, 
 - DataLoader: torch's, with a process a core and its default batches of tensors, same function;
 - whole: `Answering.stream`, against the floor and the model's own time added.
 
-CPU seconds of this process and those it started, so that other programs on the machine hardly count.
+CPU seconds of this process and those it started, so that other programs hardly count.
 With a model also what `--fast-jpeg` changes in its answers.
 
     python benchmarks/decoding.py --model MODEL --images FOLDER

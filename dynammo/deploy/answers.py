@@ -117,7 +117,7 @@ class Answering(ABC):
             yield from (one if isinstance(one, DataError) else next(answers) for one in batch)
 
     def decoded(self, images: Iterable[Any]) -> Iterator[Pixels | DataError]:
-        """(S, S, 3) uint8 of each image, or why it cannot be read, in their order; threads do it."""
+        """(S, S, 3) uint8 of each image, or why it cannot be read, in order; threads do it."""
         ahead: deque[Future[Pixels | DataError]] = deque()
         threads = ThreadPoolExecutor(decoding_threads())
         try:

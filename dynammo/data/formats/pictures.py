@@ -1,7 +1,7 @@
 """From whatever holds a picture to the pixels that the network sees.
 
-Training and serving both call `load_image`, so both see the same pixels; unless who asks for answers
-chose faster decoding of JPEG.
+Training and serving both decode and resize here, so both see the same pixels, unless who asks for
+answers chose faster decoding of JPEG.
 """
 
 from __future__ import annotations
