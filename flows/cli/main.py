@@ -127,6 +127,13 @@ def predict(
         Engine | None,
         typer.Option(help="Default: onnx where the model has its graph, else torch."),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ONNX Runtime: cuda, coreml, directml, openvino, cpu or tensorrt. Default: the "
+            "first of these that works here, but not tensorrt; dynammo doctor says which."
+        ),
+    ] = None,
     public_key: PublicKey = None,
     log: Log = None,
     dicom_sr: Annotated[
@@ -165,7 +172,7 @@ def predict(
         if output is not None:
             check_writable(output)  # before all the work, not after it
         files = list(image_files(images))
-        predictor = load_predictor(model, engine, public_key=public_key)
+        predictor = load_predictor(model, engine, public_key=public_key, provider=provider)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
         predictor.fast_jpeg = fast_jpeg

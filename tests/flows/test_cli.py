@@ -462,7 +462,7 @@ def doctor(params: dict[str, Any]) -> tuple[int, dict[str, tuple[str, str]]]:
     """Exit status; finding -> (ok or problem, detail)."""
     Path("params.yaml").write_text(yaml.safe_dump(params))
     result = dynammo("doctor")
-    lines = re.findall(r"^ *(ok|problem)  (\w+): (.*)$", result.stdout, re.M)
+    lines = re.findall(r"^ *(ok|problem)  ([\w ]+): (.*)$", result.stdout, re.M)
     found = {name: (mark, detail) for mark, name, detail in lines}
     return result.exit_code, found
 
@@ -471,11 +471,12 @@ def test_the_doctor_finds_nothing(healthy: dict[str, Any]) -> None:
     status, found = doctor(healthy)
     assert {name: mark for name, (mark, _) in found.items() if mark != "ok"} == {}
     assert status == 0
+    assert re.search(r"has .*\bcpu\b.*; predict takes \w+$", found["ONNX Runtime"][1])
     assert found["data"][1] == "pictures: 4 images, 2 classes; tasks: 1"
     assert found["configuration"][1] == "params.yaml: pictures, test_resnet"
     assert list(found) == [
-        *("Python", "packages", "torch", "configuration", "weights", "data", "DVC"),
-        *("Prefect", "MLflow"),
+        *("Python", "packages", "torch", "ONNX Runtime", "configuration", "weights", "data"),
+        *("DVC", "Prefect", "MLflow"),
     ]
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dynammo.data.formats.pictures import Pixels, load_image
 from dynammo.deploy import answers as answering
+from dynammo.deploy import graph as graphs
 from dynammo.deploy.answers import Answer, BatchSize
 from dynammo.deploy.graph import GraphPredictor, copy_graph, load_predictor, softmax
 from dynammo.deploy.predictor import Predictor
@@ -261,3 +262,30 @@ def test_big_jpegs_are_decoded_fast_where_that_is_asked_for(folder: Path, tmp_pa
     assert not np.array_equal(usual, fast)
     answers = [*predictor.predict([file]), *predictor.stream([file])]
     assert answers[0] == answers[1]
+
+
+def test_the_first_provider_that_works_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert GraphPredictor(folder).provider == "cpu"
+    with pytest.raises(ConfigError, match="provider cuda: this ONNX Runtime has no CUDAExec"):
+        load_predictor(folder, provider="cuda")
+    with pytest.raises(ConfigError, match="unknown provider 'gpu'; known: cuda, coreml"):
+        load_predictor(folder, provider="gpu")
+    with pytest.raises(ConfigError, match="and torch would answer"):
+        load_predictor(folder, "torch", provider="cpu")
+    # The processor under another name stands for what this machine does not have.
+    cpu = graphs.PROVIDERS["cpu"]
+    named = {"cuda": "NotHere", "openvino": cpu, "cpu": cpu, "tensorrt": cpu}
+    monkeypatch.setattr(graphs, "PROVIDERS", named)
+    assert graphs.providers() == ["openvino", "cpu"]  # TensorRT only where it is asked for
+    other = graphs.open_session
+    monkeypatch.setattr(graphs, "open_session", lambda g, t=None, name="cpu": other(g, t))
+    assert [GraphPredictor(folder, provider=own).provider for own in (None, "tensorrt")] == [
+        *("openvino", "tensorrt")
+    ]
+    monkeypatch.setattr(graphs, "_TOLERANCE", -1.0)
+    assert GraphPredictor(folder).provider == "cpu"
+    assert "openvino is not used: its probabilities differ from the processor's" in caplog.text
+    with pytest.raises(ConfigError, match="provider openvino: its probabilities differ"):
+        GraphPredictor(folder, provider="openvino")
