@@ -1,5 +1,5 @@
-"""What a small device pays for an answer: torch, ONNX Runtime, 8 bits and, where it is installed,
-OpenVINO (pip install openvino; it computes the same two graphs), side by side in one run.
+"""What a small device pays for an answer: torch, ONNX Runtime, 8 bits, pruned, both and, where it
+is installed, OpenVINO (pip install openvino; it computes the same graphs), side by side in one run.
 
 Cold start (a process of `dynammo predict` from its start to its end), the latency of one image, and
 images a second in batches and as a stream of files. They take turns, so that what else the machine
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -42,14 +43,25 @@ from dynammo.data.formats.pictures import Pixels
 from dynammo.data.sources.folder import image_files
 from dynammo.deploy.answers import Answering
 from dynammo.deploy.export import Smaller, add_graph, export_model, sample_pixels
-from dynammo.deploy.graph import ENGINES, load_predictor, softmax
+from dynammo.deploy.graph import ENGINES, load_predictor, read_graph, softmax
 from dynammo.deploy.predictor import save_model
-from dynammo.deploy.trial import Labelled, Trial, load_trial
+from dynammo.deploy.pruning import Whole, gmacs
+from dynammo.deploy.trial import (
+    Labelled,
+    Trial,
+    compared,
+    latency,
+    load_trial,
+    logits_on,
+    runner,
+)
 from dynammo.heads.linear import new_head
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.network import build_network
 
 BATCH = 32
+SMALLER = {"int8": 0.005, "pruned": 0.01, "both": 0.01}  # and what each may cost
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 FILES = {"onnx": "model.onnx", "torch": "model.safetensors"}
 Row = dict[str, float]
 Ways = dict[str, tuple[Path, str]]  # by name: folder and engine
@@ -68,8 +80,9 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=MODEL=DATA",
-        help="a model folder, and labelled images for --int8; may be repeated",
+        help="a model folder, and labelled images for --int8 and --prune; may be repeated",
     )
+    parser.add_argument("--share", type=float, default=0.6, help="that --prune leaves")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"processor": processor(), "versions": {}}
@@ -84,9 +97,7 @@ def main() -> None:
         (one / files[0].name).symlink_to(files[0].absolute())
 
         def measure(name: str, model: Path, data: Path | None) -> None:
-            report[name] = measured(
-                name, model, data, folder / f"{name}-int8", files, one, arguments
-            )
+            report[name] = measured(name, model, data, folder / name, files, one, arguments)
             if arguments.json:  # what there is so far
                 arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -101,11 +112,10 @@ def measured(
     name: str,
     model: Path,
     data: Path | None,
-    int8: Path,
+    folder: Path,
     files: list[Path],
     one: Path,
     arguments: argparse.Namespace,
-    limit: float = 0.005,
 ) -> dict[str, Any]:
     """All numbers of one model; a model without data is judged by its own answers."""
     known = load_predictor(model, "onnx")
@@ -116,12 +126,26 @@ def measured(
             known.scores(pixels).argmax(1),
             [str(index) for index in range(len(pixels))],
         )
-        smaller = Smaller(Trial(own, own), 1.0)
+        trial, limits = Trial(own, own), dict.fromkeys(SMALLER, 1.0)
     else:
-        smaller = Smaller(load_trial(data, known.classes, known.size), limit)
-    cost = export_model(model, int8, ["onnx"], int8=smaller)["int8"]
-    cost["negative_flips"] = len(cost["negative_flips"])
-    ways = {engine: (model, engine) for engine in ENGINES} | {"int8": (int8, "onnx")}
+        trial, limits = load_trial(data, known.classes, known.size), SMALLER
+    cost: dict[str, Any] = {}
+    ways = {engine: (model, engine) for engine in ENGINES}
+    for way, limit in limits.items():
+        made = folder / way
+        smaller = Smaller(trial, limit, arguments.share)
+        report = export_model(
+            model,
+            made,
+            ["onnx"],
+            int8=smaller if way != "pruned" else None,
+            pruned=smaller if way != "int8" else None,
+        )
+        cost[way] = report[way]
+        cost[way]["negative_flips"] = len(cost[way]["negative_flips"])
+        ways[way] = made, "onnx"
+    if data is not None:
+        cost["shares"] = curve(read_graph(model).graph, trial, known.classes)
     print(f"\n## {name}, {known.size} px, {len(files)} files\n")
     if data is not None:
         print(json.dumps(cost, indent=1))
@@ -139,7 +163,33 @@ def measured(
             tables[f"{threads} threads"] = work.result()
     for title, rows in tables.items():
         show(title, rows)
-    return {"size": known.size, "int8": cost if data is not None else None, **tables}
+    return {"size": known.size, "cost": cost if data is not None else None, **tables}
+
+
+def curve(graph: bytes, trial: Trial, classes: list[str]) -> list[dict[str, Any]]:
+    """What pruning costs by the share of the multiplications that is left, on the test images."""
+    whole, judged_on = Whole(graph, trial), trial.judged_on
+    before, rows = logits_on(graph, judged_on.images), []
+    for share in SHARES:
+        made = whole.smaller(share)
+        if made is None:
+            break
+        cost = compared(before, logits_on(made, judged_on.images), judged_on, classes)
+        one = judged_on.images[:1]
+        runs = {own: partial(runner(g, 1), one) for own, g in (("float", graph), ("pruned", made))}
+        rows.append(
+            {
+                "share": share,
+                "gmacs": gmacs(made),
+                "points": 100 * cost["drop"],
+                "agreement": cost["agreement"],
+                "negative_flips": len(cost["negative_flips"]),
+                "positive_flips": cost["positive_flips"],
+                "ece": cost["ece"]["after"],
+                "ms_one_image_one_thread": latency(runs, 100),
+            }
+        )
+    return rows
 
 
 def processor() -> str:
@@ -220,7 +270,7 @@ def warm(ways: Ways, files: list[Path], threads: int, repeats: int) -> dict[str,
     }
     if find_spec("openvino"):
         predictors |= {
-            f"OpenVINO {way}": OpenVino(ways[way][0], threads) for way in ("onnx", "int8")
+            f"OpenVINO {way}": OpenVino(ways[way][0], threads) for way in ("onnx", *SMALLER)
         }
     size = next(iter(predictors.values())).size
     batch = np.concatenate([sample_pixels(size)] * 2)[:BATCH]

@@ -216,6 +216,7 @@ def run(command: list[str], point: Point | None, notes: str | None) -> None:
 
     import tasks.publish
     from flows.cli import app
+    from tasks.support import exchange
 
     counts: dict[str, int] = {}
 
@@ -240,8 +241,9 @@ def run(command: list[str], point: Point | None, notes: str | None) -> None:
     for own in MLFLOW:
         setattr(mlflow.MlflowClient, own, listened(getattr(mlflow.MlflowClient, own), own))
     os.replace = listened(os.replace, "replace")
-    for own in ("save_model", "exchanged", "write_report"):
+    for own in ("save_model", "write_report"):
         setattr(tasks.publish, own, listened(getattr(tasks.publish, own), own))
+    exchange.exchanged = listened(exchange.exchanged, "exchanged")
     with Path("said.txt").open("a") as said, redirect_stdout(said):
         app(command)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from dynammo.deploy.delta import FILES, apply_delta, is_new, read_delta
 from dynammo.deploy.graph import load_predictor
 from dynammo.errors import CheckpointError, SignatureError
-from tasks.support.exchange import exchanged
+from tasks.support.exchange import remove_drafts, swap
 
 
 def previous_of(model: Path) -> Path:
@@ -31,7 +31,7 @@ def update_model(model: Path, file: Path, public_key: Path | None = None) -> boo
 
     The new version is checked byte for byte, loaded by the engine that will answer, and on the disk
     before it takes the other's name in one step (where the system cannot exchange two folders, in
-    two: a model that is missing then is at `previous_of`, and `revert_model` puts it back).
+    three: what a process killed in between leaves, the next update or revert puts back first).
 
     Args:
         model: its folder.
@@ -103,7 +103,7 @@ def _refuse_foreign(previous: Path) -> None:
 @contextmanager
 def _alone(model: Path) -> Iterator[Path]:
     """A folder beside the model to work in, which nobody else does; what was left of a killed
-    process is removed.
+    process is removed, or put back.
     """
     prefix = f".{model.name}.delta."
     handle = os.open(model.parent, os.O_RDONLY)
@@ -115,6 +115,9 @@ def _alone(model: Path) -> Iterator[Path]:
         for left in model.parent.iterdir():
             if left.name.startswith(prefix):
                 shutil.rmtree(left, ignore_errors=True)
+        previous = previous_of(model)
+        remove_drafts(previous)
+        remove_drafts(model, previous)
         with tempfile.TemporaryDirectory(dir=model.parent, prefix=prefix) as draft:
             yield Path(draft)
             os.fsync(handle)
@@ -124,17 +127,10 @@ def _alone(model: Path) -> Iterator[Path]:
 
 def _put(fresh: Path, target: Path) -> None:
     """Give a folder a name; what had it gets the other's."""
-    if not target.exists():
+    if target.exists():
+        swap(fresh, target)
+    else:
         fresh.replace(target)
-    elif not exchanged(target, fresh):
-        aside = fresh.with_name(f"{fresh.name}.aside")
-        target.replace(aside)
-        try:
-            fresh.replace(target)
-        except OSError:
-            aside.replace(target)
-            raise
-        aside.replace(fresh)
 
 
 def _link(source: Path, target: Path) -> None:

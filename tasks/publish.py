@@ -40,10 +40,9 @@ from dynammo.reporting.report import (
     write_report,
 )
 from tasks.evaluate import as_predictions
-from tasks.support.exchange import exchanged
+from tasks.support.exchange import in_use, swap
 from tasks.support.mlflow.champion import current_champion, gate
 from tasks.support.stage import Learnt, Stage, known_classes, measured
-from tasks.support.sweep import in_use
 from tasks.support.workspace import CHECKPOINTS, versions
 from tasks.version_data import DataVersion
 
@@ -355,26 +354,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         try:
             yield fresh
             if target.exists():
-                _replace(target, fresh)
+                swap(fresh, target)
+                shutil.rmtree(fresh)
             else:
                 fresh.replace(target)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
-
-
-def _replace(target: Path, fresh: Path) -> None:
-    """Put a folder in the place of another, which is removed."""
-    if exchanged(target, fresh):
-        shutil.rmtree(fresh)
-        return
-    # For a moment there is no target; killed then, `tasks.support.sweep` puts the old one back.
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    with in_use(old):
-        target.replace(old / target.name)
-        try:
-            fresh.replace(target)
-        except OSError:
-            (old / target.name).replace(target)
-            raise
-        shutil.rmtree(old)

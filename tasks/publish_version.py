@@ -15,11 +15,11 @@ from dynammo.evaluation.protocol import worse_ends
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.publish import put_graph, replaced_folder, save_merged
+from tasks.support.exchange import remove_drafts
 from tasks.support.mlflow import champion as aliases
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow import served_model
 from tasks.support.stage import known_classes, measured
-from tasks.support.sweep import remove_drafts
 from tasks.support.version import Version, config_of, read_version
 
 REGISTERED = "registered.json"  # version of the learner -> version of the registered model

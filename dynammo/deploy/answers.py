@@ -49,6 +49,7 @@ class Answering(ABC):
         thresholds: of prediction sets, one a class; None: there are none.
         unknown: from where on an image is of no known class; None: there is no such limit.
         model_sha256: of `model.json`, which says what the model is made of.
+        fast_jpeg: whether big JPEGs are decoded at less than their size (`load_image`).
     """
 
     classes: list[str]
@@ -56,6 +57,7 @@ class Answering(ABC):
     thresholds: list[float | None] | None
     unknown: UnknownLimits | None
     model_sha256: str
+    fast_jpeg: bool = False
 
     @property
     def gives(self) -> list[str]:
@@ -86,7 +88,8 @@ class Answering(ABC):
         """
         answers: list[Answer] = []
         for start in range(0, len(images), batch_size):
-            batch = [load_image(image, self.size) for image in images[start : start + batch_size]]
+            chosen = images[start : start + batch_size]
+            batch = [load_image(image, self.size, self.fast_jpeg) for image in chosen]
             answers.extend(self._answers(batch))
             if progress is not None:
                 progress(len(answers), len(images))
@@ -107,13 +110,14 @@ class Answering(ABC):
             after it are answered all the same.
         """
         size = BatchSize()
-        for batch in _batches(self._decoded(images), size):
+        for batch in _batches(self.decoded(images), size):
             begun = time.perf_counter()
             answers = self._answers([one for one in batch if not isinstance(one, DataError)])
             size.took(len(batch), time.perf_counter() - begun)
             yield from (one if isinstance(one, DataError) else next(answers) for one in batch)
 
-    def _decoded(self, images: Iterable[Any]) -> Iterator[Pixels | DataError]:
+    def decoded(self, images: Iterable[Any]) -> Iterator[Pixels | DataError]:
+        """(S, S, 3) uint8 of each image, or why it cannot be read, in order; threads do it."""
         ahead: deque[Future[Pixels | DataError]] = deque()
         threads = ThreadPoolExecutor(decoding_threads())
         try:
@@ -128,7 +132,7 @@ class Answering(ABC):
 
     def _decode(self, image: Any) -> Pixels | DataError:
         try:
-            return load_image(image, self.size)
+            return load_image(image, self.size, self.fast_jpeg)
         except DataError as error:
             return error
 

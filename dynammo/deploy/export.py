@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +34,9 @@ from dynammo.checkpoint import sealed, to_json, write_atomically
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, has_graph, open_session, read_graph
 from dynammo.deploy.predictor import Classifier, Predictor
+from dynammo.deploy.pruning import prune
 from dynammo.deploy.quantisation import quantise
-from dynammo.deploy.trial import Trial
+from dynammo.deploy.trial import Trial, accept, compared, latency, logits_on, runner
 from dynammo.errors import CheckpointError, ConfigError, ExportError
 from dynammo.extras import needs
 from dynammo.network.folding import cheapen
@@ -60,12 +62,13 @@ _Outputs = tuple[Tensor, Tensor]
 
 
 class Smaller(NamedTuple):
-    """The images by which a smaller model is made and judged, and the `max_drop` of mean class
-    recall, in [0, 1], that is accepted.
+    """The images by which a smaller model is made and judged, the `max_drop` of mean class recall,
+    in [0, 1], that is accepted, and the `share` of the multiplications that pruning leaves.
     """
 
     trial: Trial
     max_drop: float
+    share: float = 0.6
 
 
 class Deployed(nn.Module):
@@ -88,6 +91,7 @@ def export_model(
     images: Sequence[Path] | None = None,
     template: Path | None = None,
     int8: Smaller | None = None,
+    pruned: Smaller | None = None,
 ) -> dict[str, Any]:
     """Write a model folder in other forms, checked, or change nothing.
 
@@ -109,11 +113,13 @@ def export_model(
             that graph gets this model's weights, and the network is not traced.
         int8: the ONNX graph has its convolutions in 8 bits (`dynammo.deploy.quantisation`), if
             that costs no more than is said here.
+        pruned: it has fewer channels (`dynammo.deploy.pruning`), likewise; with `int8`, both
+            together may cost no more than is said here.
 
     Returns:
         `files` (form -> name, bytes, SHA-256, largest difference in logits relative to the source's
         largest logit, and in probability), `checked_on`, `opset`, `tolerance`, `versions` and so
-        on; `int8`, what it costs and saves.
+        on; `int8`, `pruned` and `both`, what each costs and saves.
 
     Raises:
         CheckpointError: the source holds no usable model.
@@ -123,7 +129,8 @@ def export_model(
             network, the template is another network's, or a form's answers differ from those of
             the source in float64 by more than `LOGIT_TOLERANCE` of the largest logit or
             `PROBABILITY_TOLERANCE` (or four times what the source's own float32 differs by, where
-            its logits are so large that this is more), or are another class; 8 bits cost too much.
+            its logits are so large that this is more), or are another class; or 8 bits
+            or pruning cost too much.
     """
     if unknown := [name for name in formats if name not in _FILES]:
         raise ConfigError(
@@ -131,8 +138,9 @@ def export_model(
         )
     if not formats:
         raise ConfigError([f"no format to export to; known: {', '.join(_FILES)}"])
-    if int8 is not None and "onnx" not in formats:
-        raise ConfigError(["int8 is for the format onnx, which is not among those chosen"])
+    for name, smaller in (("int8", int8), ("prune", pruned)):
+        if smaller is not None and "onnx" not in formats:
+            raise ConfigError([f"{name} is for the format onnx, which is not among those chosen"])
     target = Path(folder).resolve()
     _refuse_foreign(target)
     model = model_folder(Path(source))
@@ -183,12 +191,14 @@ def export_model(
                 **_file(path),
                 **_differences(name, exact, answer, tolerated),
             }
-        if int8 is not None:
+        if int8 is not None or pruned is not None:
             path = temporary / GRAPH
-            quantised = quantise(path.read_bytes(), int8.trial, predictor.classes, int8.max_drop)
-            path.write_bytes(quantised.graph)
+            about = report["files"]["onnx"]
+            path.write_bytes(
+                _made_smaller(path.read_bytes(), predictor.classes, int8, pruned, report)
+            )
             answer = _in_two_batches(_loaded("onnx", temporary), pixels)
-            report["int8"] = {**quantised.report, "float": report["files"]["onnx"]}
+            report["float"] = about
             report["files"]["onnx"] = {
                 **_file(path),
                 "logit_difference": _relative(answer, exact),
@@ -199,6 +209,39 @@ def export_model(
         if "onnx" in formats:
             write_atomically(temporary / RECORD, _record(report, manifest, fusions))
     return report
+
+
+def _made_smaller(
+    graph: bytes,
+    classes: Sequence[str],
+    int8: Smaller | None,
+    pruned: Smaller | None,
+    report: dict[str, Any],
+) -> bytes:
+    """The graph with fewer channels, then in 8 bits; what that costs goes into the report."""
+    made = graph
+    if pruned is not None:
+        found = prune(made, pruned.trial, classes, pruned.share, pruned.max_drop)
+        made, report["pruned"] = found.graph, found.report
+    if int8 is not None:
+        quantised = quantise(made, int8.trial, classes, int8.max_drop)
+        made, report["int8"] = quantised.graph, quantised.report
+    if int8 is not None and pruned is not None:
+        judged_on = pruned.trial.judged_on
+        before, after = (logits_on(own, judged_on.images) for own in (graph, made))
+        cost = compared(before, after, judged_on, classes)
+        accept("pruning with int8", cost, pruned.max_drop)
+        one = judged_on.images[:1]
+        runs = {
+            name: partial(runner(own, 1), one) for name, own in (("float", graph), ("both", made))
+        }
+        report["both"] = {
+            "max_drop": pruned.max_drop,
+            "bytes": {"float": len(graph), "both": len(made)},
+            "ms_one_image_one_thread": latency(runs),
+            **cost,
+        }
+    return made
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -212,8 +255,9 @@ def _record(report: Mapping[str, Any], manifest: bytes, fusions: Mapping[str, Fu
     checked = {name: report[name] for name in about} | report["files"]["onnx"]
     made_of = {name: fusion._asdict() for name, fusion in fusions.items()}
     document = {"model_sha256": hashlib.sha256(manifest).hexdigest(), "fusions": made_of, **checked}
-    if "int8" in report:
-        document["int8"] = {name: report["int8"][name] for name in ("drop", "max_drop", "images")}
+    for way in ("pruned", "int8", "both"):
+        if way in report:
+            document[way] = {name: report[way][name] for name in ("drop", "max_drop", "images")}
     return sealed(document)
 
 

@@ -8,6 +8,7 @@ model's, is refused as changed weights are. Neither torch nor pydantic is loaded
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,8 +26,23 @@ from dynammo.evaluation.strangeness import UnknownLimits
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger(__name__)
+
 GRAPH, RECORD, MANIFEST = "model.onnx", "graph.json", "model.json"
 ENGINES = ("onnx", "torch")
+
+# What ONNX Runtime may compute with, in the order in which `dynammo predict` takes them. TensorRT
+# is taken only if asked for: it compiles a graph for minutes.
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_ASKED_FOR = ("tensorrt",)
+_TOLERANCE = 1e-3  # of probability, between a provider and the processor
 
 
 def load_predictor(
@@ -35,29 +51,33 @@ def load_predictor(
     device: str | torch.device = "cpu",
     threads: int | None = None,
     public_key: str | Path | None = None,
+    provider: str | None = None,
 ) -> Answering:
     """Load a model folder with the engine that answers fastest there.
 
     Args:
         folder: with model.json, and model.onnx with graph.json or model.safetensors.
         engine: "onnx" or "torch"; none: ONNX Runtime where the folder has a graph, else torch.
-        device: where torch computes; ONNX Runtime's graph computes on the processor.
+        device: where torch computes.
         threads: of ONNX Runtime; default: as many as there are cores. torch's number is its own.
         public_key: file of the key that must have signed the folder; none: whoever made it.
+        provider: of `PROVIDERS`, for ONNX Runtime; none: the first of them that works here.
 
     Raises:
         CheckpointError: the folder holds no usable model, or no graph where that was asked for.
-        ConfigError: no such engine.
+        ConfigError: no such engine, or the provider does not work here.
         SignatureError: it is not signed by that key (`dynammo.deploy.signature`).
     """
     if engine not in (None, *ENGINES):
         raise ConfigError([f"unknown engine {engine!r}; known: {', '.join(ENGINES)}"])
+    if provider is not None and (engine == "torch" or not has_graph(folder)):
+        raise ConfigError([f"the provider {provider} is ONNX Runtime's, and torch would answer"])
     if public_key is not None:
         from dynammo.deploy.signature import verify_model
 
         verify_model(folder, public_key)
     if engine == "onnx" or (engine is None and has_graph(folder)):
-        return GraphPredictor(folder, threads)
+        return GraphPredictor(folder, threads, provider)
     from dynammo.deploy.predictor import Predictor
 
     return Predictor(folder, device)
@@ -118,22 +138,31 @@ class GraphPredictor(Answering):
     Args:
         folder: with `model.onnx`, `graph.json` and `model.json`.
         threads: for one image; default: as many as there are cores.
+        provider: of `PROVIDERS`; none: the first that is there, loads the graph, and on noise gives
+            the probabilities that the processor gives, to 1e-3.
 
     Attributes:
         session: the `onnxruntime.InferenceSession`.
+        provider: with which it answers.
 
     Raises:
         CheckpointError: a file is missing, damaged or changed, or they do not fit together.
+        ConfigError: the provider that was asked for does not work here.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, threads: int | None = None, provider: str | None = None
+    ) -> None:
         folder = Path(folder)
         try:
             stored = read_graph(folder)
             self.classes, self.size, self.thresholds, self.unknown = _described(stored.manifest)
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
-            self.session = open_session(stored.graph, threads)
+            self.session, self.provider = open_session(stored.graph, threads), "cpu"
             self._check_shapes()
+            self._choose(stored.graph, threads, provider)
+        except ConfigError:
+            raise
         except (DynammoError, OSError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder} holds no usable model: {reason}") from None
@@ -143,6 +172,28 @@ class GraphPredictor(Answering):
         images = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         (logits,) = self.session.run(["logits"], {"images": images})
         return softmax(logits)
+
+    def _choose(self, graph: bytes, threads: int | None, asked: str | None) -> None:
+        for name in [asked] if asked else providers():
+            if name == "cpu":
+                return
+            try:
+                session = open_session(graph, threads, name)
+                self._check_answers(session)
+            except CheckpointError as error:
+                if asked:
+                    raise ConfigError([f"provider {name}: {error}"]) from None
+                _log.warning("%s is not used: %s", name, error)
+                continue
+            self.session, self.provider = session, name
+            return
+
+    def _check_answers(self, session: Any) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (2, 3, self.size, self.size), np.uint8)
+        found = [own.run(["logits"], {"images": noise})[0] for own in (self.session, session)]
+        gap = np.abs(softmax(found[0]) - softmax(found[1])).max()
+        if not gap <= _TOLERANCE:  # NaN is more, too
+            raise CheckpointError(f"its probabilities differ from the processor's by {gap:.1e}")
 
     def _check_shapes(self) -> None:
         """The sealed files fit each other; does the graph fit them?"""
@@ -156,25 +207,52 @@ class GraphPredictor(Answering):
             )
 
 
-def open_session(graph: bytes, threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the processor.
+def providers() -> list[str]:
+    """Those of `PROVIDERS` that this ONNX Runtime has and that are taken unasked, in their order;
+    the last is the processor.
+    """
+    import onnxruntime
+
+    there = onnxruntime.get_available_providers()
+    return [name for name, own in PROVIDERS.items() if own in there and name not in _ASKED_FOR]
+
+
+def open_session(graph: bytes, threads: int | None = None, provider: str = "cpu") -> Any:
+    """An ONNX Runtime session, on the processor or another provider.
 
     Its threads sleep while they wait: spinning takes a core from whoever decodes the next images
     or answers the next client.
 
     Raises:
-        CheckpointError: ONNX Runtime cannot load it.
+        CheckpointError: ONNX Runtime cannot load it, or not with this provider.
+        ConfigError: no such provider.
     """
     import onnxruntime
 
+    if provider not in PROVIDERS:
+        raise ConfigError([f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}"])
+    name = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        raise CheckpointError(f"this ONNX Runtime has no {name}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # what it cannot do is an exception
+    own: dict[str, str] = {}
+    if provider == "cuda":
+        own = {"use_tf32": "0"}  # which would round to 10 bits
+    if provider == "openvino":
+        own = {"device_type": "CPU", "precision": "FP32"}
+        own |= {"num_of_threads": str(threads)} if threads else {}
+    if provider == "directml":
+        options.enable_mem_pattern = False  # which it does not allow
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, options, providers=[(name, own)])
     except Exception as error:  # its exceptions have no base class of their own
         raise CheckpointError(f"ONNX Runtime cannot load {GRAPH}: {error}") from None
+    if name not in session.get_providers():  # without a driver, it goes to the processor by itself
+        raise CheckpointError(f"{name} does not start")
+    return session
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -11,17 +11,28 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
-from dynammo.deploy.graph import open_session, softmax
-from dynammo.deploy.trial import Labelled, Logits, Trial, accept, compared, ece, latency, logits_of
+from dynammo.deploy.trial import (
+    Labelled,
+    Logits,
+    Trial,
+    accept,
+    compared,
+    divergence,
+    ece,
+    latency,
+    logits_on,
+    runner,
+    shuffled,
+    temperature_of,
+)
 from dynammo.errors import ExportError
 from dynammo.extras import needs
 
@@ -74,18 +85,18 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
         ExportError: it costs more, or hardly anything of the network is a convolution.
     """
     made_on = trial.made_on
-    images, targets, names = _shuffled(made_on)
+    images, targets, names = shuffled(made_on)
     half = slice(1, 2 * _CHOSEN_ON, 2)
     chosen_on = Labelled(images[half], targets[half], names[half])
-    wanted = _logits(graph, chosen_on.images)
+    wanted = logits_on(graph, chosen_on.images)
     quantiser = _Quantiser(graph)
     if not quantiser.convolutions:
         raise ExportError("this network has no convolutions: nothing to quantise")
 
     def tried(rule: str, count: int) -> _Tried:
         made = quantiser.made(found[rule], count)
-        own = _logits(made, chosen_on.images)
-        return _Tried(rule, count, made, own, _divergence(wanted, own))
+        own = logits_on(made, chosen_on.images)
+        return _Tried(rule, count, made, own, divergence(wanted, own))
 
     calibrated_on = images[::2][:_CALIBRATED_ON]
     found = {name: _ranges(graph, calibrated_on, method) for name, method in _METHODS.items()}
@@ -99,10 +110,10 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
         if needed or candidates[-1].harm < _PAYS * best.harm:
             best = candidates[-1]
     made, own = best.graph, best.logits
-    temperature = _temperature(wanted, own)
+    temperature = temperature_of(wanted, own)
     made = _cooled(made, temperature)
     judged_on = trial.judged_on
-    before, after = (_logits(own, judged_on.images) for own in (graph, made))
+    before, after = (logits_on(own, judged_on.images) for own in (graph, made))
     comparison = compared(before, after, judged_on, classes)
     comparison["ece"]["without_temperature"] = ece(after * temperature, judged_on.targets)
     accept("int8", comparison, max_drop)
@@ -113,7 +124,7 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
         )
     one = judged_on.images[:1]
     pairs = (("float", graph), ("int8", made))
-    runs = {name: partial(_runner(own, 1), one) for name, own in pairs}
+    runs = {name: partial(runner(own, 1), one) for name, own in pairs}
     return Quantised(
         made,
         {
@@ -206,42 +217,6 @@ def _ranges(graph: bytes, images: NDArray[np.uint8], method: CalibrationMethod) 
         for start in range(0, len(images), 16):
             calibrator.collect_data(_Reader(images[start : start + 16]))
         return calibrator.compute_data()
-
-
-def _shuffled(labelled: Labelled) -> Labelled:
-    """In an order in which classes are mixed, always the same."""
-    order = np.random.default_rng(0).permutation(len(labelled.targets))
-    names = [labelled.names[index] for index in order]
-    return Labelled(labelled.images[order], labelled.targets[order], names)
-
-
-def _runner(graph: bytes, threads: int | None = None) -> Callable[[NDArray[np.uint8]], Logits]:
-    session = open_session(graph, threads)
-
-    def run(images: NDArray[np.uint8]) -> Logits:
-        (logits,) = session.run(["logits"], {"images": images})
-        return logits  # type: ignore[no-any-return]
-
-    return run
-
-
-def _logits(graph: bytes, images: NDArray[np.uint8]) -> Logits:
-    return logits_of(_runner(graph), images)
-
-
-def _divergence(wanted: Logits, own: Logits) -> float:
-    """Mean of KL(wanted || own), in nats."""
-    p, q = (np.clip(softmax(logits), 1e-12, None) for logits in (wanted, own))
-    return float((p * np.log(p / q)).sum(1).mean())
-
-
-def _temperature(wanted: Logits, own: Logits) -> float:
-    """T of softmax(own / T), nearest to softmax(wanted)."""
-
-    def loss(logarithm: float) -> float:
-        return _divergence(wanted, own / np.exp(logarithm))
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-1, 1), method="bounded").x))
 
 
 def _cooled(graph: bytes, temperature: float) -> bytes:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 from dynammo.data.formats.pictures import load_image
 from dynammo.data.samples import Sample
-from dynammo.deploy.graph import softmax
+from dynammo.deploy.graph import open_session, softmax
 from dynammo.errors import DataError, ExportError
 from dynammo.evaluation.metrics import expected_calibration_error, mean_class_recall
 from dynammo.learner.batch import list_labelled, split_off
@@ -76,6 +77,44 @@ def _loaded(root: Path, samples: Sequence[Sample], classes: Sequence[str], size:
 def logits_of(run: Callable[[NDArray[np.uint8]], Logits], images: NDArray[np.uint8]) -> Logits:
     """(N, C), in batches."""
     return np.concatenate([run(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)])
+
+
+def shuffled(labelled: Labelled) -> Labelled:
+    """In an order in which classes are mixed, always the same."""
+    order = np.random.default_rng(0).permutation(len(labelled.targets))
+    names = [labelled.names[index] for index in order]
+    return Labelled(labelled.images[order], labelled.targets[order], names)
+
+
+def runner(graph: bytes, threads: int | None = None) -> Callable[[NDArray[np.uint8]], Logits]:
+    """What computes a graph's logits (N, C), in one batch."""
+    session = open_session(graph, threads)
+
+    def run(images: NDArray[np.uint8]) -> Logits:
+        (logits,) = session.run(["logits"], {"images": images})
+        return logits  # type: ignore[no-any-return]
+
+    return run
+
+
+def logits_on(graph: bytes, images: NDArray[np.uint8]) -> Logits:
+    """Of a graph, (N, C)."""
+    return logits_of(runner(graph), images)
+
+
+def divergence(wanted: Logits, own: Logits) -> float:
+    """Mean of KL(wanted || own) of the class probabilities, in nats."""
+    p, q = (np.clip(softmax(logits), 1e-12, None) for logits in (wanted, own))
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
+def temperature_of(wanted: Logits, own: Logits) -> float:
+    """T of softmax(own / T), nearest to softmax(wanted)."""
+
+    def loss(logarithm: float) -> float:
+        return divergence(wanted, own / np.exp(logarithm))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-1, 1), method="bounded").x))
 
 
 def compared(

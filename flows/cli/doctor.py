@@ -15,7 +15,7 @@ import httpx
 from packaging.requirements import Requirement
 
 from dynammo.config import load_config
-from dynammo.errors import DynammoError
+from dynammo.errors import CheckpointError, DynammoError
 
 
 class Finding(NamedTuple):
@@ -36,6 +36,7 @@ def checks(params: str | None) -> Iterator[Finding]:
         ("Python", _python),
         ("packages", _packages),
         ("torch", _torch),
+        ("ONNX Runtime", _onnxruntime),
         ("configuration", lambda: _configuration(params)),
         ("weights", lambda: _weights(params)),
         ("data", lambda: _data(params)),
@@ -89,6 +90,31 @@ def _torch() -> str:
 
     device = choose_device("auto")
     return f"{torch.__version__}, runs on {device}, {torch.get_num_threads()} threads"
+
+
+def _onnxruntime() -> str:
+    import onnx
+    import onnxruntime
+
+    from dynammo.deploy.graph import PROVIDERS, open_session, providers
+
+    value = onnx.helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, [1, 8])
+    made = onnx.helper.make_tensor_value_info("made", onnx.TensorProto.FLOAT, [1, 8])
+    node = onnx.helper.make_node("Relu", ["value"], ["made"])
+    graph = onnx.helper.make_graph([node], "one", [value], [made])
+    opset = onnx.helper.make_opsetid("", 18)
+    content = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    there = onnxruntime.get_available_providers()
+    works, fails = [], []
+    for name in (name for name, own in PROVIDERS.items() if own in there):
+        try:
+            open_session(content.SerializeToString(), provider=name)
+            works.append(name)
+        except CheckpointError as error:
+            fails.append(f"{name} does not work ({error})")
+    taken = next(name for name in providers() if name in works)
+    tried = ", ".join([*works, *fails])
+    return f"{onnxruntime.__version__}, has {tried}; predict takes {taken}"
 
 
 def _configuration(params: str | None) -> str:

@@ -127,6 +127,13 @@ def predict(
         Engine | None,
         typer.Option(help="Default: onnx where the model has its graph, else torch."),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ONNX Runtime: cuda, coreml, directml, openvino, cpu or tensorrt. Default: the "
+            "first of these that works here, but not tensorrt; dynammo doctor says which."
+        ),
+    ] = None,
     public_key: PublicKey = None,
     log: Log = None,
     dicom_sr: Annotated[
@@ -141,6 +148,12 @@ def predict(
         Path | None,
         typer.Option("--codes", help="Of classes in reports, CSV: class,code,scheme,meaning."),
     ] = None,
+    fast_jpeg: Annotated[
+        bool,
+        typer.Option(
+            "--fast-jpeg", help="Decode big JPEGs at a part of their size: other answers, somewhat."
+        ),
+    ] = False,
 ) -> None:
     """Classify images: the most probable class, and every class's probability.
 
@@ -159,9 +172,10 @@ def predict(
         if output is not None:
             check_writable(output)  # before all the work, not after it
         files = list(image_files(images))
-        predictor = load_predictor(model, engine, public_key=public_key)
+        predictor = load_predictor(model, engine, public_key=public_key, provider=provider)
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
+        predictor.fast_jpeg = fast_jpeg
         reports = Reports(dicom_sr, fhir, codes, model, predictor)
         logged = PredictionLog(log, predictor.model_sha256) if log else None
         bad: list[DataError] = []
@@ -419,40 +433,61 @@ def export_model(
         bool,
         typer.Option("--int8", help="The ONNX graph in 8 bits; without -f, it alone."),
     ] = False,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            help="The ONNX graph with fewer channels: with this share of its multiplications, say "
+            "0.6; without -f, it alone. With --int8, both."
+        ),
+    ] = None,
     labelled: Annotated[
         Path | None,
         typer.Option(
-            help="For --int8, a folder or CSV of labelled images as learn takes them: by its "
-            "training images the graph is made, by its test images judged. Default: those that "
-            "the learner has kept, if MODEL is one's folder."
+            help="For --int8 and --prune, a folder or CSV of labelled images as learn takes them: "
+            "by its training images the graph is made, by its test images judged. Default: those "
+            "that the learner has kept, if MODEL is one's folder."
         ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="Of mean class recall, in points: --int8 may cost no more.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="Of mean class recall, in points: --int8 and --prune may cost no more. Default: "
+            "0.5, with --prune 1."
+        ),
+    ] = None,
 ) -> None:
     """Write a model as safetensors, torch.export program and ONNX, and check their answers."""
     with readable_errors():
         from dynammo.deploy import export as forms
         from dynammo.deploy.bundle import export_bundle
+        from flows.cli.trial import costs, trial_of
 
         images = list(image_files(check)) if check else None
         smaller = None
-        if int8:
-            from flows.cli.trial import trial_of
-
-            if not 0 <= max_drop <= 100:  # NaN is neither
+        if int8 or prune is not None:
+            most = max_drop if max_drop is not None else 0.5 if prune is None else 1.0
+            if not 0 <= most <= 100:  # NaN is neither
                 raise ConfigError(["--max-drop: expected a number from 0 to 100"])
-            smaller = forms.Smaller(trial_of(model, labelled), max_drop / 100)
+            share = 0.6 if prune is None else prune
+            if not 0 < share < 1:
+                raise ConfigError(["--prune: expected a share between 0 and 1"])
+            smaller = forms.Smaller(trial_of(model, labelled), most / 100, share)
         if monai_bundle:
-            if format_ or int8:
+            if format_ or smaller:
                 raise ConfigError(
-                    ["--monai-bundle has its own format: leave --format and --int8 out"]
+                    ["--monai-bundle has its own format: leave --format, --int8 and --prune out"]
                 )
             report = export_bundle(model, folder, images)
         else:
-            formats = format_ or (["onnx"] if int8 else forms.FORMATS)
-            report = forms.export_model(model, folder, formats, images, int8=smaller)
+            formats = format_ or (["onnx"] if smaller else forms.FORMATS)
+            report = forms.export_model(
+                model,
+                folder,
+                formats,
+                images,
+                int8=smaller if int8 else None,
+                pruned=smaller if prune is not None else None,
+            )
         title = escape(str(folder))
         table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
         for file in report["files"].values():
@@ -465,23 +500,10 @@ def export_model(
         out.print(
             f"Compared with the model on {checked['images']} images ({checked['what']}). "
             f"Tolerated: {logits:.0e} of the largest logit, {probability:.0e} of probability"
-            f"{' before the convolutions were put in 8 bits' if int8 else ''}."
+            f"{' before it was made smaller' if smaller else ''}."
         )
-        if int8:
-            made = report["int8"]
-            recall, ece, ms = (
-                made[name] for name in ("mean_class_recall", "ece", "ms_one_image_one_thread")
-            )
-            left, of = made["float_convolutions"], made["convolutions"]
-            out.print(
-                f"int8, on {made['images']} labelled images: mean class recall "
-                f"{percent(recall['before'])} to {percent(recall['after'])}, "
-                f"{len(made['negative_flips'])} right before and wrong now, "
-                f"{made['positive_flips']} the other way round; calibration error "
-                f"{percent(ece['before'])} to {percent(ece['after'])}; "
-                f"{left} of {of} convolutions left float; one image, one thread: "
-                f"{ms['float']:.1f} ms to {ms['int8']:.1f}. All of it is in export.json."
-            )
+        for line in costs(report):
+            out.print(line)
 
 
 @app.command()

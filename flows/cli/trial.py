@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dynammo.deploy.trial import Labelled, Trial, load_trial
 from dynammo.errors import CheckpointError, DataError
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
+from flows.cli.main import percent
 from tasks.support.images import remembered, targets_of
 from tasks.support.stage import known_classes
 from tasks.support.version import config_of, context_in, read_version
@@ -40,7 +41,9 @@ def trial_of(model: Path, labelled: Path | None) -> Trial:
         return load_trial(labelled, about.classes, about.image_size)
     homes = [own for own in (model, model.parent) if (own / "learner.json").is_file()]
     if not homes:
-        raise DataError("int8 needs labelled images: give --labelled, or a learner's folder")
+        raise DataError(
+            "a smaller model needs labelled images: give --labelled, or a learner's folder"
+        )
     return _kept(homes[0].absolute(), about.classes)
 
 
@@ -69,3 +72,29 @@ def _kept(learner: Path, classes: Sequence[str]) -> Trial:
 def _numbered(images: Any, targets: Any, what: str) -> Labelled:
     """Kept images have no names."""
     return Labelled(images, targets, [f"{what} {number}" for number in range(len(targets))])
+
+
+def costs(report: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each way in which an export made the model smaller."""
+    for way in ("pruned", "int8", "both"):
+        if (made := report.get(way)) is None:
+            continue
+        recall, ece, ms = (
+            made[key] for key in ("mean_class_recall", "ece", "ms_one_image_one_thread")
+        )
+        what = ""
+        if way == "pruned":
+            share = made["gmacs"]["pruned"] / made["gmacs"]["float"]
+            what = f"{percent(share)} % of the multiplications left; "
+        if way == "int8":
+            what = (
+                f"{made['float_convolutions']} of {made['convolutions']} convolutions left float; "
+            )
+        yield (
+            f"{way}, on {made['images']} labelled images: mean class recall "
+            f"{percent(recall['before'])} to {percent(recall['after'])}, "
+            f"{len(made['negative_flips'])} right before and wrong now, "
+            f"{made['positive_flips']} the other way round; calibration error "
+            f"{percent(ece['before'])} to {percent(ece['after'])}; {what}one image, one thread: "
+            f"{ms['float']:.1f} ms to {ms[way]:.1f}. All of it is in export.json."
+        )

@@ -5,25 +5,21 @@ Nothing is touched that somebody may still be at work on.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
 from mlflow.entities import LoggedModelStatus
 from prefect import get_run_logger
 
+from tasks.support.exchange import RANDOM, children, remove_drafts
 from tasks.support.mlflow.runs import PROCESS, TrackingError, mlflow_client, tracking_uri
 from tasks.support.processes import has_ended
 from tasks.support.workspace import CHECKPOINTS, IMAGES, MANIFESTS
 
-_RANDOM = r"[a-z0-9_]{8}"  # what tempfile appends to a prefix
-_TEMPORARY = re.compile(rf"\..+\.{_RANDOM}")
+_TEMPORARY = re.compile(rf"\..+\.{RANDOM}")
 _STALE_SECONDS = 3600
 
 
@@ -48,49 +44,10 @@ def sweep(target: Path) -> None:
         logger.info("%d MLflow runs of killed processes are ended as KILLED", len(ended))
 
 
-@contextmanager
-def in_use(folder: Path) -> Iterator[bool]:
-    """Hold a folder that is being filled; ends with the process, however it ends.
-
-    Yields:
-        Whether it is held now: not if another process does, or the file system cannot.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except OSError:
-            held = False
-        yield held
-    finally:
-        os.close(handle)
-
-
-def remove_drafts(target: Path) -> list[Path]:
-    """Remove what `tasks.publish.replaced_folder` left beside a folder, unless it is still filled.
-
-    Where the folder itself is gone and what was to be replaced is there, that is put back.
-    """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.{_RANDOM}")
-    removed = []
-    for draft in _children(target.absolute().parent, pattern):
-        if not draft.is_dir() or draft.is_symlink():
-            continue
-        with in_use(draft) as held:
-            if not held:
-                continue
-            if not target.exists() and (draft / target.name).is_dir():
-                (draft / target.name).rename(target)
-            shutil.rmtree(draft, ignore_errors=True)
-            removed.append(draft)
-    return removed
-
-
 def remove_stale(folder: Path) -> list[Path]:
     """Remove temporary files and folders that nobody has written to for an hour."""
     removed = []
-    for path in _children(folder, _TEMPORARY):
+    for path in children(folder, _TEMPORARY):
         try:
             inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
             newest = max(file.lstat().st_mtime for file in (path, *inside))
@@ -150,10 +107,3 @@ def _nothing_recorded() -> bool:
         return False
     database = sqlalchemy.make_url(uri).database
     return database is not None and not Path(database).exists()
-
-
-def _children(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
-    except OSError:
-        return []

@@ -181,6 +181,18 @@ def test_columns_beside_the_classes_are_those_reserved(tmp_path: Path) -> None:
     assert not (tmp_path / "b.csv").exists()
 
 
+def test_fast_jpeg(model_folder: Path, tmp_path: Path) -> None:
+    size = Predictor(model_folder).size
+    noise = np.random.default_rng(0).integers(0, 256, (8 * size, 8 * size, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "big.jpg")
+    shares = [
+        next(csv.DictReader(StringIO(output("predict", "-m", model_folder, *more, tmp_path))))
+        for more in ((), ("--fast-jpeg",))
+    ]
+    assert shares[0]["file"] == shares[1]["file"]
+    assert shares[0]["probability"] != shares[1]["probability"]
+
+
 def test_prediction_sets_are_a_column(tmp_path: Path, images: Path) -> None:
     folder = graph_folder(tmp_path / "graph")
     reseal_graph(folder, prediction_sets={"miss": 0.1, "thresholds": [None, None, 0.0]})
@@ -466,7 +478,7 @@ def doctor(params: dict[str, Any]) -> tuple[int, dict[str, tuple[str, str]]]:
     """Exit status; finding -> (ok or problem, detail)."""
     Path("params.yaml").write_text(yaml.safe_dump(params))
     result = dynammo("doctor")
-    lines = re.findall(r"^ *(ok|problem)  (\w+): (.*)$", result.stdout, re.M)
+    lines = re.findall(r"^ *(ok|problem)  ([\w ]+): (.*)$", result.stdout, re.M)
     found = {name: (mark, detail) for mark, name, detail in lines}
     return result.exit_code, found
 
@@ -475,11 +487,12 @@ def test_the_doctor_finds_nothing(healthy: dict[str, Any]) -> None:
     status, found = doctor(healthy)
     assert {name: mark for name, (mark, _) in found.items() if mark != "ok"} == {}
     assert status == 0
+    assert re.search(r"has .*\bcpu\b.*; predict takes \w+$", found["ONNX Runtime"][1])
     assert found["data"][1] == "pictures: 4 images, 2 classes; tasks: 1"
     assert found["configuration"][1] == "params.yaml: pictures, test_resnet"
     assert list(found) == [
-        *("Python", "packages", "torch", "configuration", "weights", "data", "DVC"),
-        *("Prefect", "MLflow"),
+        *("Python", "packages", "torch", "ONNX Runtime", "configuration", "weights", "data"),
+        *("DVC", "Prefect", "MLflow"),
     ]
 
 

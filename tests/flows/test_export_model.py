@@ -52,8 +52,13 @@ def test_a_results_folder_is_exported_and_the_differences_are_told(
     [
         (["--format", "pkl"], "unknown format 'pkl'; known: safetensors, pt2, onnx"),
         (["--check", "nowhere"], "nowhere: no such file or folder"),
-        (["--int8"], "int8 needs labelled images: give --labelled, or a learner's folder"),
+        (
+            ["--int8"],
+            "a smaller model needs labelled images: give --labelled, or a learner's folder",
+        ),
         (["--int8", "--labelled", "nowhere"], "nowhere: no such file or folder"),
+        (["--prune", "1"], "--prune: expected a share between 0 and 1"),
+        (["--prune", "0.5", "--monai-bundle"], "a smaller model needs labelled images"),
         (["--int8", "--max-drop", "nan"], "--max-drop: expected a number from 0 to 100"),
     ],
 )

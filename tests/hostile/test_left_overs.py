@@ -16,10 +16,11 @@ from dynammo.config import load_config
 from dynammo.learner.folder import LearnerFolder
 from tasks.publish import replaced_folder
 from tasks.publish_version import _write_model
+from tasks.support.exchange import remove_drafts
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.mlflow.runs import PROCESS, open_runs, tracking_uri
 from tasks.support.processes import has_ended, this_process
-from tasks.support.sweep import end_orphans, remove_drafts, remove_stale
+from tasks.support.sweep import end_orphans, remove_stale
 
 CONFIG = load_config(None, {"data.name": "skin8"})
 ROOT = Path(__file__).parents[2]

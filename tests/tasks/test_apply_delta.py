@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from dynammo.deploy.signature import SIGNATURE, new_key, sign_model
 from dynammo.errors import CheckpointError, SignatureError
 from tasks import apply_delta as applying
 from tasks.apply_delta import previous_of, revert_model, update_model
+from tasks.support import exchange
 from tests.models import graph_folder, record
 
 
@@ -61,7 +63,7 @@ def test_there_and_back(
     exchanges: bool, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchanges:
-        monkeypatch.setattr(applying, "exchanged", lambda *_: False)
+        monkeypatch.setattr(exchange, "exchanged", lambda *_: False)
     model, file = made
     assert update_model(model, file)
     assert (number(model), number(previous_of(model))) == (2, 1)
@@ -87,7 +89,7 @@ def test_a_link_to_the_model_stays_one(made: tuple[Path, Path], tmp_path: Path) 
     assert number(link) == 2
 
 
-STEPS = ("apply_delta", "_check", "_link", "_to_disk", "_put", "exchanged")
+STEPS = ("apply_delta", "_check", "_link", "_to_disk", "_put", "swap")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -125,6 +127,80 @@ def test_ended_at_any_step(
     revert_model(model)
     assert number(model) == 1
     assert names(model) == {"model", "model.previous"}
+
+
+def killed_at(nth: int, when: str, work: Callable[[], object]) -> bool:
+    """Do some work in a process that ends at its nth rename, on a system that exchanges nothing;
+    whether it did.
+    """
+    child = os.fork()
+    if not child:
+        rename, count = os.replace, [0]
+
+        def ended(*names: Any) -> None:
+            count[0] += 1
+            if count[0] == nth and when == "before":
+                os._exit(9)
+            rename(*names)
+            if count[0] == nth:
+                os._exit(9)
+
+        exchange.exchanged = lambda *_: False
+        os.replace = ended  # type: ignore[assignment]
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+RENAMES = [(nth, when) for nth in range(1, 8) for when in ("before", "after")]
+
+
+@pytest.mark.parametrize(("nth", "when"), RENAMES)
+def test_killed_between_renames_an_update_loses_no_version(
+    nth: int, when: str, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, file = made
+    update_model(model, file)  # 2, and 1 before
+    third = delta_to(model, version(tmp_path / "third", 3))
+    ended = killed_at(nth, when, lambda: update_model(model, third))
+    assert ended == (nth <= 6)  # three for each of the two names
+    with applying._alone(model.resolve()):
+        pass
+    found = number(model), number(previous_of(model))
+    assert found in {(2, 1), (2, 2), (3, 2)}
+    update_model(model, third)
+    assert (number(model), number(previous_of(model))) == (3, 2)
+    revert_model(model)
+    assert number(model) == 2
+    assert names(model) == {"model", "model.previous"}
+
+
+@pytest.mark.parametrize(("nth", "when"), RENAMES[:8])
+def test_killed_between_renames_a_revert_loses_no_version(
+    nth: int, when: str, made: tuple[Path, Path]
+) -> None:
+    model, file = made
+    update_model(model, file)
+    ended = killed_at(nth, when, lambda: revert_model(model))
+    assert ended == (nth <= 3)
+    with applying._alone(model.resolve()):
+        pass
+    assert {number(model), number(previous_of(model))} == {1, 2}
+    if number(model) == 2:
+        revert_model(model)
+    revert_model(model)
+    assert (number(model), number(previous_of(model))) == (2, 1)
+    assert names(model) == {"model", "model.previous"}
+
+
+def test_a_swap_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "exchanged", lambda *_: False)
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "file").touch()
+    with pytest.raises(FileNotFoundError):
+        exchange.swap(tmp_path / "missing", target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]
 
 
 def test_the_signature_is_asked_for(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From whatever holds a picture to the pixels that the network sees.
 
-Training and serving both call `load_image`, so both see the same pixels.
+Training and serving both decode and resize here, so both see the same pixels, unless who asks for
+answers chose faster decoding of JPEG.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ DECODER_VERSION = f"1-pillow-{PIL.__version__}-pydicom-{_DICOM}"
 
 # Only these are opened: others are no pictures to learn from, and some (EPS) run programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+_DRAFT = 3  # times the network's size that a JPEG is at least decoded to, where it is scaled
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags
 
 
@@ -61,7 +63,7 @@ def is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def decode(source: Source, name: str | None = None) -> Pixels:
+def decode(source: Source, name: str | None = None, enough: int | None = None) -> Pixels:
     """Any picture as RGB.
 
     - The EXIF orientation is applied; colour profiles are ignored.
@@ -78,6 +80,8 @@ def decode(source: Source, name: str | None = None) -> Pixels:
             (H, W, 3) or (H, W, 4): uint8, uint16 (v -> v // 257) or floats in [0, 1]
             (v -> round(255 v)).
         name: what to call it in an error; default: the path.
+        enough: pixels a side. A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, the least that
+            is no smaller: a part of the work (scaled inverse DCT, libjpeg's scale_num).
 
     Returns:
         (H, W, 3) uint8.
@@ -103,7 +107,7 @@ def decode(source: Source, name: str | None = None) -> Pixels:
 
             return _from_array(decode_dicom(content))
         with Image.open(BytesIO(content), formats=_FORMATS) as image:
-            return _from_pil(image)
+            return _from_pil(image, enough)
     except UnidentifiedImageError:
         problem = f"not a readable {', '.join(_FORMATS)} or DICOM file"
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
@@ -117,9 +121,13 @@ def resize(image: Pixels, size: int) -> Pixels:
     return np.array(scaled)
 
 
-def load_image(source: Source, size: int) -> Pixels:
-    """`decode`, then `resize`: (size, size, 3) uint8. Raises `DataError` as `decode` does."""
-    return resize(decode(source), size)
+def load_image(source: Source, size: int, fast_jpeg: bool = False) -> Pixels:
+    """`decode`, then `resize`: (size, size, 3) uint8. Raises `DataError` as `decode` does.
+
+    With `fast_jpeg`, a JPEG of at least six times the size is decoded to no less than three times
+    it. Pixels then differ, and some answers with them (how many: benchmarks/decoding.py).
+    """
+    return resize(decode(source, enough=_DRAFT * size if fast_jpeg else None), size)
 
 
 def _from_array(array: NDArray[Any]) -> Pixels:
@@ -142,13 +150,15 @@ def _from_array(array: NDArray[Any]) -> Pixels:
     return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 
-def _from_pil(image: Image.Image) -> Pixels:
+def _from_pil(image: Image.Image, enough: int | None = None) -> Pixels:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise ValueError(f"it has {frames} frames; expected a single picture")
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
         raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
+    if enough is not None:
+        image.draft(None, (enough, enough))  # a JPEG; others have nothing to do here
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode

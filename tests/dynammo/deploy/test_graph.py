@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Pixels, load_image
 from dynammo.deploy import answers as answering
+from dynammo.deploy import graph as graphs
 from dynammo.deploy.answers import Answer, BatchSize
 from dynammo.deploy.graph import GraphPredictor, copy_graph, load_predictor, softmax
 from dynammo.deploy.predictor import Predictor
@@ -242,3 +244,48 @@ def test_a_graph_says_when_the_session_cannot_be_made(folder: Path) -> None:
     record(folder)
     with pytest.raises(CheckpointError, match="Castle"):
         load_predictor(folder)
+
+
+def test_big_jpegs_are_decoded_fast_where_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    predictor, sizes = load_predictor(folder), []
+    generator = np.random.default_rng(0)
+    file = tmp_path / "big.jpg"
+    side = 8 * predictor.size
+    Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8)).save(file)
+    (usual,) = predictor.decoded([file])
+    predictor.fast_jpeg = True
+    (fast,) = predictor.decoded([file])
+    for wanted, own in ((False, usual), (True, fast)):
+        np.testing.assert_array_equal(own, load_image(file, predictor.size, fast_jpeg=wanted))
+        sizes.append(own.shape)
+    assert sizes == [(predictor.size, predictor.size, 3)] * 2
+    assert not np.array_equal(usual, fast)
+    answers = [*predictor.predict([file]), *predictor.stream([file])]
+    assert answers[0] == answers[1]
+
+
+def test_the_first_provider_that_works_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert GraphPredictor(folder).provider == "cpu"
+    with pytest.raises(ConfigError, match="provider cuda: this ONNX Runtime has no CUDAExec"):
+        load_predictor(folder, provider="cuda")
+    with pytest.raises(ConfigError, match="unknown provider 'gpu'; known: cuda, coreml"):
+        load_predictor(folder, provider="gpu")
+    with pytest.raises(ConfigError, match="and torch would answer"):
+        load_predictor(folder, "torch", provider="cpu")
+    # The processor under another name stands for what this machine does not have.
+    cpu = graphs.PROVIDERS["cpu"]
+    named = {"cuda": "NotHere", "openvino": cpu, "cpu": cpu, "tensorrt": cpu}
+    monkeypatch.setattr(graphs, "PROVIDERS", named)
+    assert graphs.providers() == ["openvino", "cpu"]  # TensorRT only where it is asked for
+    other = graphs.open_session
+    monkeypatch.setattr(graphs, "open_session", lambda g, t=None, name="cpu": other(g, t))
+    assert [GraphPredictor(folder, provider=own).provider for own in (None, "tensorrt")] == [
+        *("openvino", "tensorrt")
+    ]
+    monkeypatch.setattr(graphs, "_TOLERANCE", -1.0)
+    assert GraphPredictor(folder).provider == "cpu"
+    assert "openvino is not used: its probabilities differ from the processor's" in caplog.text
+    with pytest.raises(ConfigError, match="provider openvino: its probabilities differ"):
+        GraphPredictor(folder, provider="openvino")

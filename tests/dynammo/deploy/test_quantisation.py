@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from dynammo.config import AdapterConfig, BackboneConfig
-from dynammo.deploy import quantisation
 from dynammo.deploy.export import Smaller, export_model
 from dynammo.deploy.graph import load_predictor, read_graph
 from dynammo.deploy.predictor import Predictor, save_model
-from dynammo.deploy.trial import Labelled, Trial, accept, compared, load_trial
+from dynammo.deploy.trial import Labelled, Trial, accept, compared, load_trial, temperature_of
 from dynammo.errors import ConfigError, DataError, ExportError
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.network import build_network
@@ -118,11 +117,16 @@ def test_what_costs_too_much_is_refused_and_leaves_nothing(
 def test_int8_is_for_the_graph(model: Path, trial: Trial, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="int8 is for the format onnx"):
         export_model(model, tmp_path / "out", ["safetensors"], int8=Smaller(trial, 0.01))
+    with pytest.raises(ConfigError, match="prune is for the format onnx"):
+        export_model(model, tmp_path / "out", ["safetensors"], pruned=Smaller(trial, 0.01))
+    with pytest.raises(ExportError, match="no blocks that widen and narrow"):  # SiLU, and gates
+        export_model(model, tmp_path / "out", ["onnx"], pruned=Smaller(trial, 0.01))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_temperature_brings_probabilities_back() -> None:
     wanted = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    assert quantisation._temperature(wanted, 2 * wanted) == pytest.approx(2, rel=1e-3)
+    assert temperature_of(wanted, 2 * wanted) == pytest.approx(2, rel=1e-3)
 
 
 def test_flips_are_listed_and_the_limit_holds() -> None:

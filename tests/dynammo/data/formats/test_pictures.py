@@ -300,3 +300,39 @@ def test_resize_is_antialiased() -> None:
 def test_load_image_decodes_and_resizes() -> None:
     content = encoded(noise(24))
     np.testing.assert_array_equal(load_image(content, 10), resize(decode(content), 10))
+
+
+def photograph(side: int, **more: Any) -> bytes:
+    """A JPEG of smooth colours with a little noise."""
+    across = np.tile(np.linspace(0, 200, side), (side, 1))
+    smooth = np.stack([across, across.T, 255 - across], 2)
+    noisy = smooth + np.random.default_rng(0).normal(0, 8, smooth.shape)
+    pixels = np.clip(noisy, 0, 255).astype(np.uint8)
+    return encoded(Image.fromarray(pixels), "JPEG", quality=90, **more)
+
+
+def test_fast_jpeg_decodes_to_what_is_enough() -> None:
+    content = photograph(400)
+    assert [decode(content, enough=n).shape[0] for n in (201, 200, 101, 100, 50, 1)] == [
+        *(400, 200, 200, 100, 50, 50)
+    ]
+    assert decode(content).shape == (400, 400, 3)
+    # 3 x 64 = 192 <= 200: half the size; measured: 2 of 255 at most
+    usual, fast = (load_image(content, 64, fast_jpeg=own).astype(int) for own in (False, True))
+    assert 0 < np.abs(usual - fast).max() <= 4
+    # What is not much larger than wanted, and what is no JPEG, is as it was.
+    for own, size in ((content, 80), (encoded(Image.fromarray(decode(content))), 16)):
+        np.testing.assert_array_equal(load_image(own, size, fast_jpeg=True), load_image(own, size))
+
+
+def test_fast_jpeg_turns_and_refuses_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    turned = photograph(400, exif=exif)
+    upright = load_image(turned, 32).astype(int)
+    assert np.abs(load_image(turned, 32, fast_jpeg=True) - upright).max() <= 4
+    with pytest.raises(DataError, match="truncated"):
+        load_image(turned[:2000], 32, fast_jpeg=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    with pytest.raises(DataError, match="exceed"):
+        load_image(turned, 32, fast_jpeg=True)
