@@ -34,13 +34,15 @@ def promote(
             and without that none.
 
     Raises:
-        LearnerError: the version did not pass the gate, and there is no reason.
+        LearnerError: the version did not pass the gate, and there is no reason; nor was it champion
+            before, to go back to.
         SignatureError: it is not signed by the key.
     """
     folder = find_learner(learner)
     check_signed(folder, public_key, [version])
     gate = read_version(folder, version)["gate"]
-    if not (back or gate["passed"] or (reason and reason.strip())):
+    before = back and version in (own["version"] for own in folder.pointer()["champions"])
+    if not (before or gate["passed"] or (reason and reason.strip())):
         failed = "; ".join(check["detail"] for check in gate["checks"] if not check["passed"])
         raise LearnerError(
             f"version {version} did not pass the gate and needs a reason to be champion: {failed}"

@@ -158,7 +158,10 @@ def rollback(
     version: Annotated[int, typer.Argument(help="As history shows it.")],
     public_key: PublicKey = None,
 ) -> None:
-    """Go back to a version: it is champion, and learning goes on from it. Nothing is lost."""
+    """Go back to a version: it is champion, and learning goes on from it. Nothing is lost.
+
+    It passed the gate, or was champion before (`promote --reason`).
+    """
     with readable_errors():
         folder = find(learner)
         folder.version(version)

@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from dynammo.checkpoint import Ref, to_json
 from dynammo.errors import ConfigError
-from dynammo.evaluation.plan import STATED, Plan, read_plan
+from dynammo.evaluation.plan import STATED, Modification, Plan, read_plan
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from tasks.support.stage import known_classes
 from tasks.support.version import Tested, Version, config_of, read_version
@@ -67,7 +68,7 @@ device: {folder.name}
 intended_use: TO BE FILLED IN
 authorised: {classes}
 named: []  # - {{name: NEW, images: 50, test_images: 20, patients: 20}}
-modifications: [retrain_same_classes]
+modifications: [retrain_same_classes]  # {", ".join(get_args(Modification))}
 locked_test: {hash_of_tests(version["tests"])}
 limits:
   confidence: 0.95

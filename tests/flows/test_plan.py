@@ -79,6 +79,10 @@ def test_updates_are_judged_by_the_plan(here: Path, arrive: Callable[..., Path])
     assert folder.current()["judgement"]["outcome"] == "outside"
     assert "the plan" in dynammo("history", "shapes")  # outside it; a narrow table breaks lines
 
+    # What was never champion is none by going back to it either.
+    assert "needs a reason" in dynammo("rollback", "shapes", "2", status=1)
+    assert folder.pointer()["champion"] == 1
+
     # Under a plan that asks for no more than came, the same batch passes.
     dynammo("rollback", "shapes", "1")
     values["named"] = [{"name": name, "images": 8, "patients": 12} for name in TASKS[1]]
