@@ -55,13 +55,14 @@ from dynammo.deploy.trial import (
     logits_on,
     runner,
 )
+from dynammo.errors import ExportError
 from dynammo.heads.linear import new_head
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.network import build_network
 
 BATCH = 32
 SMALLER = {"int8": 0.005, "pruned": 0.01, "both": 0.01}  # and what each may cost
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+SHARES = (0.8, 0.7, 0.6, 0.5)
 FILES = {"onnx": "model.onnx", "torch": "model.safetensors"}
 Row = dict[str, float]
 Ways = dict[str, tuple[Path, str]]  # by name: folder and engine
@@ -81,6 +82,9 @@ def main() -> None:
         default=[],
         metavar="NAME=MODEL=DATA",
         help="a model folder, and labelled images for --int8 and --prune; may be repeated",
+    )
+    parser.add_argument(
+        "--shares", action="store_true", help="what pruning costs, and nothing else"
     )
     parser.add_argument("--share", type=float, default=0.6, help="that --prune leaves")
     parser.add_argument("--json", type=Path, help="file for all numbers")
@@ -130,17 +134,23 @@ def measured(
     else:
         trial, limits = load_trial(data, known.classes, known.size), SMALLER
     cost: dict[str, Any] = {}
+    if arguments.shares and data is not None:
+        return {"size": known.size, "shares": curve(read_graph(model).graph, trial, known.classes)}
     ways = {engine: (model, engine) for engine in ENGINES}
     for way, limit in limits.items():
         made = folder / way
         smaller = Smaller(trial, limit, arguments.share)
-        report = export_model(
-            model,
-            made,
-            ["onnx"],
-            int8=smaller if way != "pruned" else None,
-            pruned=smaller if way != "int8" else None,
-        )
+        try:
+            report = export_model(
+                model,
+                made,
+                ["onnx"],
+                int8=smaller if way != "pruned" else None,
+                pruned=smaller if way != "int8" else None,
+            )
+        except ExportError as error:
+            cost[way] = {"refused": str(error)}
+            continue
         cost[way] = report[way]
         cost[way]["negative_flips"] = len(cost[way]["negative_flips"])
         ways[way] = made, "onnx"
@@ -270,7 +280,7 @@ def warm(ways: Ways, files: list[Path], threads: int, repeats: int) -> dict[str,
     }
     if find_spec("openvino"):
         predictors |= {
-            f"OpenVINO {way}": OpenVino(ways[way][0], threads) for way in ("onnx", *SMALLER)
+            f"OpenVINO {way}": OpenVino(ways[way][0], threads) for way in ways if way != "torch"
         }
     size = next(iter(predictors.values())).size
     batch = np.concatenate([sample_pixels(size)] * 2)[:BATCH]

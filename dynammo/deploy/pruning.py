@@ -42,7 +42,7 @@ from dynammo.extras import needs
 with needs("export", "onnx"):
     import onnx
 
-_FITTED_ON, _TRIED_ON = 256, 128  # images at most
+_FITTED_ON, _TRIED_ON = 512, 128  # images at most
 _LEFT = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)  # of a block's channels
 _STEP = 16  # channels that processors compute at once
 _RIDGE = 0.01  # of the mean square of a channel: the kernel stays near what it was
