@@ -1,4 +1,4 @@
-"""Hooks of mkdocs.yml: files outside docs/ that the pages link to, and the reference of the commands.
+"""Hooks of mkdocs.yml: files outside docs/ that the pages link to, and references made from the code.
 
 Pages link to other files of the repository by relative paths, which work in an editor and on a code host.
 In the site each such file is a page below `repository/`, or is copied there if it is data.
@@ -10,16 +10,16 @@ import posixpath
 import re
 from pathlib import Path
 
-import typer
+import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from typer.cli import get_docs_for_click
 
 ROOT = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)\s#]+")
 _OUTSIDE = "repository/"
 _CODE = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".toml": "toml"}
-_COMMANDS = "<!-- commands -->"
 
 
 def _target(page: str, link: str) -> str:
@@ -63,17 +63,33 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         uri = _uri(_target(here, match[0]))
         return posixpath.relpath(uri, posixpath.dirname(here)) if uri in files.src_uris else match[0]
 
-    if Path(here).suffix == ".md" and not here.endswith(tuple(f"{end}.md" for end in _CODE)):
+    if not here.endswith(tuple(f"{ending}.md" for ending in _CODE)):
         markdown = _LINK.sub(moved, markdown)
-    return markdown.replace(_COMMANDS, _commands()) if _COMMANDS in markdown else markdown
+    for marker, made in {"<!-- commands -->": _commands, "<!-- methods -->": _methods}.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, made())
+    return markdown
 
 
 def _commands() -> str:
     """The help of every command, as Markdown."""
-    from typer.cli import get_docs_for_click
-
     from flows.cli import app
 
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="dynammo")
     return get_docs_for_click(obj=command, ctx=context, name="dynammo", indent=1)
+
+
+def _methods() -> str:
+    """A table of all methods and their own options."""
+    from dynammo.methods import METHODS
+    from dynammo.methods.base import Method, own_options
+
+    lines = ["| name | what | source | memory | options (default) |", "|---|---|---|---|---|"]
+    for name in METHODS:
+        method = METHODS[name]
+        own = own_options(method) if issubclass(method, Method) else {}
+        options = ", ".join(f"`{option}` ({value})" for option, value in own.items())
+        about = method.about
+        lines.append(f"| `{name}` | {about.meaning} | {about.source} | {about.memory} | {options} |")
+    return "\n".join(lines)
