@@ -1,7 +1,7 @@
-"""Hooks of mkdocs.yml: files outside docs/ that the pages link to, and references made from the code.
+"""Hooks of mkdocs.yml: files outside docs/ that pages link to, and references made from the code.
 
-Pages link to other files of the repository by relative paths, which work in an editor and on a code host.
-In the site each such file is a page below `repository/`, or is copied there if it is data.
+Pages link to other files of the repository by relative paths, which work in an editor and on a
+code host. In the site each such file is a page below `repository/`, or is copied there as data.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def moved(match: re.Match[str]) -> str:
         uri = _uri(_target(here, match[0]))
-        return posixpath.relpath(uri, posixpath.dirname(here)) if uri in files.src_uris else match[0]
+        return (
+            posixpath.relpath(uri, posixpath.dirname(here)) if uri in files.src_uris else match[0]
+        )
 
     if not here.endswith(tuple(f"{ending}.md" for ending in _CODE)):
         markdown = _LINK.sub(moved, markdown)
@@ -91,5 +93,7 @@ def _methods() -> str:
         own = own_options(method) if issubclass(method, Method) else {}
         options = ", ".join(f"`{option}` ({value})" for option, value in own.items())
         about = method.about
-        lines.append(f"| `{name}` | {about.meaning} | {about.source} | {about.memory} | {options} |")
+        lines.append(
+            f"| `{name}` | {about.meaning} | {about.source} | {about.memory} | {options} |"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The documents as a site: every link and anchor leads somewhere, and nothing is loaded from elsewhere."""
+"""The documents as a site: links and anchors lead somewhere, nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 

@@ -481,8 +481,8 @@ class Config(Section):
 
     preset: Literal["best", "no_images", "paper"] = Field(
         "best",
-        description="decides settings that are not given (docs/explanation/presets.md). best: linear adapters, "
-        "folded into the deployed model where the backbone allows it, and the discriminant head; "
+        description="decides settings that are not given (docs/explanation/presets.md). "
+        "best: linear adapters, folded into the deployed model where the backbone allows it, and the discriminant head; "
         "no_images: the same without keeping any image, and an adapter for the first task only; "
         "paper: as published",
     )
@@ -501,8 +501,8 @@ class Config(Section):
     methods: list[Annotated[str, _Known(METHODS)]] = Field(
         ["merged", "unmerged", "frozen"],
         min_length=1,
-        description="what is learnt and measured (docs/reference/methods.md); without merged nothing is "
-        "registered",
+        description="what is learnt and measured (docs/reference/methods.md); without merged "
+        "nothing is registered",
     )
     method_options: dict[Annotated[str, _Known(METHODS)], dict[str, Any]] = Field(
         default_factory=dict,

@@ -1,4 +1,4 @@
-"""The configuration in words: as YAML with comments, and as the table in docs/reference/configuration.md.
+"""The configuration in words: as YAML with comments, and as docs/reference/configuration.md.
 
 Both are made from the fields of `dynammo.config.Config`, so they say what is checked.
 """
@@ -20,7 +20,7 @@ _WIDTH = 96
 _INTRODUCTION = """\
 # Configuration
 
-<!-- Made by `dynammo config --markdown > docs/reference/configuration.md`; a test compares. Do not edit. -->
+<!-- Made by `dynammo config --markdown > docs/reference/configuration.md`; a test compares. -->
 
 One YAML file, `params.yaml`, holds an experiment. What it leaves out takes the default given here.
 A wrong file is refused before anything is computed, with all of its errors at once.

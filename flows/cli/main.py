@@ -99,7 +99,9 @@ def config(
     set_: Set = None,
     markdown: Annotated[
         bool,
-        typer.Option("--markdown", help="The reference of all settings, docs/reference/configuration.md."),
+        typer.Option(
+            "--markdown", help="The reference of all settings, docs/reference/configuration.md."
+        ),
     ] = False,
 ) -> None:
     """Print the configuration that `run` would use, every setting with its meaning."""
@@ -291,7 +293,8 @@ def benchmark(
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER",
-            help="A column of another program's scores, FOLDER/DATA/SEED.csv (benchmarks/measurements/methods.md).",
+            help="A column of another program's scores, FOLDER/DATA/SEED.csv "
+            "(benchmarks/measurements/methods.md).",
         ),
     ] = None,
     runner: Annotated[
