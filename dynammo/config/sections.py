@@ -482,7 +482,8 @@ class Config(Section):
     preset: Literal["best", "no_images", "paper"] = Field(
         "best",
         description="decides settings that are not given (docs/explanation/presets.md). "
-        "best: linear adapters, folded into the deployed model where the backbone allows it, and the discriminant head; "
+        "best: linear adapters, folded into the deployed model where the backbone allows it, "
+        "and the discriminant head; "
         "no_images: the same without keeping any image, and an adapter for the first task only; "
         "paper: as published",
     )
