@@ -6,7 +6,7 @@ SECRETS := --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntr
 	--exclude-files '^tests/' --exclude-lines '://user:password@'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format data repro up down ui lock sbom clean
+.PHONY: help setup demo test lint format data repro up down ui docs lock sbom clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ down: ## stop what `make up` started
 ui: setup ## show the MLflow runs of this folder in a browser, until Ctrl-C
 	@$(BIN)/python scripts/servers.py ui
 
+docs: setup ## write the documents as a site into site/; a broken link or anchor is an error
+	$(BIN)/mkdocs build --strict --quiet
+
 lock: setup ## resolve pyproject.toml into requirements.lock again (ARGS=--upgrade for newer versions)
 	bash scripts/lock.sh $(ARGS)
 
@@ -55,5 +58,5 @@ sbom: setup ## write sbom.json: what requirements.lock installs, in CycloneDX's 
 		--output-format JSON --output-file sbom.json
 
 clean: ## delete caches and build products; keeps .venv, data and results
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find dynammo tasks flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

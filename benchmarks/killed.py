@@ -1,4 +1,6 @@
-"""kill -9 at chosen and at random points, and what is left: the figures of docs/reliability.md.
+"""kill -9 at chosen and at random points, and what is left.
+
+The figures of benchmarks/measurements/reliability.md.
 
 A command is ended by SIGKILL in a process of its own and then given again, at whatever point it
 was, in a folder like the one before. It must end as one that nobody killed: the same files, the

@@ -1,4 +1,4 @@
-"""What a learner is measured to do: the numbers of docs/learner.md.
+"""What a learner is measured to do: the numbers of benchmarks/measurements/learner.md.
 
 story   batches of classes, learnt by `dynammo learn` and deleted, beside a run over all of them:
         recall after each, seconds and memory of each command (cold start included), size

@@ -1,4 +1,6 @@
-"""What `dynammo monitor` raises alarms on, and what it is silent on: table of docs/monitoring.md.
+"""What `dynammo monitor` raises alarms on, and what it is silent on.
+
+The table of benchmarks/measurements/monitoring.md.
 
 A learner learns all classes but those held back from three tenths of the images; three tenths are
 its test images, which the monitor compares with; batches for it are drawn from the rest: twenty

@@ -1,4 +1,6 @@
-"""Which score tells "none of the classes I know": tables of docs/change-control.md.
+"""Which score tells "none of the classes I know".
+
+The tables of benchmarks/measurements/change-control.md.
 
 Each class in turn is left out; of the others class statistics, nothing else, are measured on frozen
 features. A threshold is set on images for itself; false alarms and AUROC (known against left-out)

@@ -129,7 +129,7 @@ def measure(
 def report(
     outcomes: list[Outcome], unexpected: Counter[str], sizes: list[float], seconds: float
 ) -> None:
-    """What docs/reliability.md states."""
+    """What benchmarks/measurements/reliability.md states."""
     times = sorted(1000 * spent for evil, status, spent in outcomes if not evil and status == 200)
     refused = Counter(status for evil, status, _ in outcomes if evil)
     p50, p99 = np.percentile(times, [50, 99])

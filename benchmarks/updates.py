@@ -1,7 +1,7 @@
 """Three updates of a learner under a plan: one that passes, one that fails by a class, one outside.
 
-The table of docs/change-control.md. Small and quick: 64 pixels and two epochs, to show how a plan
-judges, not how good a method is.
+The table of benchmarks/measurements/change-control.md. Small and quick: 64 pixels
+and two epochs, to show how a plan judges, not how good a method is.
 
     python benchmarks/updates.py data/skin8 WORK    # the data set's folder, with manifest.csv
 

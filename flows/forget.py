@@ -31,7 +31,7 @@ def forget(
     public_key: str | None = None,
 ) -> dict[str, Any]:
     """Take batches or classes out of a learner: the next version is as if it had never learnt them,
-    as far as the mathematics allow (docs/learner.md).
+    as far as the mathematics allow (docs/how-to/learner.md).
 
     Args:
         learner: its name.

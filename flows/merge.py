@@ -30,7 +30,7 @@ def merge(
     Args:
         learner: its name.
         batches: numbers of those whose adapters are merged; default: all.
-        rule: of merging (docs/merge-rules.md); default: the learner's.
+        rule: of merging (docs/reference/merging.md); default: the learner's.
         public_key: as of `flows.learn.learn`.
 
     Returns:

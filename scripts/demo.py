@@ -43,7 +43,7 @@ def main() -> int:
     forget("demo", "2", None, None)
     say("What there is:")
     history("demo")
-    print(f"\nThe learner is in {HERE}/learners/demo; docs/learner.md says what else it can do.")
+    print(f"\nThe learner is in {HERE}/learners/demo; docs/how-to/learner.md says what it can do.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, run as they stand there."""
+"""The examples of docs/how-to/extending.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from dynammo.network.features import extract_features
 from tests.dynammo.methods.tiny import FIRST, SECOND, configured, learn, memory, weights
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "how-to" / "extending.md").read_text(encoding="utf-8")
 
 
-def example(file: str, folder: Path) -> ModuleType:
-    """Write the example's file and import it."""
-    (code,) = re.findall(rf"^`{re.escape(file)}`:\n\n```python\n(.*?)^```", TEXT, re.M | re.S)
-    path = folder / Path(file).name
-    path.write_text(code, encoding="utf-8")
+def example(file: str) -> ModuleType:
+    """Import an example, which the document must name."""
+    name = Path(file).name
+    assert f"`{file}`: [the whole file](../../examples/parts/{name})" in TEXT
+    path = ROOT / "examples" / "parts" / name
     spec = spec_from_file_location(f"example_{path.stem}", path)
     assert spec and spec.loader
     module = module_from_spec(spec)
@@ -49,8 +49,8 @@ def example(file: str, folder: Path) -> ModuleType:
     return module
 
 
-def test_the_adapter(tmp_path: Path) -> None:
-    make = example("dynammo/adapters/scale.py", tmp_path).ScaleAdapter
+def test_the_adapter() -> None:
+    make = example("dynammo/adapters/scale.py").ScaleAdapter
     x = torch.randn(2, 5, 4, 3)
     assert torch.equal(AdaptedStage(make(5), torch.nn.Identity())(x), x)
     assert torch.allclose(make(5, initial=0.5)(x), 0.5 * x)
@@ -58,8 +58,8 @@ def test_the_adapter(tmp_path: Path) -> None:
     assert make.min_size == 1
 
 
-def test_the_merge_rule(tmp_path: Path) -> None:
-    median = example("dynammo/merging/median.py", tmp_path).median
+def test_the_merge_rule() -> None:
+    median = example("dynammo/merging/median.py").median
     states = [{"w": torch.tensor([v, -v]), "n": torch.tensor(int(v))} for v in (1.0, 9.0, 2.0)]
     assert [v.tolist() for v in median(iter(states)).values()] == [[2.0, -2.0], 2]
     assert median(states[:2])["w"].tolist() == [1.0, -9.0]
@@ -70,8 +70,8 @@ def test_the_merge_rule(tmp_path: Path) -> None:
         median([{"w": torch.zeros(1)}, {"w": torch.zeros(2)}])
 
 
-def test_the_head_rule(tmp_path: Path) -> None:
-    rule = example("dynammo/heads/nearest_mean.py", tmp_path).NearestMean()
+def test_the_head_rule() -> None:
+    rule = example("dynammo/heads/nearest_mean.py").NearestMean()
     assert rule.evidence == "statistics"
     features = torch.rand(1, 8, 3, generator=torch.Generator().manual_seed(0))
     known = measure_classes(power_normalise(features, 0.5), torch.arange(8) % 2, 2)
@@ -84,7 +84,7 @@ def test_the_head_rule(tmp_path: Path) -> None:
 
 
 def test_the_data_source(tmp_path: Path) -> None:
-    load = example("dynammo/data/prefixed.py", tmp_path).load
+    load = example("dynammo/data/prefixed.py").load
     images = tmp_path / "images"
     images.mkdir()
     for number, name in enumerate(
@@ -102,8 +102,8 @@ def test_the_data_source(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 3
 
 
-def test_the_method(tmp_path: Path) -> None:
-    make = example("dynammo/methods/neighbours.py", tmp_path).Neighbours
+def test_the_method() -> None:
+    make = example("dynammo/methods/neighbours.py").Neighbours
     config = configured()
     method = make(config, weights(config), count=2)
     learn(method, 1)
@@ -125,7 +125,8 @@ def test_the_method(tmp_path: Path) -> None:
 
 
 def test_every_method_and_option_is_in_the_table_of_methods() -> None:
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks" / "measurements" / "methods.md").read_text(encoding="utf-8")
+    text = text[text.index("## The table") : text.index("## What all have in common")]
     rows = dict(re.findall(r"^\| `(\w+)` (\|.*)$", text, re.M))
     assert list(rows) == list(METHODS)
     for name, row in rows.items():
@@ -153,5 +154,6 @@ def test_the_lines_in_the_tables() -> None:
         module, _, attribute = target.partition(":")
         file = f"{module.replace('.', '/')}.py"
         assert module.startswith(f"dynammo.{package}.") and f"`{file}`:" in TEXT
-        assert re.search(rf"^(class|def) {attribute}[(:]", TEXT, re.M)
+        code = (ROOT / "examples" / "parts" / Path(file).name).read_text(encoding="utf-8")
+        assert re.search(rf"^(class|def) {attribute}[(:]", code, re.M)
         assert name not in tables[package], "an example must not take a name that is in use"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-FILES = re.findall(r"^`(dynammo/[\w/]+\.py)`:\n\n```python\n(.*?)^```", TEXT, re.M | re.S)
+TEXT = (ROOT / "docs" / "how-to" / "extending.md").read_text(encoding="utf-8")
+NAMES = re.findall(r"^`(dynammo/[\w/]+\.py)`: \[the whole file\]", TEXT, re.M)
+FILES = [(name, (ROOT / "examples/parts" / Path(name).name).read_text("utf-8")) for name in NAMES]
 LINES = re.findall(
     r"^The line in `(dynammo/\w+/__init__\.py)`:\n\n```python\n(.*?\n)```", TEXT, re.M | re.S
 )
@@ -34,7 +35,7 @@ TESTS = [
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository with all examples of docs/extending.md added as that document says."""
+    """The repository with all examples of docs/how-to/extending.md added as that document says."""
     copy = tmp_path_factory.mktemp("extended")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -21,8 +21,9 @@ from prefect import Flow
 import dynammo
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS += [ROOT / "mlflow" / "README.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS += sorted((ROOT / "benchmarks").rglob("*.md"))
 
 
 def read(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Presets: values of settings that are not given (docs/presets.md)."""
+"""Presets: values of settings that are not given (docs/explanation/presets.md)."""
 
 from __future__ import annotations
 

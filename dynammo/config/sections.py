@@ -203,7 +203,7 @@ class AdapterConfig(Section):
 
     name: Annotated[str, _Known(ADAPTERS)] = Field(
         "conv",
-        description="conv is the paper's adapter; docs/extending.md has a table of all",
+        description="conv is the paper's adapter; docs/how-to/extending.md has a table of all",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the adapter"
@@ -343,7 +343,7 @@ class MemoryConfig(Section):
 
 
 class RetentionConfig(Section):
-    """What a learner keeps of the images it has seen, and for how long (docs/learner.md).
+    """What a learner keeps of the images it has seen, and for how long (docs/how-to/learner.md).
 
     Carried out when a batch has been learnt: what is not named here is gone then.
     """
@@ -362,7 +362,7 @@ class RetentionConfig(Section):
     subgroups: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
         description="columns of a batch's CSV (site, sex, age band) that are kept of test images, "
-        "to compare subgroups by (docs/change-control.md)",
+        "to compare subgroups by (docs/how-to/change-control.md)",
     )
     max_mb: float | None = Field(
         None, gt=0, description="of kept images and features in all; the oldest go first"
@@ -376,7 +376,7 @@ class MergeConfig(Section):
     """How n adapters become one."""
 
     rule: Annotated[str, _Known(MERGE_RULES)] = Field(
-        "average", description="average is the paper's rule; docs/merging.md has them all"
+        "average", description="average is the paper's rule; docs/reference/merging.md has them all"
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the rule"
@@ -481,8 +481,9 @@ class Config(Section):
 
     preset: Literal["best", "no_images", "paper"] = Field(
         "best",
-        description="decides settings that are not given (docs/presets.md). best: linear adapters, "
-        "folded into the deployed model where the backbone allows it, and the discriminant head; "
+        description="decides settings that are not given (docs/explanation/presets.md). "
+        "best: linear adapters, folded into the deployed model where the backbone allows it, "
+        "and the discriminant head; "
         "no_images: the same without keeping any image, and an adapter for the first task only; "
         "paper: as published",
     )
@@ -501,8 +502,8 @@ class Config(Section):
     methods: list[Annotated[str, _Known(METHODS)]] = Field(
         ["merged", "unmerged", "frozen"],
         min_length=1,
-        description="what is learnt and measured (docs/methods.md); without merged nothing is "
-        "registered",
+        description="what is learnt and measured (docs/reference/methods.md); without merged "
+        "nothing is registered",
     )
     method_options: dict[Annotated[str, _Known(METHODS)], dict[str, Any]] = Field(
         default_factory=dict,

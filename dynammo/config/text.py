@@ -1,4 +1,4 @@
-"""The configuration in words: as YAML with comments, and as the table in docs/configuration.md.
+"""The configuration in words: as YAML with comments, and as docs/reference/configuration.md.
 
 Both are made from the fields of `dynammo.config.Config`, so they say what is checked.
 """
@@ -20,7 +20,7 @@ _WIDTH = 96
 _INTRODUCTION = """\
 # Configuration
 
-<!-- Made by `dynammo config --markdown > docs/configuration.md`; a test compares. Do not edit. -->
+<!-- Made by `dynammo config --markdown > docs/reference/configuration.md`; a test compares. -->
 
 One YAML file, `params.yaml`, holds an experiment. What it leaves out takes the default given here.
 A wrong file is refused before anything is computed, with all of its errors at once.
@@ -89,7 +89,7 @@ def to_yaml(config: Config) -> str:
 
 
 def to_markdown() -> str:
-    """The text of docs/configuration.md."""
+    """The text of docs/reference/configuration.md."""
     parts = [_INTRODUCTION]
     for group in groups():
         parts.append(f"\n## {group.name or 'General'}\n\n{group.meaning}\n\n")

@@ -1,7 +1,7 @@
 """Find nearly the same picture in train and in test: encoded again, or resized.
 
 By imagehash's `phash`: what the lowest 16 x 16 frequencies of a picture are, above or below their
-median. docs/data.md says how the two limits were found.
+median. benchmarks/measurements/data.md says how the two limits were found.
 """
 
 from __future__ import annotations

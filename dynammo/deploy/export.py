@@ -1,7 +1,7 @@
 """Write a model in the forms that other programs run: safetensors, torch.export, ONNX.
 
 Each is written, read again by the program that will run it, and held against the source on real
-pictures; only then does the folder appear under its name. See docs/deploying.md.
+pictures; only then does the folder appear under its name. See docs/how-to/deploying.md.
 """
 
 from __future__ import annotations

@@ -297,7 +297,8 @@ def evaluate_stage(
     Returns:
         `task` (= stage), `classes` (the C names seen), `accuracy`, `mean_class_recall`,
         `task_accuracy` and `task_mean_class_recall` (one entry a task learnt: row `stage` of
-        a[i][j]), `negative_flips` (null at stage 1 or without `previous`), `ece`, `open_set_auroc`
+        `a[i][j]`), `negative_flips` (null at stage 1 or without `previous`), `ece`,
+        `open_set_auroc`
         and `open_set_fpr95` (null where no unknowns are left), `per_class` (name -> recall,
         precision, auroc, support), `confusion` (C rows of true, C columns of predicted classes).
 

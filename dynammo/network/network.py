@@ -157,8 +157,8 @@ def build_network(
 
     Args:
         config: names the backbone and the positions.
-        weights: the backbone's state dict; none leaves it random, which is enough to count its
-        work.
+        weights: the backbone's state dict; none leaves it random, which is enough to count
+            its work.
         size: side of the images in pixels.
         adapter: the kind of adapter.
         seed: of the adapters' initial weights.

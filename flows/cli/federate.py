@@ -53,7 +53,7 @@ def federate(
     """Make a learner from sites that send adapters and class statistics, and no image.
 
     A simulated round runs in the Python that DYNAMMO_FLOWER_PYTHON names, where Flower is installed
-    (docs/federated.md); without it, in this one.
+    (docs/how-to/federated.md); without it, in this one.
     """
     with readable_errors():
         batches = [path.absolute() for path in sites or []]

@@ -136,7 +136,7 @@ def merge(
     learner: Learner,
     tasks: Batches = None,
     rule: Annotated[
-        str | None, typer.Option("--rule", "-r", help="docs/merge-rules.md lists them.")
+        str | None, typer.Option("--rule", "-r", help="docs/reference/merging.md lists them.")
     ] = None,
     public_key: PublicKey = None,
 ) -> None:

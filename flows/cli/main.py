@@ -99,7 +99,9 @@ def config(
     set_: Set = None,
     markdown: Annotated[
         bool,
-        typer.Option("--markdown", help="The reference of all settings, docs/configuration.md."),
+        typer.Option(
+            "--markdown", help="The reference of all settings, docs/reference/configuration.md."
+        ),
     ] = False,
 ) -> None:
     """Print the configuration that `run` would use, every setting with its meaning."""
@@ -225,7 +227,7 @@ def serve(
 ) -> None:
     """Answer requests by HTTP with a registered model, until Ctrl-C.
 
-    Requests and answers are those of `mlflow models serve`; docs/deploying.md has examples.
+    Requests and answers are those of `mlflow models serve`; docs/how-to/deploying.md has examples.
     """
     with readable_errors():
         from tasks.support.mlflow.serving import make_app, run
@@ -305,7 +307,8 @@ def benchmark(
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER",
-            help="A column of another program's scores, FOLDER/DATA/SEED.csv (docs/methods.md).",
+            help="A column of another program's scores, FOLDER/DATA/SEED.csv "
+            "(benchmarks/measurements/methods.md).",
         ),
     ] = None,
     runner: Annotated[

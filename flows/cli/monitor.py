@@ -41,7 +41,7 @@ def monitor(
 ) -> None:
     """Check new images: are they still like those that the model was measured on?
 
-    The exit status is 3 where a check raises an alarm (docs/monitoring.md).
+    The exit status is 3 where a check raises an alarm (docs/how-to/monitoring.md).
     """
     with readable_errors():
         from dynammo.checkpoint import check_writable, to_json, write_atomically

@@ -26,7 +26,7 @@ def plan(
     """Put a plan of changes into force: what later updates may be, and what each must show.
 
     The champion is the version that it authorises. From then on every learn, forget and merge is
-    judged by it (docs/change-control.md).
+    judged by it (docs/how-to/change-control.md).
     """
     with readable_errors():
         import yaml

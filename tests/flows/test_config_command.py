@@ -1,4 +1,4 @@
-"""`dynammo config`: YAML with the meaning of every setting, and docs/configuration.md."""
+"""`dynammo config`: YAML with the meaning of every setting, and docs/reference/configuration.md."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_allowed_values_in_words(name: str, allowed: str) -> None:
 
 
 def test_the_document_is_up_to_date() -> None:
-    document = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert document == printed("--markdown"), (
-        "run: .venv/bin/dynammo config --markdown > docs/configuration.md"
+        "run: .venv/bin/dynammo config --markdown > docs/reference/configuration.md"
     )

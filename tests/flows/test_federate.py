@@ -41,7 +41,7 @@ HAS_FLOWER = not subprocess.run(
     [FLOWER, "-c", "import flwr, ray"], check=False, capture_output=True
 ).returncode
 needs_flower = pytest.mark.skipif(
-    not HAS_FLOWER, reason="no Flower: set DYNAMMO_FLOWER_PYTHON (docs/federated.md)"
+    not HAS_FLOWER, reason="no Flower: set DYNAMMO_FLOWER_PYTHON (docs/how-to/federated.md)"
 )
 
 

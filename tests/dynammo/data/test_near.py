@@ -84,7 +84,8 @@ def test_pictures_that_show_nothing_have_no_mark() -> None:
 
 
 def test_no_digit_is_taken_for_another() -> None:
-    """They are the most alike of the sets that docs/data.md names, and come with scikit-learn."""
+    """They are the most alike of the sets that benchmarks/measurements/data.md names,
+    and come with scikit-learn."""
     images: list[Pixels] = [
         (image * 255 / 16).astype(np.uint8)[:, :, None].repeat(3, axis=2)
         for image in load_digits().images[::2]

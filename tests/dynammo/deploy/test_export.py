@@ -34,7 +34,7 @@ from tests.models import reseal
 
 SIZE = 64
 CLASSES = ["naevus", "mélanome", "keratosis"]
-DOCUMENT = Path(__file__).parents[3] / "docs" / "deploying.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "how-to" / "deploying.md"
 
 
 def saved(
@@ -241,7 +241,7 @@ def test_an_export_is_a_model_folder_again(
 def test_the_document_runs_without_torch(
     model: Path, exported: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The example of docs/deploying.md, in a process that can import no torch and no dynammo."""
+    """The example of docs/how-to/deploying.md, in a process without torch and dynammo."""
     (example,) = re.findall(r"```python\n(import json.*?)```", DOCUMENT.read_text(), re.DOTALL)
     picture = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(

@@ -88,7 +88,7 @@ def odd() -> dict[str, bytes]:
 
 
 def strange() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
-    """Files of odd kinds that are read, and the colour of the first pixel, as docs/data.md says."""
+    """Files of odd kinds that are read, and the first pixel, as docs/reference/images.md says."""
     grey16 = Image.fromarray(np.full((8, 8), 65535, np.uint16))
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
