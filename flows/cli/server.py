@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import socket
 import threading
 from contextlib import ExitStack
@@ -17,9 +16,10 @@ def ready() -> None:
     """Have a Prefect server that answers, before any work: the one that is set, or one of our own.
 
     Ours is a thread of this process on a free port of 127.0.0.1, until the process ends, however it
-    does; its records are in Prefect's database like any other's. The server that Prefect would
-    start by itself is a second interpreter, which imports everything again and outlives a command
-    that was killed.
+    does; its records are in Prefect's database like any other's. Nobody stops it: once the
+    interpreter shuts down, its background worker spins where it should end, for seconds. The server
+    that Prefect would start by itself is a second interpreter, which imports everything again and
+    outlives a command that was killed.
 
     Raises:
         DynammoError: the server that is set does not answer or asks for a login, or ours does not
@@ -44,13 +44,7 @@ def _start() -> str:
     app = create_app(ephemeral=True, final=True)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
     thread = threading.Thread(target=server.run, args=[[listening]], daemon=True, name="Prefect")
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join(5)
-
     thread.start()
-    atexit.register(stop)
     waited = threading.Event()
     for _ in range(int(_START / 0.05)):
         if server.started or not thread.is_alive():
