@@ -24,13 +24,9 @@ from PIL import Image
 
 from dynammo.checkpoint import to_json, write_atomically
 
-BATCHES = {"first": ("red", "green", "blue"), "second": ("white", "grey")}
-COLOURS = {
-    "red": (200, 60, 60),
-    "green": (60, 200, 60),
-    "blue": (60, 60, 200),
-    "white": (200, 200, 200),
-    "grey": (90, 90, 90),
+BATCHES = {  # the colour of each class
+    "first": {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)},
+    "second": {"white": (200, 200, 200), "grey": (90, 90, 90)},
 }
 # Runs the command and writes spans of its main thread's CPU time to the file $SPANS at the end.
 PROGRAM = """
@@ -112,14 +108,14 @@ def learn(folder: Path, batch: str) -> dict[str, float]:
     return {**own, "taking it down": total - sum(own.values()), "total": total}
 
 
-def draw(folder: Path, classes: tuple[str, ...]) -> None:
+def draw(folder: Path, classes: dict[str, tuple[int, int, int]]) -> None:
     """Twelve pictures a class to learn and six to test, 64 pixels, noise about a colour."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):
-        for name in classes:
+        for name, colour in classes.items():
             (folder / split / name).mkdir(parents=True)
             for number in range(count):
-                pixels = np.array(COLOURS[name]) + noise.normal(0, 40, (64, 64, 3))
+                pixels = np.array(colour) + noise.normal(0, 40, (64, 64, 3))
                 picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 picture.save(folder / split / name / f"{number}.png")
 

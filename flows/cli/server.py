@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import ExitStack
 
 from dynammo.errors import DynammoError
@@ -45,11 +46,9 @@ def _start() -> str:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
     thread = threading.Thread(target=server.run, args=[[listening]], daemon=True, name="Prefect")
     thread.start()
-    waited = threading.Event()
-    for _ in range(int(_START / 0.05)):
-        if server.started or not thread.is_alive():
-            break
-        waited.wait(0.05)
+    until = time.monotonic() + _START
+    while not server.started and thread.is_alive() and time.monotonic() < until:
+        thread.join(0.05)
     if not server.started:
         raise DynammoError("Prefect's temporary server does not start: dynammo doctor")
     return f"http://127.0.0.1:{listening.getsockname()[1]}/api"
