@@ -16,7 +16,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, has_graph, open_sessio
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.deploy.pruning import prune
 from dynammo.deploy.quantisation import quantise
-from dynammo.deploy.trial import Trial, accept, compared, latency, logits_on, runner
+from dynammo.deploy.trial import Trial, judged
 from dynammo.errors import CheckpointError, ConfigError, ExportError
 from dynammo.extras import needs
 from dynammo.network.folding import cheapen
@@ -227,20 +226,9 @@ def _made_smaller(
         quantised = quantise(made, int8.trial, classes, int8.max_drop)
         made, report["int8"] = quantised.graph, quantised.report
     if int8 is not None and pruned is not None:
-        judged_on = pruned.trial.judged_on
-        before, after = (logits_on(own, judged_on.images) for own in (graph, made))
-        cost = compared(before, after, judged_on, classes)
-        accept("pruning with int8", cost, pruned.max_drop)
-        one = judged_on.images[:1]
-        runs = {
-            name: partial(runner(own, 1), one) for name, own in (("float", graph), ("both", made))
-        }
-        report["both"] = {
-            "max_drop": pruned.max_drop,
-            "bytes": {"float": len(graph), "both": len(made)},
-            "ms_one_image_one_thread": latency(runs),
-            **cost,
-        }
+        report["both"], _ = judged(
+            "pruning with int8", "both", (graph, made), pruned.trial, classes, pruned.max_drop
+        )
     return made
 
 

@@ -18,7 +18,6 @@ ZipLM, arXiv 2302.04089). How many each block gives is decided by what the answe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +26,9 @@ from numpy.typing import NDArray
 from dynammo.deploy.graph import open_session
 from dynammo.deploy.trial import (
     Trial,
-    accept,
-    compared,
     divergence,
-    latency,
+    judged,
     logits_on,
-    runner,
     shuffled,
     temperature_of,
 )
@@ -98,14 +94,7 @@ def prune(
             f"pruning cannot leave {100 * share:.0f} % of this network's multiplications: its "
             f"blocks give as much as leaves {100 * whole.least:.0f} %"
         )
-    judged_on = trial.judged_on
-    before, after = (logits_on(own, judged_on.images) for own in (graph, made))
-    comparison = compared(before, after, judged_on, classes)
-    accept("pruning", comparison, max_drop)
-    one = judged_on.images[:1]
-    runs = {
-        name: partial(runner(own, 1), one) for name, own in (("float", graph), ("pruned", made))
-    }
+    cost, _ = judged("pruning", "pruned", (graph, made), trial, classes, max_drop)
     return Pruned(
         made,
         {
@@ -120,10 +109,7 @@ def prune(
                 )
             },
             "made_on": len(trial.made_on.targets),
-            "max_drop": max_drop,
-            "bytes": {"float": len(graph), "pruned": len(made)},
-            "ms_one_image_one_thread": latency(runs),
-            **comparison,
+            **cost,
         },
     )
 

@@ -12,7 +12,6 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,11 @@ from dynammo.deploy.trial import (
     Labelled,
     Logits,
     Trial,
-    accept,
     compared,
     divergence,
     ece,
-    latency,
+    judged,
     logits_on,
-    runner,
     shuffled,
     temperature_of,
 )
@@ -112,19 +109,13 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
     made, own = best.graph, best.logits
     temperature = temperature_of(wanted, own)
     made = _cooled(made, temperature)
-    judged_on = trial.judged_on
-    before, after = (logits_on(own, judged_on.images) for own in (graph, made))
-    comparison = compared(before, after, judged_on, classes)
-    comparison["ece"]["without_temperature"] = ece(after * temperature, judged_on.targets)
-    accept("int8", comparison, max_drop)
+    cost, after = judged("int8", "int8", (graph, made), trial, classes, max_drop)
+    cost["ece"]["without_temperature"] = ece(after * temperature, trial.judged_on.targets)
     if len(made) > _SMALLER * len(graph):
         share = 100 * len(made) / len(graph)
         raise ExportError(
             f"with what can be quantised the graph has {share:.0f} % of its bytes: not worth it"
         )
-    one = judged_on.images[:1]
-    pairs = (("float", graph), ("int8", made))
-    runs = {name: partial(runner(own, 1), one) for name, own in pairs}
     return Quantised(
         made,
         {
@@ -137,10 +128,7 @@ def quantise(graph: bytes, trial: Trial, classes: Sequence[str], max_drop: float
             ],
             "temperature": temperature,
             "made_on": len(made_on.targets),
-            "max_drop": max_drop,
-            "bytes": {"float": len(graph), "int8": len(made)},
-            "ms_one_image_one_thread": latency(runs),
-            **comparison,
+            **cost,
         },
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +169,47 @@ def accept(what: str, comparison: Mapping[str, Any], max_drop: float) -> None:
         f"images, {len(comparison['negative_flips'])} of them wrong now that were right), more "
         f"than {100 * max_drop:g}; nothing was written"
     )
+
+
+def judged(
+    what: str,
+    name: str,
+    graphs: tuple[bytes, bytes],
+    trial: Trial,
+    classes: Sequence[str],
+    max_drop: float,
+) -> tuple[dict[str, Any], Logits]:
+    """What a smaller graph costs and saves on the images that judge it, unless it costs too much.
+
+    Args:
+        what: was done, in words.
+        name: of the smaller graph in the report; the whole one is "float".
+        graphs: the whole one, and what was made of it.
+        trial: labelled images.
+        classes: of the model.
+        max_drop: of mean class recall, in [0, 1].
+
+    Returns:
+        `max_drop`, `bytes`, `ms_one_image_one_thread` and what `compared` gives; and the smaller
+        graph's logits.
+
+    Raises:
+        ExportError: it costs more.
+    """
+    judged_on = trial.judged_on
+    before, after = (logits_on(graph, judged_on.images) for graph in graphs)
+    comparison = compared(before, after, judged_on, classes)
+    accept(what, comparison, max_drop)
+    named = dict(zip(("float", name), graphs, strict=True))
+    one = judged_on.images[:1]
+    runs = {own: partial(runner(graph, 1), one) for own, graph in named.items()}
+    report = {
+        "max_drop": max_drop,
+        "bytes": {own: len(graph) for own, graph in named.items()},
+        "ms_one_image_one_thread": latency(runs),
+        **comparison,
+    }
+    return report, after
 
 
 def latency(runs: Mapping[str, Callable[[], object]], repeats: int = 30) -> dict[str, float]:
