@@ -6,6 +6,7 @@ secret travels by file or environment, never on a command line, which every acco
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import secrets
@@ -45,6 +46,11 @@ class Secrets:
     prefect: str
     mlflow: str
     session: str  # signs what MLflow gives to browsers
+
+    @property
+    def page(self) -> str:
+        """The page's token. It follows from another secret, so that older files stay valid."""
+        return hmac.new(self.session.encode(), b"the page of the learners", "sha256").hexdigest()
 
     @property
     def prefect_login(self) -> str:

@@ -1,8 +1,9 @@
-"""Prefect server, MLflow server and a worker on this machine: `make up`, `make down`, `make ui`.
+"""Prefect, MLflow, a worker and the page on this machine: `make up`, `make down`, `make ui`.
 
 Every process started here carries the environment variable DYNAMMO_SERVER, and its children inherit
 it. That is how they are found again: there is no pid file to go stale, and nothing else is stopped.
-Logs and passwords are in .dynammo/servers/. Ports: PREFECT_PORT (4200) and MLFLOW_PORT (5000).
+Logs and passwords are in .dynammo/servers/. Ports: PREFECT_PORT (4200),
+MLFLOW_PORT (5000) and APP_PORT (5002).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ COMMANDS = {  # how the first process of each is told from its children
     "prefect": "scripts/prefect_app.py",
     "mlflow": "mlflow server --app-name basic-auth",
     "worker": "scripts/project_worker.py",
+    "page": "dynammo app",
 }
 MARK = "DYNAMMO_SERVER"  # "prefect in /path/of/the/project"
 ADDRESS = "DYNAMMO_SERVER_ADDRESS"
@@ -58,19 +60,28 @@ def up() -> None:
             _wait("mlflow", lambda: _get(f"{mlflow}/health"))
         login = access.prefect_variables(prefect, own)
         login |= {} if theirs else access.mlflow_variables(mlflow, own)
-        access.write_login(LOGIN, login)
+        access.write_login(LOGIN, login | {"DYNAMMO_APP_TOKEN": own.page})
+        env = _environment() | login | {"MLFLOW_TRACKING_URI": mlflow}
         if not _main_process("worker"):
             _stop("worker")  # one that an earlier version started
-            env = _environment() | login | {"MLFLOW_TRACKING_URI": mlflow}
             _deploy(env)
             _start("worker", ["python", COMMANDS["worker"]], env)
+        page = _start_server(
+            "page",
+            "APP_PORT",
+            5002,
+            _page_command,
+            lambda own, _: env | {"DYNAMMO_APP_TOKEN": own.page},
+        )
         _wait("worker", lambda: "started!" in _log("worker").read_text(encoding="utf-8"))
+        _wait("page", lambda: _listens(int(page.rpartition(":")[2])))
     file = LOGIN.relative_to(ROOT)
     programs = BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN
     print(
         f"""
 Prefect  {prefect}      its page asks for the value of PREFECT_API_AUTH_STRING
 MLflow   {mlflow}{"" if theirs else f"      user {access.USER}, password: MLFLOW_TRACKING_PASSWORD"}
+Learners {page}      its page asks for the value of DYNAMMO_APP_TOKEN
 Logins   {file}, which only you can read      Logs: {LOGS.relative_to(ROOT)}/      Stop: make down
 
 Run the deployment:
@@ -83,7 +94,7 @@ def down() -> None:
     """Stop what `up` started: the worker and its flow runs first, then the servers."""
     with _lock():
         found = False
-        for name in ("worker", "mlflow", "prefect"):
+        for name in ("page", "worker", "mlflow", "prefect"):
             if _processes(name):
                 found = True
                 print(f"stopping {name}")
@@ -114,6 +125,10 @@ def ui() -> None:
 
 def _prefect_command(port: int) -> list[str]:
     return ["python", COMMANDS["prefect"], str(port)]
+
+
+def _page_command(port: int) -> list[str]:
+    return [*COMMANDS["page"].split(), "--port", str(port)]
 
 
 def _mlflow_command(port: int) -> list[str]:

@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from flows.cli.learner import PANEL, Learner, find
+from flows.cli.learner import PANEL, find
 from flows.cli.main import Log, PublicKey, app, out, readable_errors
 
 
 @app.command("app", rich_help_panel=PANEL)
 def page(
-    learner: Learner,
+    learner: Annotated[
+        str | None,
+        typer.Argument(help="Name of the learner; default: all in learners/.", show_default=False),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5002,
     host: Annotated[
         str, typer.Option(help="Address to answer at; the token crosses the network unencrypted.")
@@ -29,7 +32,7 @@ def page(
     public_key: PublicKey = None,
     log: Log = None,
 ) -> None:
-    """A web page about a learner: ask it about pictures, see its versions, learn, forget, promote.
+    """A web page about learners: ask them about pictures, see versions, learn, forget, promote.
 
     Until Ctrl-C. Pictures are answered in memory and not kept.
     """
@@ -39,9 +42,10 @@ def page(
         from flows.page.app import make_app
         from tasks.support.mlflow.serving import run
 
-        folder = find(learner)
+        if learner:
+            find(learner)
         shown = token or secrets.token_urlsafe(24)
-        application = make_app(folder, shown, public_key, log)
+        application = make_app(learner, shown, public_key, log)
         address = f"http://{host}:{port}/" + ("" if token else f"?token={shown}")
-        out.print(Text(f"{learner}: {address} (Ctrl-C ends it)"), soft_wrap=True)
+        out.print(Text(f"{learner or 'learners'}: {address} (Ctrl-C ends it)"), soft_wrap=True)
         run(application, host, port)

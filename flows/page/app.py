@@ -7,9 +7,7 @@ from memory and never written.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,19 +24,14 @@ from fastapi.responses import (
     RedirectResponse,
 )
 
-from dynammo.data.formats.pictures import load_image
-from dynammo.deploy.answers import Answering
-from dynammo.deploy.graph import load_predictor
-from dynammo.deploy.log import PredictionLog
-from dynammo.deploy.predictor import Predictor
-from dynammo.errors import ConfigError, DataError, DynammoError
+from dynammo.errors import ConfigError, DynammoError
 from dynammo.learner.folder import LearnerError, LearnerFolder
-from dynammo.reporting.figures import to_png
-from dynammo.reporting.heat_map import explain
 from dynammo.reporting.report import pages_of
 from flows.page import view
+from flows.page.champion import Champion
 from flows.page.jobs import Jobs
 from tasks.report_change import report_of
+from tasks.support.version import find_learner
 
 COOKIE = "dynammo-app"
 MOST_BYTES = 64 * 2**20  # of one picture
@@ -55,81 +48,117 @@ _HEADERS = {
 }
 
 
+class _Shown:
+    """A learner that the page shows: its champion, and what changes it now."""
+
+    def __init__(self, folder: LearnerFolder, public_key: Path | None, log: Path | None) -> None:
+        self.folder = folder
+        self.address = f"/learners/{folder.name}"
+        self.champion = Champion(folder, public_key, log)
+        self.jobs = Jobs()
+
+
 def make_app(
-    folder: LearnerFolder, token: str, public_key: Path | None = None, log: Path | None = None
+    only: str | None, token: str, public_key: Path | None = None, log: Path | None = None
 ) -> FastAPI:
     """The application.
 
     Args:
-        folder: of a learner that has learnt something.
+        only: the learner to show; none: all that there are, also those that come later.
         token: what a request must know.
-        public_key: the champion answers only if it is signed by this key.
+        public_key: a champion answers only if it is signed by this key.
         log: prediction log, to which a line is appended for every answer.
     """
-    jobs = Jobs()
-    champion = _Champion(folder, public_key, log)
+    shown: dict[str, _Shown] = {}
     templates = pages_of(_HERE)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(jobs.close)
+        for own in shown.values():
+            await run_in_threadpool(own.jobs.close)
 
     app = FastAPI(
         title="DynaMMo", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
 
+    def find(name: str) -> _Shown:
+        if only not in (None, name):
+            raise LearnerError(f"this page shows {only}")
+        if name not in shown:
+            folder = find_learner(name)
+            folder.pointer()  # there is one
+            shown[name] = _Shown(folder, public_key, log)
+        return shown[name]
+
     def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
-        html = templates.get_template(name).render(learner=folder.name, **values)
-        return HTMLResponse(html, status)
+        shared = {"several": not only, "learner": "", "address": ""}
+        return HTMLResponse(templates.get_template(name).render(shared | values), status)
+
+    def page_of(own: _Shown, name: str, **values: Any) -> HTMLResponse:
+        return page(name, learner=own.folder.name, address=own.address, **values)
 
     @app.middleware("http")
     async def guard(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        response = _refused(request, token) or await call_next(request)
+        if request.url.path == "/static/page.css":  # of the page that asks for the token, too
+            response = await call_next(request)
+        elif not (entered := _entered(request, token)) and not _knows(request, token):
+            response = page("login.html.j2", 401)
+        else:
+            response = entered or _refused(request) or await call_next(request)
         for name, value in _HEADERS.items():
             response.headers[name] = value
         return response
 
     @app.exception_handler(DynammoError)
     async def say(request: Request, error: DynammoError) -> Response:
-        if request.url.path in ("/answer", "/heat-map"):
+        if request.url.path.endswith(("/answer", "/heat-map")):
             return JSONResponse({"error": str(error)}, 422)
         return page("problem.html.j2", 400, problem=str(error))
 
     @app.get("/")
-    def home() -> Response:
-        entries = view.timeline(folder)
-        deployed = next((it for it in entries if "champion" in it.marks), None)
-        images, until = view.held_images(folder)
-        return page(
+    def learners() -> Response:
+        if only:
+            return RedirectResponse(f"/learners/{only}", 303)
+        return page("learners.html.j2", learners=view.learners())
+
+    @app.get("/learners/{learner}")
+    def home(learner: str) -> Response:
+        own = find(learner)
+        entries = view.timeline(own.folder)
+        images, until = view.held_images(own.folder)
+        return page_of(
+            own,
             "home.html.j2",
             entries=entries,
-            champion=deployed,
-            classes=champion.classes(),
-            batches=view.batches(folder),
+            champion=next((it for it in entries if "champion" in it.marks), None),
+            classes=own.champion.classes(),
+            batches=view.batches(own.folder),
             held=images,
             until=until,
-            job=jobs.state(),
+            job=own.jobs.state(),
             most=MOST_BYTES,
         )
 
-    @app.get("/versions/{number}")
-    def version(number: int) -> Response:
-        entry = next((it for it in view.timeline(folder) if it.number == number), None)
+    @app.get("/learners/{learner}/versions/{number}")
+    def version(learner: str, number: int) -> Response:
+        own = find(learner)
+        entry = next((it for it in view.timeline(own.folder) if it.number == number), None)
         if entry is None:
             raise LearnerError(f"there is no version {number}")
-        return page(
+        return page_of(
+            own,
             "version.html.j2",
             entry=entry,
-            recalls=view.class_recalls(folder, number),
-            champion=folder.pointer()["champion"],
+            recalls=view.class_recalls(own.folder, number),
+            champion=own.folder.pointer()["champion"],
         )
 
-    @app.get("/versions/{number}/report")
-    def report(number: int) -> Response:
-        if not (file := report_of(folder, number)).is_file():
+    @app.get("/learners/{learner}/versions/{number}/report")
+    def report(learner: str, number: int) -> Response:
+        if not (file := report_of(find(learner).folder, number)).is_file():
             raise LearnerError(f"version {number} has no change report")
         return FileResponse(file, media_type="text/html")
 
@@ -139,102 +168,64 @@ def make_app(
             raise HTTPException(404)
         return FileResponse(_HERE / name, media_type=_STATIC[name])
 
-    @app.post("/answer")
-    async def answer(request: Request) -> dict[str, Any]:
+    @app.post("/learners/{learner}/answer")
+    async def answer(learner: str, request: Request) -> dict[str, Any]:
         content = await _body(request, MOST_BYTES)
-        return await run_in_threadpool(champion.answer, content)
+        return await run_in_threadpool(find(learner).champion.answer, content)
 
-    @app.post("/heat-map")
-    async def heat_map(request: Request) -> Response:
+    @app.post("/learners/{learner}/heat-map")
+    async def heat_map(learner: str, request: Request) -> Response:
         content = await _body(request, MOST_BYTES)
         label = request.query_params.get("label")
-        png = await run_in_threadpool(champion.heat_map, content, label)
+        png = await run_in_threadpool(find(learner).champion.heat_map, content, label)
         return Response(png, media_type="image/png")
 
-    @app.get("/job")
-    def job() -> dict[str, object]:
-        return jobs.state()
+    @app.get("/learners/{learner}/job")
+    def job(learner: str) -> dict[str, object]:
+        return find(learner).jobs.state()
 
-    @app.post("/job/stop")
-    def stop() -> Response:
-        jobs.stop()
-        return RedirectResponse("/#job", 303)
+    @app.post("/learners/{learner}/job/stop")
+    def stop(learner: str) -> Response:
+        own = find(learner)
+        own.jobs.stop()
+        return RedirectResponse(f"{own.address}#job", 303)
 
-    @app.post("/change/{what}")
-    async def change(what: str, request: Request) -> Response:
+    @app.post("/learners/{learner}/change/{what}")
+    async def change(learner: str, what: str, request: Request) -> Response:
+        own = find(learner)
         form = parse_qs((await _body(request, _FORM_BYTES)).decode("utf-8", "replace"))
-        command, consequence = _command(folder, what, form)
+        command, consequence = _command(own.folder, what, form)
         if form.get("confirmed") != ["yes"]:
-            return page(
+            return page_of(
+                own,
                 "confirm.html.j2",
                 what=what,
                 form=form,
                 command=["dynammo", *command],
                 consequence=consequence,
             )
-        jobs.start(command)
-        return RedirectResponse("/#job", 303)
+        own.jobs.start(command)
+        return RedirectResponse(f"{own.address}#job", 303)
 
     return app
 
 
-class _Champion:
-    """The champion, loaded when it is first asked and again when another took its place."""
-
-    def __init__(self, folder: LearnerFolder, public_key: Path | None, log: Path | None) -> None:
-        self._model, self._key, self._log = folder.path / "model", public_key, log
-        self._lock = threading.Lock()
-        self._loaded: dict[str | None, tuple[bytes, Answering]] = {}
-
-    def classes(self) -> list[str]:
-        """What it knows; none without a champion."""
-        if not self._model.is_dir():
-            return []
-        with self._lock:
-            return self._predictor(None).classes
-
-    def answer(self, content: bytes) -> dict[str, Any]:
-        """What it says of a picture, as `Answer` has it."""
-        with self._lock:
-            predictor = self._predictor(None)
-            (answer,) = predictor.stream([content])
-            if isinstance(answer, DataError):
-                raise answer
-            if self._log is not None:
-                digest = hashlib.sha256(content).hexdigest()
-                PredictionLog(self._log, predictor.model_sha256).append([(digest, answer)])
-        return answer._asdict()
-
-    def heat_map(self, content: bytes, label: str | None) -> bytes:
-        """A PNG of where a class is seen; none: the most probable one."""
-        with self._lock:
-            predictor = self._predictor("torch")
-            assert isinstance(predictor, Predictor)
-            picture = load_image(content, predictor.size)
-            figure, _ = explain(predictor, picture, label)
-            return to_png(figure)
-
-    def _predictor(self, engine: str | None) -> Answering:
-        """The lock must be held."""
-        if not self._model.is_dir():
-            raise LearnerError("there is no champion yet, so nothing can be answered")
-        made_of = (self._model / "model.json").read_bytes()
-        if engine not in self._loaded or self._loaded[engine][0] != made_of:
-            predictor = load_predictor(self._model, engine, public_key=self._key)
-            self._loaded[engine] = (made_of, predictor)
-        return self._loaded[engine][1]
-
-
-def _refused(request: Request, token: str) -> Response | None:
-    """None if the request knows the token and comes from this page."""
+def _entered(request: Request, token: str) -> Response | None:
+    """To the same place without the token, if its address has it."""
     given = request.query_params.get("token")
     if request.method == "GET" and given is not None and _same(given, token):
         response = RedirectResponse(request.url.path, 303)
         response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return response
-    if not _same(request.cookies.get(COOKIE, ""), token):
-        text = "open the address that `dynammo app` printed: it has the token\n"
-        return PlainTextResponse(text, 401)
+    return None
+
+
+def _knows(request: Request, token: str) -> bool:
+    return _same(request.cookies.get(COOKIE, ""), token)
+
+
+def _refused(request: Request) -> Response | None:
+    """None if it comes from this page."""
     origin = request.headers.get("origin")
     if request.method != "GET" and origin not in (None, str(request.base_url).rstrip("/")):
         return PlainTextResponse("this was sent by another site\n", 403)

@@ -1,6 +1,7 @@
 "use strict";
 // Pictures are sent one after another as they are; nothing is kept by the server or in the browser.
 
+const address = document.body.dataset.address;
 const $ = (id) => document.getElementById(id);
 const element = (name, attributes = {}, ...children) => {
   const made = Object.assign(document.createElement(name), attributes);
@@ -37,7 +38,7 @@ function offerMap(file, answer, row) {
     button.disabled = true;
     button.textContent = "Looking ...";
     try {
-      const reply = await send("/heat-map?label=" + encodeURIComponent(answer.label), file);
+      const reply = await send(address + "/heat-map?label=" + encodeURIComponent(answer.label), file);
       const alt = "The picture, and beside it red where it speaks for " + answer.label;
       row.append(element("img", { className: "map", alt, src: URL.createObjectURL(await reply.blob()) }));
       button.remove();
@@ -60,7 +61,7 @@ async function ask(files) {
     $("answers").append(row);
     try {
       if (file.size > most) throw new Error(`larger than ${Math.round(most / 2 ** 20)} MB`);
-      const answer = await (await send("/answer", file)).json();
+      const answer = await (await send(address + "/answer", file)).json();
       told(answer, said);
       said.append(offerMap(file, answer, row));
     } catch (error) {
@@ -88,7 +89,7 @@ if ($("pictures")) {
 }
 
 async function follow(before) {
-  const job = await (await fetch("/job")).json();
+  const job = await (await fetch(address + "/job")).json();
   const running = job.status === null;
   $("job").hidden = !job.command;
   $("command").textContent = job.command;
@@ -97,6 +98,6 @@ async function follow(before) {
   $("status").textContent = running ? "runs" : job.status === 0 ? "done" : `ended with status ${job.status}`;
   $("stop").hidden = !running;
   if (running) setTimeout(() => follow(true), 1000);
-  else if (before) $("status").after(" ", element("a", { href: "/", textContent: "Show what came of it" }));
+  else if (before) $("status").after(" ", element("a", { href: address, textContent: "Show what came of it" }));
 }
 follow(false);

@@ -1,4 +1,4 @@
-"""What the page shows of a learner, read from its folder anew each time."""
+"""What the page shows of learners, read from their folders anew each time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from dynammo.errors import CheckpointError
 from dynammo.learner.folder import LearnerFolder
+from dynammo.learner.folder import learners as names_in
 from dynammo.learner.settings import DEPLOYED
 from tasks.purge import Held, held
 from tasks.report_change import report_of
-from tasks.support.version import Version, config_of, read_version
+from tasks.support.version import Version, config_of, find_learner, learners_root, read_version
 
 
 class Entry(NamedTuple):
@@ -42,12 +43,32 @@ class Entry(NamedTuple):
     report: bool
 
 
+class Learner(NamedTuple):
+    """A learner in the list: its champion (0: none), how many versions, the newest's classes."""
+
+    name: str
+    champion: int
+    versions: int
+    classes: list[str]
+
+
 class Recall(NamedTuple):
     """A class of a version: its recall then, and the champion's of it; None where there is none."""
 
     name: str
     recall: float | None
     champion: float | None
+
+
+def learners() -> list[Learner]:
+    """All that there are, by name."""
+    found = []
+    for name in names_in(learners_root()):
+        folder = find_learner(name)
+        pointer, numbers = folder.pointer(), folder.numbers()
+        classes = _classes(read_version(folder))
+        found.append(Learner(name, pointer["champion"] or 0, len(numbers), classes))
+    return found
 
 
 def timeline(folder: LearnerFolder) -> list[Entry]:

@@ -12,21 +12,22 @@ from fastapi.testclient import TestClient
 
 from dynammo.deploy.predictor import Predictor
 from flows.page import app as page
-from flows.page.app import make_app
+from flows.page.app import COOKIE, make_app
 from flows.promote import promote
 from tasks.support.version import find_learner
 from tests.flows.page.browser import CHROMIUM, browser
 from tests.flows.page.server import serving
 
 TOKEN = "known to the user"
+OWN = "/learners/shapes"
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
 def client(begun: Path) -> Iterator[TestClient]:
     """Somebody who has opened the page."""
-    application = make_app(find_learner("shapes"), TOKEN, log=Path("log.jsonl"))
-    with TestClient(application, base_url="http://here") as client:
+    application = make_app("shapes", TOKEN, log=Path("log.jsonl"))
+    with TestClient(application, base_url=f"http://here{OWN}") as client:
         assert client.get("/", params={"token": TOKEN}).history[0].status_code == 303
         yield client
 
@@ -36,18 +37,19 @@ def picture(begun: Path) -> Path:
 
 
 def test_nothing_is_told_without_the_token(begun: Path) -> None:
-    with TestClient(make_app(find_learner("shapes"), TOKEN)) as stranger:
+    with TestClient(make_app("shapes", TOKEN)) as stranger:
         for path in (
             "/",
-            "/versions/1",
-            "/versions/1/report",
-            "/job",
+            f"{OWN}",
+            f"{OWN}/versions/1",
+            f"{OWN}/versions/1/report",
+            f"{OWN}/job",
             "/static/page.js",
             "/?token=x",
         ):
             assert stranger.get(path).status_code == 401
-        for path in ("/answer", "/heat-map", "/change/rollback", "/job/stop", f"/?token={TOKEN}"):
-            assert stranger.post(path, content=b"x").status_code == 401
+        for path in ("/answer", "/heat-map", "/change/rollback", "/job/stop", f"?token={TOKEN}"):
+            assert stranger.post(OWN + path, content=b"x").status_code == 401
 
 
 def test_another_site_cannot_change_anything(client: TestClient) -> None:
@@ -71,6 +73,21 @@ def test_it_shows_versions_classes_and_what_is_held(client: TestClient) -> None:
     assert "Change report" in client.get("/versions/1/report").text
     assert client.get("/versions/9").status_code == 400
     assert "there is no version 9" in client.get("/versions/9").text
+
+
+def test_all_learners_are_listed_unless_one_is_named(begun: Path) -> None:
+    with TestClient(make_app(None, TOKEN), cookies={COOKIE: TOKEN}) as client:
+        assert f'<a href="{OWN}">shapes</a>' in client.get("/").text
+        assert 'href="/">All learners' in client.get(OWN).text
+        assert "there is no learner" in client.get("/learners/shape").text
+    with TestClient(make_app("shapes", TOKEN), cookies={COOKIE: TOKEN}) as client:
+        assert client.get("/").url.path == OWN
+        assert "this page shows shapes" in client.get("/learners/other").text
+
+
+def test_before_the_first_batch_it_says_how_a_learner_begins(tmp_path: Path) -> None:
+    with TestClient(make_app(None, TOKEN), cookies={COOKIE: TOKEN}) as client:
+        assert "dynammo learn NAME FOLDER" in client.get("/").text
 
 
 def test_it_answers_as_predict_does_and_logs_it(client: TestClient, begun: Path) -> None:
@@ -163,7 +180,7 @@ def test_in_a_browser(begun: Path, tmp_path: Path) -> None:
     broken.write_bytes(b"no picture")
     promote("shapes", 1)
     before = len(find_learner("shapes").pointer()["champions"])
-    with serving(make_app(find_learner("shapes"), TOKEN)) as url, browser(tmp_path / "b") as tab:
+    with serving(make_app("shapes", TOKEN)) as url, browser(tmp_path / "b") as tab:
         tab.open(f"{url}/?token={TOKEN.replace(' ', '+')}")
         tab.upload("#pictures", [*pictures, broken])
         tab.wait("document.getElementById('progress').textContent === '3 of 3 pictures answered'")
@@ -173,8 +190,8 @@ def test_in_a_browser(begun: Path, tmp_path: Path) -> None:
         tab.run("document.querySelector('#answers button').click()")
         tab.wait("document.querySelector('#answers img.map')?.naturalWidth > 0")
 
-        tab.run("document.querySelector('form[action=\"/change/forget\"] input').click()")
-        tab.run("document.querySelector('form[action=\"/change/forget\"] button').click()")
+        tab.run("document.querySelector('form[action$=\"/change/forget\"] input').click()")
+        tab.run("document.querySelector('form[action$=\"/change/forget\"] button').click()")
         tab.wait("document.querySelector('h1')?.textContent === 'Forget?'")
         tab.run("document.querySelector('main form button').click()")
         tab.wait("/ended/.test(document.getElementById('status')?.textContent)", seconds=300)

@@ -1,0 +1,65 @@
+"""What answers on the page."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+
+from dynammo.data.formats.pictures import load_image
+from dynammo.deploy.answers import Answering
+from dynammo.deploy.graph import load_predictor
+from dynammo.deploy.log import PredictionLog
+from dynammo.deploy.predictor import Predictor
+from dynammo.errors import DataError
+from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.reporting.figures import to_png
+from dynammo.reporting.heat_map import explain
+
+
+class Champion:
+    """The champion, loaded when it is first asked and again when another took its place."""
+
+    def __init__(self, folder: LearnerFolder, public_key: Path | None, log: Path | None) -> None:
+        self._model, self._key, self._log = folder.path / "model", public_key, log
+        self._lock = threading.Lock()
+        self._loaded: dict[str | None, tuple[bytes, Answering]] = {}
+
+    def classes(self) -> list[str]:
+        """What it knows; none without a champion."""
+        if not self._model.is_dir():
+            return []
+        with self._lock:
+            return self._predictor(None).classes
+
+    def answer(self, content: bytes) -> dict[str, Any]:
+        """What it says of a picture, as `Answer` has it."""
+        with self._lock:
+            predictor = self._predictor(None)
+            (answer,) = predictor.stream([content])
+            if isinstance(answer, DataError):
+                raise answer
+            if self._log is not None:
+                digest = hashlib.sha256(content).hexdigest()
+                PredictionLog(self._log, predictor.model_sha256).append([(digest, answer)])
+        return answer._asdict()
+
+    def heat_map(self, content: bytes, label: str | None) -> bytes:
+        """A PNG of where a class is seen; none: the most probable one."""
+        with self._lock:
+            predictor = self._predictor("torch")
+            assert isinstance(predictor, Predictor)
+            picture = load_image(content, predictor.size)
+            figure, _ = explain(predictor, picture, label)
+            return to_png(figure)
+
+    def _predictor(self, engine: str | None) -> Answering:
+        """The lock must be held."""
+        if not self._model.is_dir():
+            raise LearnerError("there is no champion yet, so nothing can be answered")
+        made_of = (self._model / "model.json").read_bytes()
+        if engine not in self._loaded or self._loaded[engine][0] != made_of:
+            predictor = load_predictor(self._model, engine, public_key=self._key)
+            self._loaded[engine] = (made_of, predictor)
+        return self._loaded[engine][1]
