@@ -38,7 +38,7 @@ data: setup ## write the embedded data set to data/digits
 repro: data ## bring every DVC stage up to date
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
-up: setup ## start Prefect server, MLflow server and a worker in the background, on this machine only
+up: setup ## start Prefect, MLflow, a worker and the learners' page in the background, on this machine only
 	@$(BIN)/python scripts/servers.py up
 
 down: ## stop what `make up` started

@@ -39,6 +39,7 @@ class Servers(NamedTuple):
     folder: Path
     prefect: str
     mlflow: str
+    page: str
     login: dict[str, str]  # what the user sources
     printed: str
 
@@ -50,6 +51,11 @@ class Servers(NamedTuple):
     @property
     def mlflow_login(self) -> tuple[str, str]:
         return self.login["MLFLOW_TRACKING_USERNAME"], self.login["MLFLOW_TRACKING_PASSWORD"]
+
+    @property
+    def secrets(self) -> list[str]:
+        token = self.login["DYNAMMO_APP_TOKEN"]
+        return [self.prefect_login[1], self.mlflow_login[1], token]
 
     def processes(self) -> list[psutil.Process]:
         found = []
@@ -69,11 +75,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("prefect.yaml", "params.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    prefect, mlflow = free_ports(2)
+    prefect, mlflow, page = free_ports(3)
     kept = ("PATH", "HOME", "LANG", "TMPDIR")
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {
         "PREFECT_PORT": str(prefect),
         "MLFLOW_PORT": str(mlflow),
+        "APP_PORT": str(page),
         "AWS_ACCESS_KEY_ID": "named",
         "AWS_SECRET_ACCESS_KEY": "not named",
         "DYNAMMO_WORKER_ENV": "AWS_ACCESS_KEY_ID",
@@ -92,6 +99,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             folder,
             f"http://127.0.0.1:{prefect}",
             f"http://127.0.0.1:{mlflow}",
+            f"http://127.0.0.1:{page}",
             {name: value for name, _, value in exports},
             up.stdout + up.stderr,
         )
@@ -259,8 +267,8 @@ def test_the_worker_runs_nothing_but_the_flows_of_the_project(
 def test_secrets_are_in_files_of_the_user_alone(servers: Servers) -> None:
     folder = servers.folder / ".dynammo/servers"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    secrets = [servers.prefect_login[1], servers.mlflow_login[1]]
-    assert all(len(secret) >= 40 for secret in secrets) and len(set(secrets)) == 2
+    secrets = servers.secrets
+    assert all(len(secret) >= 40 for secret in secrets) and len(set(secrets)) == 3
     holders = {
         path.name: path
         for path in servers.folder.rglob("*")
@@ -272,9 +280,9 @@ def test_secrets_are_in_files_of_the_user_alone(servers: Servers) -> None:
 
 
 def test_secrets_are_on_no_command_line(servers: Servers) -> None:
-    secrets = [servers.prefect_login[1], servers.mlflow_login[1]]
+    secrets = servers.secrets
     lines = [" ".join(process.cmdline()) for process in servers.processes()]
-    assert len(lines) >= 3
+    assert len(lines) >= 4
     assert not [line for line in lines for secret in secrets if secret in line]
 
 
@@ -286,6 +294,15 @@ def test_the_worker_is_given_no_credentials_but_those_named(servers: Servers) ->
         assert environment["AWS_ACCESS_KEY_ID"] == "named"
         assert "AWS_SECRET_ACCESS_KEY" not in environment
         assert "PREFECT_SERVER_API_AUTH_STRING" not in environment
+
+
+def test_the_page_asks_for_its_token(servers: Servers) -> None:
+    with httpx.Client(base_url=servers.page, follow_redirects=True) as client:
+        asked = client.get("/")
+        assert asked.status_code == 401 and "learn" not in asked.text
+        assert client.post("/learners/x/change/learn").status_code == 401
+        entered = client.get("/", params={"token": servers.login["DYNAMMO_APP_TOKEN"]})
+        assert entered.status_code == 200 and "dynammo learn NAME FOLDER" in entered.text
 
 
 def test_the_user_is_let_in_and_others_are_told_how(
