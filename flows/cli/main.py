@@ -475,22 +475,23 @@ def export_model(
             if not 0 < share < 1:
                 raise ConfigError(["--prune: expected a share between 0 and 1"])
             smaller = forms.Smaller(trial_of(model, labelled), most / 100, share)
-        if monai_bundle:
-            if format_ or smaller:
-                raise ConfigError(
-                    ["--monai-bundle has its own format: leave --format, --int8 and --prune out"]
-                )
-            report = export_bundle(model, folder, images)
-        else:
-            formats = format_ or (["onnx"] if smaller else forms.FORMATS)
-            report = forms.export_model(
-                model,
-                folder,
-                formats,
-                images,
-                int8=smaller if int8 else None,
-                pruned=smaller if prune is not None else None,
+        if monai_bundle and (format_ or smaller):
+            raise ConfigError(
+                ["--monai-bundle has its own format: leave --format, --int8 and --prune out"]
             )
+        minutes = "; a smaller model is tried in many ways" if smaller else ""
+        with err.status(f"writing, and comparing the answers{minutes} ..."):
+            if monai_bundle:
+                report = export_bundle(model, folder, images)
+            else:
+                report = forms.export_model(
+                    model,
+                    folder,
+                    format_ or (["onnx"] if smaller else forms.FORMATS),
+                    images,
+                    int8=smaller if int8 else None,
+                    pruned=smaller if prune is not None else None,
+                )
         title = escape(str(folder))
         table = Table("file", "MB", "logits differ by", "probabilities by", title=title)
         for file in report["files"].values():
