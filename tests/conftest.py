@@ -10,9 +10,11 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core of its own
@@ -29,6 +31,7 @@ for _name in list(os.environ):
     if _name.startswith(("PREFECT_API_", "PREFECT_PROFILE", "MLFLOW_TRACKING_", "DVC_STAGE")):
         del os.environ[_name]
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"  # a task may be called by itself
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # nobody reads them there
 os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
 
@@ -39,12 +42,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A temporary Prefect server, for tests that run a flow. Its start takes long: there is one."""
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """A Prefect server, for tests that run a flow. Its start takes long: there is one a worker.
 
-    with prefect_test_harness(server_startup_timeout=180):
+    Making its database takes longest: the first worker makes it, the others copy it.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    made = _shared(tmp_path_factory, request) / "prefect.db"
+    own = Path(os.environ["PREFECT_HOME"]) / "prefect.db"
+    own.parent.mkdir(exist_ok=True)
+    server = SubprocessASGIServer()
+    with FileLock(f"{made}.lock"):
+        if made.exists():
+            shutil.copy(made, own)
+        server.start(timeout=180)
+        if not made.exists():
+            _back_up(own, made)
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
         yield
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -57,24 +77,29 @@ def migrated_database(
     """
     from tasks.support.mlflow.database import make_database
 
-    root = tmp_path_factory.getbasetemp()
-    path = (root.parent if hasattr(request.config, "workerinput") else root) / "mlflow.db"
+    path = _shared(tmp_path_factory, request) / "mlflow.db"
     make_database(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def prefect_database(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prefect_database(
+    prefect_server: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     """A Prefect database with all its tables, to copy for a server that a test starts itself."""
-    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+    return _shared(tmp_path_factory, request) / "prefect.db"
 
-    url = PREFECT_SERVER_DATABASE_CONNECTION_URL.value()
-    path = tmp_path_factory.mktemp("prefect") / "prefect.db"
-    with sqlite3.connect(url.partition("///")[2]) as source, sqlite3.connect(path) as copy:
-        source.backup(copy)
-    source.close()
-    copy.close()
-    return path
+
+def _shared(factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder of all workers, beside their own."""
+    root = factory.getbasetemp()
+    return root.parent if hasattr(request.config, "workerinput") else root
+
+
+def _back_up(database: Path, copy: Path) -> None:
+    """Copy a database that is in use."""
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ from flows.benchmark import CellsFailed, benchmark
 from flows.cli import app
 from tasks.support.cells import check_grid, finished
 from tasks.support.mlflow.runs import tracking_uri
-from tests.flows.project import Project
+from tests.flows.project import TASKS, Project
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"train.epochs": 1, "head.epochs": 2, "scenario.class_order": "seed"}
+FEW = SHORT | {"scenario.tasks": TASKS[:2]}
 
 # Given here, for the command sets it for good, which would silence the runs of other tests.
 QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
@@ -87,7 +88,7 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
     }
     all_cells = {f"shapes/{column}/{seed}" for column in columns for seed in (1, 2)}
     with new.entered():
-        file = write_grid(new, methods=columns)
+        file = write_grid(new, methods=columns, overrides=FEW)
         with pytest.raises(CellsFailed) as failure:
             benchmark(file)
         lines = str(failure.value).splitlines()
@@ -158,7 +159,7 @@ def test_a_grid_with_a_failure_goes_on_and_is_taken_up(
         theirs.mkdir(parents=True)
         scores = (folder / "shapes" / "merged" / "1" / "scores" / "merged.csv.gz").read_bytes()
         (theirs / "1.csv.gz").write_bytes(scores)
-        (theirs / "2.csv").write_bytes(gzip.decompress(scores)[:2000])
+        (theirs / "2.csv").write_bytes(gzip.decompress(scores)[:1000])
         with pytest.raises(CellsFailed, match=r"shapes/theirs/2: .*2\.csv"):
             benchmark(file, methods=["merged", "frozen"], scores={"theirs": str(theirs.parent)})
         cells = {
@@ -176,10 +177,10 @@ def test_two_processes_share_server_workspace_and_database(
 ) -> None:
     """Side by side: the same numbers as one after the other."""
     with new.entered():
-        file = write_grid(new, output="results/aside", methods=["merged"])
+        file = write_grid(new, output="results/aside", methods=["merged"], overrides=FEW)
         side = benchmark(file, runner="process", workers=2)
         assert (side["cells"], side["run"]) == (2, 2)
-        assert benchmark(write_grid(new, methods=["merged"]))["run"] == 2
+        assert benchmark(write_grid(new, methods=["merged"], overrides=FEW))["run"] == 2
         for seed in (1, 2):
             one, other = (
                 json.loads(

@@ -299,7 +299,7 @@ def test_the_worker_is_given_no_credentials_but_those_named(servers: Servers) ->
 def test_the_page_asks_for_its_token(servers: Servers) -> None:
     with httpx.Client(base_url=servers.page, follow_redirects=True) as client:
         asked = client.get("/")
-        assert asked.status_code == 401 and "learn" not in asked.text
+        assert asked.status_code == 401 and "dynammo learn" not in asked.text
         assert client.post("/learners/x/change/learn").status_code == 401
         entered = client.get("/", params={"token": servers.login["DYNAMMO_APP_TOKEN"]})
         assert entered.status_code == 200 and "dynammo learn NAME FOLDER" in entered.text
