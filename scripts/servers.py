@@ -33,6 +33,7 @@ LOGS = STATE / "servers"
 LOGIN = LOGS / "env"
 HOST = "127.0.0.1"
 POOL = "dynammo"
+RUNS = "#/experiments?workflowType=machine_learning"  # its first page is for language models
 
 COMMANDS = {  # how the first process of each is told from its children
     "prefect": "scripts/prefect_app.py",
@@ -77,10 +78,13 @@ def up() -> None:
         _wait("page", lambda: _listens(int(page.rpartition(":")[2])))
     file = LOGIN.relative_to(ROOT)
     programs = BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN
+    login_of_mlflow = (
+        "" if theirs else f"\n         user {access.USER}, password: MLFLOW_TRACKING_PASSWORD"
+    )
     print(
         f"""
 Prefect  {prefect}      its page asks for the value of PREFECT_API_AUTH_STRING
-MLflow   {mlflow}{"" if theirs else f"      user {access.USER}, password: MLFLOW_TRACKING_PASSWORD"}
+MLflow   {mlflow}/{RUNS}{login_of_mlflow}
 Learners {page}      its page asks for the value of DYNAMMO_APP_TOKEN
 Logins   {file}, which only you can read      Logs: {LOGS.relative_to(ROOT)}/      Stop: make down
 
@@ -114,7 +118,7 @@ def ui() -> None:
         login |= access.prefect_variables(prefect.environ()[ADDRESS], own)
     access.write_login(LOGIN, login)
     print(
-        f"MLflow: http://{HOST}:{port} (its first start takes a minute; stop: Ctrl-C)\n"
+        f"MLflow: http://{HOST}:{port}/{RUNS} (its first start takes a minute; stop: Ctrl-C)\n"
         f"user {access.USER}, password: MLFLOW_TRACKING_PASSWORD in {LOGIN.relative_to(ROOT)}",
         flush=True,
     )

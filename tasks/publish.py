@@ -318,6 +318,7 @@ def show(results: dict[str, Any], runs: dict[str, Any]) -> None:
         create_link_artifact(
             runs["compare_url"], "the curves in MLflow", key=f"{slug}-mlflow-curves"
         )
+        get_run_logger().info("the curves in MLflow: %s", runs["compare_url"])
 
 
 def check_output(target: Path) -> None:

@@ -122,6 +122,8 @@ def register_version(folder_path: str, number: int) -> str | None:
     )
     mlflow_runs.finish_runs(runs)
     get_run_logger().info("registered %s version %s", config.model_name, registered)
+    if page := mlflow_runs.compare_url(runs):
+        get_run_logger().info("the curves in MLflow: %s", page)
     return registered
 
 
