@@ -72,6 +72,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "honesty": {
             "miss": 0.1,
             "alarm": 0.05,
+            "by_class": False,
             "alarms": {"share": 0.043, "by_answer": 0.021, "by_appearance": 0.024},
             "classes": {
                 "nevus": {
@@ -81,6 +82,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
                     "false_alarms": None,
                     "found": 0.099,
                     "as_unknown": 0.71,
+                    "calibration": 0.0437,
                 }
             },
         },
