@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from PIL import Image
 from typer.testing import CliRunner
@@ -22,9 +21,10 @@ from dynammo.deploy.similar import most_alike, remember
 from dynammo.errors import ConfigError, DataError
 from dynammo.evaluation.metrics import mean_class_recall
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.reporting.heat_map import explain
 from flows import learn as learn_flow
+from flows.cli import app
 from flows.cli.trial import trial_of
-from flows.command import app
 from flows.forget import forget
 from flows.incremental import incremental
 from flows.learn import learn
@@ -424,7 +424,7 @@ def test_what_a_learner_keeps_makes_and_judges_its_int8_graph(taught: LearnerFol
 
 
 def test_the_remembered_pictures_most_like_an_image_are_shown(
-    taught: LearnerFolder, here: Path, monkeypatch: pytest.MonkeyPatch
+    taught: LearnerFolder, here: Path
 ) -> None:
     pictures, labels = kept_pictures(taught, taught.path / "model")
     predictor = load_predictor(taught.path / "model", "torch")
@@ -438,14 +438,13 @@ def test_the_remembered_pictures_most_like_an_image_are_shown(
     Image.fromarray(pictures[5]).save(here / "seen.png")
     model = taught.path / "model"
     said = ["explain", "seen.png", "-m", str(model), "--similar", "shapes", "-o"]
-    with monkeypatch.context() as patched:
-        drawn: list[str] = []
-        patched.setattr(
-            "dynammo.reporting.heat_map.draw_heat_map",
-            lambda *given: drawn.extend(own.label for own in given[3]) or Figure(),
-        )
-        assert CliRunner().invoke(app, [*said, "maps"]).exit_code == 0
-    assert drawn[0] == labels[5]
+    assert CliRunner().invoke(app, [*said, "maps"]).exit_code == 0
+    drawn = Image.open(here / "maps" / "seen-heat-map.png")
+    assert drawn.height > 0.9 * drawn.width  # a second row; without it about half
+    figure, shown = explain(predictor, pictures[5], None, remember(predictor, pictures, labels))
+    below = [axes.get_title() for axes in figure.subfigs[1].axes]
+    assert below[0] == f"{labels[5]}, likeness 1.00" and len(below) == 3
+    assert shown in CLASSES
     inside = CliRunner().invoke(app, [*said, str(taught.path / "maps")])
     assert inside.exit_code == 1 and "outside the learner's folder only" in inside.stderr
     study = CliRunner().invoke(app, [*said, "maps", "--dicom"])
