@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
@@ -65,7 +65,8 @@ def draw_heat_map(
     whole = Figure(figsize=(7.2, 6.6 if alike else 3.9), layout="constrained")
     figure: Figure | SubFigure = whole
     if alike:
-        figure, below = whole.subfigures(2, 1, height_ratios=[3.9, 2.7])
+        rows: Any = whole.subfigures(2, 1, height_ratios=[3.9, 2.7])
+        figure, below = rows
         below.suptitle("remembered pictures that the model sees most like it", fontsize=SMALL)
         for axes, own in zip(below.subplots(1, len(alike), squeeze=False)[0], alike, strict=True):
             axes.imshow(own.picture)
