@@ -11,18 +11,22 @@ the test patients set the threshold and the other half is measured, then the oth
     python benchmarks/open_set.py data/skin8 data/blood8 data/path9            # to choose by
     python benchmarks/open_set.py data/skin8 data/blood8 data/path9 --test     # to report
     python benchmarks/open_set.py data/skin8 data/blood8 data/path9 --foreign  # other sets' images
+    python benchmarks/open_set.py data/skin8 data/blood8 --by-class     # one promise or one a class
+    python benchmarks/open_set.py data/skin8 data/blood8 data/path9 --calibration
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from torch.nn.functional import linear
@@ -31,8 +35,12 @@ from dynammo.config import Config, HeadConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.data.sources import csv_manifest
 from dynammo.evaluation import appearance
-from dynammo.evaluation.honesty import quantile_of, rank
-from dynammo.evaluation.metrics import open_set_auroc
+from dynammo.evaluation.honesty import quantile_of, rank, unknown_limits
+from dynammo.evaluation.metrics import (
+    classwise_calibration_error,
+    expected_calibration_error,
+    open_set_auroc,
+)
 from dynammo.evaluation.strangeness import strangeness
 from dynammo.heads.discriminant import calibration_temperature, discriminant_head
 from dynammo.heads.mahalanobis import mahalanobis
@@ -68,11 +76,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--foreign", action="store_true", help="unknown are the other folders")
+    parser.add_argument("--by-class", action="store_true", help="limits as models have them")
+    parser.add_argument("--calibration", action="store_true", help="corrections of probabilities")
     given = parser.parse_args()
     config = Config.model_validate({"image": {"size": given.size}})
     sets = {folder.name: read(folder, config) for folder in given.folders}
     print("set, score: AUROC, mean (lowest to highest); false alarms and unknown found in %")
     for folder, data in sets.items():
+        if given.by_class:
+            others = [other for name, other in sets.items() if name != folder]
+            show_alarms(folder, data, others, config.head)
+            continue
+        if given.calibration:
+            show_calibration(folder, data, config.head)
+            continue
         if given.foreign:
             others = [other for name, other in sets.items() if name != folder]
             found = foreign(data, others, config.head)
@@ -195,13 +212,9 @@ def scores(
         config: the shrinkage.
         last: columns of the network's last level.
     """
-    own, of = features[fit], labels[fit]
-    known = measure_classes(own[None], of, int(of.max()) + 1)
+    of = labels[fit]
+    known, shares, logits = answers(features, labels, fit, config)
     at_last = known._replace(means=known.means[:, last], scatter=known.scatter[last, last])
-    head = discriminant_head(known, config.shrinkage)
-    temperature = calibration_temperature(known, own[None], of, config.shrinkage)
-    logits = linear(features, head["weight"], head["bias"]).double() / temperature
-    shares = logits.softmax(1)
     near, near_last = (
         mahalanobis(part, of_known, config.shrinkage).amin(1)
         for part, of_known in ((features, known), (features[:, last], at_last))
@@ -225,6 +238,112 @@ def scores(
         ),
         **{name: values.numpy() for name, values in found.items()},
     }
+
+
+def answers(
+    features: Tensor, labels: Tensor, fit: Indices, config: HeadConfig
+) -> tuple[ClassStatistics, Tensor, Tensor]:
+    """Statistics of the images of `fit`, and (N, C) probabilities and logits of all images."""
+    own, of = features[fit], labels[fit]
+    known = measure_classes(own[None], of, int(of.max()) + 1)
+    head = discriminant_head(known, config.shrinkage)
+    temperature = calibration_temperature(known, own[None], of, config.shrinkage)
+    logits = linear(features, head["weight"], head["bias"]).double() / temperature
+    return known, logits.softmax(1), logits
+
+
+def show_alarms(
+    folder: Path, data: Pictures, others: Sequence[Pictures], config: HeadConfig
+) -> None:
+    """How many known images of each class, left-out ones and foreign ones are called unknown, by
+    limits of all classes together (of a smaller share, too) and of each class.
+    """
+    mine = np.flatnonzero(~data.tests)
+    features, looks = data.features[mine], data.looks[mine]
+    labels, groups = data.labels[mine], data.groups[mine]
+    classes = int(labels.max()) + 1
+    strangers = [(other.features, other.looks) for other in others]
+    rules = [("together", ALARM, False), ("together", 0.02, False), ("by class", ALARM, True)]
+    called = {rule: np.zeros((3, classes)) for rule in rules}  # known, left out, foreign
+    seen = np.zeros((3, classes))
+    for left in [-1, *range(classes)]:  # first none
+        place = labels - (labels > left) * (left >= 0)
+        for fit, limit, rest in folds(labels, groups, None):
+            fit, limit = fit[labels[fit] != left], limit[labels[limit] != left]
+            parts = [(0, features[rest], looks[rest], labels[rest])]
+            if left >= 0:
+                out = rest[labels[rest] == left]
+                parts = [(1, features[out], looks[out], labels[out])]
+            elif strangers:
+                far = [torch.cat([own for own, _ in strangers])]
+                parts.append((2, far[0], np.concatenate([own for _, own in strangers]), None))
+            every = torch.cat([features, *(own for _, own, _, _ in parts)])
+            padded = torch.from_numpy(np.pad(place, (0, len(every) - len(place))))
+            shares = answers(every, padded, fit, config)[1].numpy()
+            limits = {
+                rule: unknown_limits(shares[limit], place[limit], looks[limit], rule[1], rule[2])
+                for rule in rules
+            }
+            start = len(features)
+            for kind, own, look, of in parts:
+                given = shares[start : start + len(own)]
+                start += len(own)
+                at = np.zeros(len(own), int) if of is None else of
+                seen[kind] += np.bincount(at, minlength=classes)
+                for rule, found in limits.items():
+                    assert found is not None
+                    beyond = np.logical_or(*found.beyond(given, look))
+                    called[rule][kind] += np.bincount(at, weights=beyond, minlength=classes)
+    for rule, counts in called.items():
+        known, out, far = 100 * counts / np.maximum(seen, 1)
+        print(
+            f"{folder} {rule[0]} {100 * rule[1]:g} %: known "
+            f"{100 * counts[0].sum() / seen[0].sum():.1f}, worst class {known.max():.1f}, left out "
+            f"{out.mean():.1f}, foreign {far[0]:.1f}; known by class {known.round(1).tolist()}",
+            flush=True,
+        )
+
+
+def show_calibration(folder: Path, data: Pictures, config: HeadConfig) -> None:
+    """Calibration errors, in points, as it is and after corrections fitted to held-out images."""
+    mine = np.flatnonzero(~data.tests)
+    features, labels = data.features[mine], data.labels[mine]
+    rows: dict[str, list[list[float]]] = {}
+    for fit, limit, rest in folds(labels, data.groups[mine], None):
+        logits = answers(features, torch.from_numpy(labels), fit, config)[2].numpy()
+        for name in ("none", "temperature", "bias", "temperature, bias", "scale, bias"):
+            change = correction(name, logits[limit], labels[limit])
+            shares = softmax(change(logits[rest]), axis=1)
+            error = expected_calibration_error(labels[rest], shares.argmax(1), shares.max(1))
+            of_class = classwise_calibration_error(labels[rest], shares)
+            row = [error, float(of_class.mean()), float(of_class.max())]
+            rows.setdefault(name, []).append(row)
+    for name, found in rows.items():
+        values = ", ".join(f"{100 * value:.1f}" for value in np.mean(found, axis=0))
+        print(f"{folder} {name}: ECE, classwise, worst class {values}", flush=True)
+
+
+def correction(
+    name: str, logits: NDArray[np.float64], labels: Indices
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """A change of logits (N, C) fitted by cross-entropy, classes weighing the same: a temperature,
+    a bias a class, both, or a scale and a bias a class (vector scaling, Guo et al. 2017).
+    """
+    count = logits.shape[1]
+    scales = {"temperature": 1, "temperature, bias": 1, "scale, bias": count}.get(name, 0)
+    biases = count * ("bias" in name)
+    weights = 1 / np.bincount(labels, minlength=count)[labels]
+
+    def changed(x: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        scale = np.exp(values[:scales]) if scales else 1.0
+        return x * scale + (values[scales:] if biases else 0.0)
+
+    def loss(values: NDArray[np.float64]) -> float:
+        said = log_softmax(changed(logits, values), axis=1)[np.arange(len(labels)), labels]
+        return float(-(weights * said).sum() / weights.sum() + 0.01 * (values**2).sum())
+
+    best = minimize(loss, np.zeros(scales + biases)).x if scales + biases else np.zeros(0)
+    return lambda x: changed(x, best)
 
 
 def to_all(features: Tensor, known: ClassStatistics, shrinkage: float) -> Tensor:

@@ -12,12 +12,16 @@ import os
 import secrets
 import shlex
 import stat
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 
 USER = "dynammo"
+VIEWER = "viewer"  # may look at everything in MLflow, and change nothing
 MLFLOW_USERS = "mlflow_users.db"
 GRANT = "DYNAMMO_WORKER_ENV"  # names of further variables that the worker and MLflow are given
 
@@ -56,6 +60,11 @@ class Secrets:
     def prefect_login(self) -> str:
         """As Prefect's page and PREFECT_API_AUTH_STRING take it."""
         return f"{USER}:{self.prefect}"
+
+    @property
+    def viewer(self) -> str:
+        """The viewer's password, which tells nothing of the others."""
+        return hmac.new(self.session.encode(), VIEWER.encode(), "sha256").hexdigest()
 
 
 def own_secrets(folder: Path) -> Secrets:
@@ -102,7 +111,7 @@ def write_login(path: Path, variables: Mapping[str, str]) -> None:
 def write_mlflow_users(folder: Path, own: Secrets) -> Path:
     """Write the settings of MLflow's app `basic-auth`. Returns the file."""
     settings = {
-        "default_permission": "NO_PERMISSIONS",  # of a further user, until the first grants some
+        "default_permission": "READ",  # of further users, until the first grants more
         "database_uri": f"sqlite:///{folder / MLFLOW_USERS}",
         "admin_username": USER,
         "admin_password": own.mlflow,
@@ -120,12 +129,36 @@ def write_mlflow_users(folder: Path, own: Secrets) -> Path:
     return draft.replace(path)
 
 
-def mlflow_variables(uri: str, own: Secrets) -> dict[str, str]:
-    """What a client of the MLflow server started here needs."""
+def make_viewer(server: str, own: Secrets) -> None:
+    """Let the viewer into the MLflow server started here; as often as one likes.
+
+    Raises:
+        AccessError: the server refuses.
+    """
+    asked = Request(
+        f"{server}/api/2.0/mlflow/users/create",
+        json.dumps({"username": VIEWER, "password": own.viewer}).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {b64encode(f'{USER}:{own.mlflow}'.encode()).decode()}",
+        },
+    )
+    try:
+        build_opener(ProxyHandler({})).open(asked, timeout=30).close()
+    except HTTPError as error:
+        said = error.read().decode(errors="replace")
+        if "RESOURCE_ALREADY_EXISTS" not in said:
+            raise AccessError(f"MLflow makes no user {VIEWER}: {said[:200]}") from None
+    except OSError as error:
+        raise AccessError(f"MLflow makes no user {VIEWER}: {error}") from None
+
+
+def mlflow_variables(uri: str, own: Secrets, user: str = USER) -> dict[str, str]:
+    """What a client of the MLflow server started here needs, as the user or the viewer."""
     return {
         "MLFLOW_TRACKING_URI": uri,
-        "MLFLOW_TRACKING_USERNAME": USER,
-        "MLFLOW_TRACKING_PASSWORD": own.mlflow,
+        "MLFLOW_TRACKING_USERNAME": user,
+        "MLFLOW_TRACKING_PASSWORD": own.viewer if user == VIEWER else own.mlflow,
     }
 
 

@@ -31,6 +31,7 @@ BIN = Path(sys.executable).parent
 STATE = ROOT / ".dynammo"
 LOGS = STATE / "servers"
 LOGIN = LOGS / "env"
+VIEWER = LOGS / "viewer"
 HOST = "127.0.0.1"
 POOL = "dynammo"
 RUNS = "#/experiments?workflowType=machine_learning"  # its first page is for language models
@@ -59,6 +60,7 @@ def up() -> None:
         _wait("prefect", lambda: _get(f"{prefect}/api/health"))
         if not theirs:
             _wait("mlflow", lambda: _get(f"{mlflow}/health"))
+            _let_viewer_in(mlflow, own)
         login = access.prefect_variables(prefect, own)
         login |= {} if theirs else access.mlflow_variables(mlflow, own)
         access.write_login(LOGIN, login | {"DYNAMMO_APP_TOKEN": own.page})
@@ -81,12 +83,14 @@ def up() -> None:
     login_of_mlflow = (
         "" if theirs else f"\n         user {access.USER}, password: MLFLOW_TRACKING_PASSWORD"
     )
+    look = "" if theirs else f", and for who may only look {VIEWER.name} beside it"
     print(
         f"""
 Prefect  {prefect}      its page asks for the value of PREFECT_API_AUTH_STRING
 MLflow   {mlflow}/{RUNS}{login_of_mlflow}
 Learners {page}      its page asks for the value of DYNAMMO_APP_TOKEN
-Logins   {file}, which only you can read      Logs: {LOGS.relative_to(ROOT)}/      Stop: make down
+Logins   {file}{look}, which only you can read
+Logs     {LOGS.relative_to(ROOT)}/      Stop: make down
 
 Run the deployment:
   source {file}
@@ -160,6 +164,15 @@ def _own_mlflow(own: access.Secrets) -> str | None:
     # From the file with the login; the port there may be another than this start's.
     sourced = os.environ.get("MLFLOW_TRACKING_PASSWORD") == own.mlflow and _here(uri)
     return uri if uri and uri not in ours and not sourced else None
+
+
+def _let_viewer_in(mlflow: str, own: access.Secrets) -> None:
+    """Make the viewer, and the file that whoever may look at MLflow sources."""
+    try:
+        access.make_viewer(mlflow, own)
+    except access.AccessError as error:
+        _fail(str(error))
+    access.write_login(VIEWER, access.mlflow_variables(mlflow, own, access.VIEWER))
 
 
 def _here(uri: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 
 from dynammo.checkpoint import Ref
-from dynammo.config import Config, layered
+from dynammo.config import Config, TrackingConfig, layered
 from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
@@ -75,7 +75,7 @@ def judge_version(
         against = against._replace(comparison=compared)
     classes = known_classes(version["stage"])
     predictions, groups, evidence = tested_answers(version, context)
-    looks = tested_looks(version, config.tracking.unknown_alarm, context)
+    looks = tested_looks(version, config.tracking, context)
     columns = tested_columns(version, context) if predictions else {}
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
@@ -94,7 +94,7 @@ def judge_version(
         "confidence": confidence,
         "comparison": against.comparison if against else None,
         "cumulative": None,
-        "honesty": _honesty(predictions, looks, groups, classes, config.tracking.unknown_alarm),
+        "honesty": _honesty(predictions, looks, groups, classes, config.tracking),
     }
     if plan is None or authorised is None:
         return judgement, gate
@@ -188,7 +188,7 @@ def tested_answers(
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
 
 
-def tested_looks(version: Draft, alarm: float, context: Context) -> Floats | None:
+def tested_looks(version: Draft, tracking: TrackingConfig, context: Context) -> Floats | None:
     """(N, K) of the test images' appearance (`dynammo.evaluation.appearance`); none where answers
     do not go by it, for images are not kept or too few.
     """
@@ -200,7 +200,13 @@ def tested_looks(version: Draft, alarm: float, context: Context) -> Floats | Non
         return None
     looks, given = saved["appearance"].numpy(), as_predictions(saved)
     known = given.targets < given.classes
-    limits = unknown_limits(given.scores[known], given.targets[known], looks[known], alarm)
+    limits = unknown_limits(
+        given.scores[known],
+        given.targets[known],
+        looks[known],
+        tracking.unknown_alarm,
+        tracking.unknown_by_class,
+    )
     return looks if limits is not None and limits.appearance is not None else None
 
 
@@ -230,7 +236,7 @@ def _honesty(
     looks: Floats | None,
     groups: list[str | None],
     classes: list[str],
-    alarm: float,
+    tracking: TrackingConfig,
 ) -> Honesty | None:
     """On images of the classes that are known."""
     if predictions is None or not (known := predictions.targets < predictions.classes).any():
@@ -240,7 +246,8 @@ def _honesty(
         predictions.targets[known],
         [group for group, own in zip(groups, known, strict=True) if own],
         classes,
-        alarm=alarm,
+        alarm=tracking.unknown_alarm,
+        by_class=tracking.unknown_by_class,
         looks=None if looks is None else looks[known],
     )
 

@@ -21,7 +21,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 import dynammo
 from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, write_atomically
-from dynammo.config import Config
+from dynammo.config import Config, TrackingConfig
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.graph import copy_graph
 from dynammo.deploy.manifest import Appearance, PredictionSets, Unknown
@@ -131,7 +131,7 @@ def save_merged(
         adapter_weights=store.load(merged),
         head=store.load(head),
         classes=known_classes(stage),
-        **thresholds(stage["methods"]["merged"], config.tracking.unknown_alarm, store),
+        **thresholds(stage["methods"]["merged"], config.tracking, store),
         provenance={
             "data": data_hash,
             **({"learner": learner} if learner else {}),
@@ -152,13 +152,13 @@ class Thresholds(TypedDict):
     unknown: Unknown | None
 
 
-def thresholds(merged: Learnt, alarm: float, store: CheckpointStore) -> Thresholds:
+def thresholds(merged: Learnt, tracking: TrackingConfig, store: CheckpointStore) -> Thresholds:
     """Thresholds on all test images of known classes; none where no answers to images are kept.
 
     Args:
         merged: the method, after the last task.
-        alarm: share of known images that may be called unknown; of too few images for it there is
-            no threshold.
+        tracking: the share of known images that may be called unknown; of too few images for it
+            there is no threshold.
         store: of the answers.
     """
     evaluated = merged["evaluated"]
@@ -169,12 +169,14 @@ def thresholds(merged: Learnt, alarm: float, store: CheckpointStore) -> Threshol
     known = predictions.targets < predictions.classes
     scores = predictions.scores[known]
     targets = predictions.targets[known]
-    limits = class_thresholds(scores, targets, MISS)
+    limits, alarm = class_thresholds(scores, targets, MISS), tracking.unknown_alarm
     looks = saved["appearance"].numpy()[known] if "appearance" in saved else None
     finite = [limit if math.isfinite(limit) else None for limit in limits.tolist()]
     return {
         "prediction_sets": PredictionSets(miss=MISS, thresholds=finite),
-        "unknown": _unknown(unknown_limits(scores, targets, looks, alarm), alarm),
+        "unknown": _unknown(
+            unknown_limits(scores, targets, looks, alarm, tracking.unknown_by_class), alarm
+        ),
     }
 
 

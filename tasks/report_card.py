@@ -39,9 +39,7 @@ def card_of(folder: LearnerFolder, number: int) -> Card:
     marker = model / "version.json"
     published = marker.is_file() and json.loads(marker.read_bytes()) == {"version": number}
     config = config_of(version)
-    limits = thresholds(
-        version["stage"]["methods"][DEPLOYED], config.tracking.unknown_alarm, folder.store
-    )
+    limits = thresholds(version["stage"]["methods"][DEPLOYED], config.tracking, folder.store)
     unknown = limits["unknown"]
     told_by = (
         f"its answer{' or how the image looks' if unknown.appearance else ''}" if unknown else None

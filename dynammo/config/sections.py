@@ -474,6 +474,11 @@ class TrackingConfig(Section):
         description='share of images of known classes that answers may call unknown, "none of the '
         'classes I know"; the threshold is set on test images',
     )
+    unknown_by_class: bool = Field(
+        False,
+        description="keep to that share for each class by itself, where it has at least "
+        "1 / unknown_alarm - 1 test images (19); fewer unknown images are found",
+    )
 
 
 class Config(Section):

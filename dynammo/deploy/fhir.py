@@ -102,9 +102,16 @@ def diagnostic_report(finding: Finding, header: Dataset | None = None) -> dict[s
         **when,
         "result": [{"reference": "#answer"}],
         **study,
-        "conclusion": f"{finding.label.meaning}, {finding.percent} %",
+        "conclusion": _conclusion(finding),
         "conclusionCode": [_concept(finding.label)],
     }
+
+
+def _conclusion(finding: Finding) -> str:
+    """For who reads the text alone: the answer, and what else it may be."""
+    others = [code.meaning for code in finding.possible or [] if code != finding.label]
+    more = f"; not excluded: {', '.join(others)}" if others else ""
+    return f"{finding.label.meaning}, {finding.percent} %{more}"
 
 
 def _device(device: Device) -> dict[str, Any]:

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from dynammo.evaluation.appearance import distances_of_others, fit
 from dynammo.evaluation.intervals import numbered
-from dynammo.evaluation.metrics import Floats, Integers, open_set_auroc
+from dynammo.evaluation.metrics import (
+    Floats,
+    Integers,
+    classwise_calibration_error,
+    open_set_auroc,
+)
 from dynammo.evaluation.strangeness import UnknownLimits, strangeness
 
 MISS = 0.1  # share of a class's prediction sets that may lack it, where nothing else is said
@@ -25,7 +30,8 @@ class ClassHonesty(TypedDict):
     """Of a class's test images: the share whose set holds the class (`coverage`), the mean size of
     the sets, and the share called unknown. `found` is the share that would be called so if the
     class were unknown, and `as_unknown` the AUROC of telling it from the others then (`left_out`).
-    None without images, or where too few images set thresholds.
+    `calibration` is the class's `classwise_calibration_error`. None without images, or where too
+    few images set thresholds.
     """
 
     images: int
@@ -34,6 +40,7 @@ class ClassHonesty(TypedDict):
     false_alarms: float | None
     found: float | None
     as_unknown: float | None
+    calibration: float | None
 
 
 class Alarms(TypedDict):
@@ -49,11 +56,12 @@ class Alarms(TypedDict):
 
 class Honesty(TypedDict):
     """What the answers are worth: `miss` is the share of a class's sets that may lack it, and
-    `alarm` the share of known images that may be called unknown.
+    `alarm` the share of known images that may be called unknown, `by_class` or of all together.
     """
 
     miss: float
     alarm: float
+    by_class: bool
     alarms: Alarms
     classes: dict[str, ClassHonesty]
 
@@ -100,7 +108,11 @@ def prediction_sets(probabilities: Floats, thresholds: Floats) -> NDArray[np.boo
 
 
 def unknown_limits(
-    probabilities: Floats, targets: Integers, looks: Floats | None, alarm: float
+    probabilities: Floats,
+    targets: Integers,
+    looks: Floats | None,
+    alarm: float,
+    by_class: bool = False,
 ) -> UnknownLimits | None:
     """From where on an image is called unknown, so that at most a share `alarm` of known ones is.
 
@@ -112,13 +124,46 @@ def unknown_limits(
         targets: (N,) in [0, C).
         looks: (N, K) of `dynammo.evaluation.appearance.measure`; None: not measured.
         alarm: in (0, 1).
+        by_class: at most a share `alarm` of each class's images, see `_limits_by_class`.
     """
     strange = strangeness(probabilities)
+    if by_class:
+        return _limits_by_class(strange, targets, looks, alarm)
     if looks is not None and math.isfinite(near := quantile_of(strange, alarm / 2)):
         far = quantile_of(distances_of_others(looks, targets), alarm / 2)
         return UnknownLimits(near, fit(looks, targets), far)
     limit = quantile_of(strange, alarm)
     return UnknownLimits(limit, None, math.inf) if math.isfinite(limit) else None
+
+
+def _limits_by_class(
+    strange: Floats, targets: Integers, looks: Floats | None, alarm: float
+) -> UnknownLimits | None:
+    """The limits that the class with the strangest images needs: those of no class are called
+    unknown in more than a share `alarm`.
+
+    An image's score is the higher of its two places, by strangeness and by distance, among those of
+    all images. Both limits are at the place that a further image of each class exceeds with a
+    chance of at most `alarm`. A class with fewer than 1 / alarm - 1 images promises nothing by
+    itself; such rare ones are taken together.
+
+    Source: Vovk 2012 (arXiv 1209.2673), conditional validity; rare classes together: Ding et al.
+        2023 (arXiv 2306.09335).
+    """
+    scores = [strange] if looks is None else [strange, distances_of_others(looks, targets)]
+    ordered = [np.sort(own) for own in scores]
+    pairs = zip(ordered, scores, strict=True)
+    place = np.max([np.searchsorted(known, own) for known, own in pairs], axis=0)
+    of_class = {c: quantile_of(place[targets == c], alarm) for c in np.unique(targets).tolist()}
+    rare = np.isin(targets, [c for c, limit in of_class.items() if math.isinf(limit)])
+    asked = [*of_class.values(), quantile_of(place[rare], alarm), quantile_of(place, alarm)]
+    needed = int(max([limit for limit in asked if math.isfinite(limit)], default=-1))
+    if needed < 0:
+        return None
+    near, *far = (float(own[needed]) for own in ordered)
+    if looks is None:
+        return UnknownLimits(near, None, math.inf)
+    return UnknownLimits(near, fit(looks, targets), far[0])
 
 
 def left_out(probabilities: Floats, targets: Integers, looks: Floats | None = None) -> Floats:
@@ -189,14 +234,19 @@ def _without(probabilities: Floats, c: int) -> Floats:
 
 
 def _found(
-    probabilities: Floats, targets: Integers, looks: Floats | None, alarm: float, c: int
+    probabilities: Floats,
+    targets: Integers,
+    looks: Floats | None,
+    alarm: float,
+    by_class: bool,
+    c: int,
 ) -> float | None:
     """Share of a class's images that would be called unknown, by limits of the others' images."""
     mine = targets == c
     if probabilities.shape[1] < 3 or not mine.any():
         return None
     shares = _without(probabilities, c)
-    limits = unknown_limits(shares[~mine], targets[~mine], _rows(looks, ~mine), alarm)
+    limits = unknown_limits(shares[~mine], targets[~mine], _rows(looks, ~mine), alarm, by_class)
     if limits is None:
         return None
     near, far = limits.beyond(shares[mine], _rows(looks, mine))
@@ -214,6 +264,7 @@ def measure_honesty(
     classes: Sequence[str],
     *,
     alarm: float,
+    by_class: bool = False,
     miss: float = MISS,
     looks: Floats | None = None,
 ) -> Honesty:
@@ -227,6 +278,7 @@ def measure_honesty(
         groups: N labels of patients.
         classes: C names.
         alarm: share of known images that may be called unknown.
+        by_class: of each class, by limits for each (`unknown_limits`).
         miss: of the sets.
         looks: (N, K) of `dynammo.evaluation.appearance.measure`, where the answers go by it.
     """
@@ -239,7 +291,9 @@ def measure_honesty(
             continue
         limits = class_thresholds(probabilities[~own], targets[~own], miss)
         sets[own] = prediction_sets(probabilities[own], limits)
-        unknown = unknown_limits(probabilities[~own], targets[~own], _rows(looks, ~own), alarm)
+        unknown = unknown_limits(
+            probabilities[~own], targets[~own], _rows(looks, ~own), alarm, by_class
+        )
         set_by.append(unknown)
         if unknown is not None:
             near[own], far[own] = unknown.beyond(probabilities[own], _rows(looks, own))
@@ -247,6 +301,7 @@ def measure_honesty(
     enough = all(own is not None and (own.appearance is None) == (looks is None) for own in set_by)
     alarms = near | far
     apart = as_unknown(left_out(probabilities, targets, looks), targets)
+    calibration = classwise_calibration_error(targets, probabilities)
     found: dict[str, ClassHonesty] = {}
     for c, name in enumerate(classes):
         mine = targets == c
@@ -256,12 +311,19 @@ def measure_honesty(
             "coverage": float(sets[mine, c].mean()) if some else None,
             "set_size": float(sets[mine].sum(axis=1).mean()) if some else None,
             "false_alarms": float(alarms[mine].mean()) if some and enough else None,
-            "found": _found(probabilities, targets, looks, alarm, c),
+            "found": _found(probabilities, targets, looks, alarm, by_class, c),
             "as_unknown": apart[c],
+            "calibration": float(calibration[c]) if some else None,
         }
     shares: Alarms = {
         "share": float(alarms.mean()) if enough else None,
         "by_answer": float(near.mean()) if enough else None,
         "by_appearance": float(far.mean()) if enough and looks is not None else None,
     }
-    return {"miss": miss, "alarm": alarm, "alarms": shares, "classes": found}
+    return {
+        "miss": miss,
+        "alarm": alarm,
+        "by_class": by_class,
+        "alarms": shares,
+        "classes": found,
+    }

@@ -164,14 +164,43 @@ def expected_calibration_error(
     over bins of equal width. Bin b holds the confidences in (b / bins, (b + 1) / bins]: a value on
     an edge belongs to the bin below it, and 0 to the first bin.
     """
-    if not len(targets):
+    return _calibration_error(targets == predicted, confidence, bins)
+
+
+def classwise_calibration_error(targets: Integers, scores: Floats, bins: int = 15) -> Floats:
+    """Gap between the probability given to class c and how often it is c: (C,) in [0, 1].
+
+        ECE_c = sum_b |B_b| / N * | share of class c in B_b - mean p_c in B_b |
+
+    over all images, in the bins of p_c of `expected_calibration_error`, whatever class is
+    predicted. NaN without images, and where a score is no probability.
+
+    Args:
+        targets: (N,) in [0, C).
+        scores: (N, C).
+        bins: of equal width.
+
+    Source: Kull et al. 2019 (arXiv 1910.12656), classwise-ECE before the mean over classes.
+    """
+    shares = np.clip(scores, 0, 1)
+    return np.array(
+        [
+            _calibration_error(targets == c, own, bins)
+            if np.allclose(own, scores[:, c], rtol=0, atol=1e-6)
+            else math.nan
+            for c, own in enumerate(shares.T)
+        ]
+    )
+
+
+def _calibration_error(hits: NDArray[np.bool_], probabilities: Floats, bins: int) -> float:
+    if not len(hits):
         return math.nan
     inner_edges = np.linspace(0, 1, bins + 1)[1:-1]
-    bin_of = np.searchsorted(inner_edges, confidence, side="left")
-    # |B_b| * (accuracy - mean confidence) is the sum of (right - confidence) over the bin.
-    surplus = (targets == predicted).astype(float) - confidence
-    sums = np.bincount(bin_of, weights=surplus, minlength=bins)
-    return float(np.abs(sums).sum() / len(targets))
+    bin_of = np.searchsorted(inner_edges, probabilities, side="left")
+    # |B_b| * (share of hits - mean probability) is the sum of (hit - probability) over the bin.
+    sums = np.bincount(bin_of, weights=hits - probabilities, minlength=bins)
+    return float(np.abs(sums).sum() / len(hits))
 
 
 def open_set_auroc(known: NDArray[np.bool_], knownness: Floats) -> float | None:
@@ -298,9 +327,9 @@ def evaluate_stage(
         `task` (= stage), `classes` (the C names seen), `accuracy`, `mean_class_recall`,
         `task_accuracy` and `task_mean_class_recall` (one entry a task learnt: row `stage` of
         `a[i][j]`), `negative_flips` (null at stage 1 or without `previous`), `ece`,
-        `open_set_auroc`
-        and `open_set_fpr95` (null where no unknowns are left), `per_class` (name -> recall,
-        precision, auroc, support), `confusion` (C rows of true, C columns of predicted classes).
+        `open_set_auroc` and `open_set_fpr95` (null where no unknowns are left), `per_class` (name
+        -> recall, precision, auroc, calibration, support), `confusion` (C rows of true, C columns
+        of predicted classes).
 
     Raises:
         ValueError: the arguments contradict each other, or no test image is of a seen class.
@@ -328,6 +357,7 @@ def evaluate_stage(
         "recall": class_recall(targets, predicted, classes),
         "precision": class_precision(targets, predicted, classes),
         "auroc": class_auroc(targets, known.scores),
+        "calibration": classwise_calibration_error(targets, known.scores),
     }
     confusion = confusion_counts(targets, predicted, classes)
     support = confusion.sum(axis=1)

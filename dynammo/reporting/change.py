@@ -18,12 +18,17 @@ from matplotlib.lines import Line2D
 
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.evaluation.plan import ENOUGH
-from dynammo.evaluation.protocol import IN_WORDS, Judgement, Requirement
+from dynammo.evaluation.protocol import Judgement, Requirement
 from dynammo.reporting.figures import WIDTH, dress, to_png
 from dynammo.reporting.report import NOTHING, percent, template
 
 _OLD, _NEW, _BAD = "#666666", "#0072B2", "#D55E00"
 _REASONS = 3  # so many the first page names
+_IN_PLAIN_WORDS = {
+    "passed": "This kind of change was agreed on, and every limit of the plan is kept",
+    "failed": "This kind of change was agreed on, but a limit of the plan is not kept",
+    "outside": "This kind of change was not agreed on",
+}
 
 
 class Flip(TypedDict):
@@ -76,7 +81,7 @@ def write_change(report: ChangeReport, html: Path, flips: Sequence[Flip] = ()) -
 
 
 def sentence(report: ChangeReport) -> str:
-    """What the update did, in one plain sentence."""
+    """What the update did, in a few plain words."""
     judgement, number = report["judgement"], report["version"]
     names = list(judgement["classes"])
     change = judgement["comparison"]
@@ -93,35 +98,51 @@ def sentence(report: ChangeReport) -> str:
         return f"{known}; of the test images of the average class it finds {mean} %."
     overall = change["overall"]
     new = [name for name in names if name not in change["classes"]]
-    what = f"adds {_listed(new)} to" if new else "changes"
+    old = f"version {judgement['champion']}"
+    what = f"adds {_listed(new)} to {old}" if new else f"changes {old}"
     return (
-        f"Version {number} of {report['learner']} {what} version {judgement['champion']}; of the "
-        f"test images of the average class that both know it finds {percent(overall['new'])} %, "
-        f"where {percent(overall['old'])} % were found before, "
-        f"and of {overall['images']} images {overall['negative_flips']} were right before and are "
-        "wrong now."
+        f"Version {number} of {report['learner']} {what}. Of the classes that both know it finds "
+        f"{percent(overall['new'])} % of an average class's test images; {old} finds "
+        f"{percent(overall['old'])} %. Of {overall['images']} images, {overall['negative_flips']} "
+        "were right before and are wrong now."
     )
 
 
 def verdict(report: ChangeReport) -> str:
-    """The outcome, what follows from it, and why."""
+    """The outcome, and what follows from it."""
     judgement = report["judgement"]
     if judgement["plan"]:
-        said = IN_WORDS[judgement["outcome"]].capitalize()
+        said = _IN_PLAIN_WORDS[judgement["outcome"]]
     else:
         passed = "passed" if report["passed"] else "not passed"
         said = f"No plan is in force; the gate's settings are {passed}"
     if report["passed"]:
         return f"{said}: version {report['version']} goes into use."
     stays = f"version {judgement['champion']} stays in use" if judgement["champion"] else "not used"
-    reasons = judgement["outside"] or [
-        f"{row['requirement']} {_limit(row)}: {row['detail']}".replace(" :", ":")
-        for row in judgement["requirements"]
-        if row["verdict"] == "not met"
+    return f"{said}: {stays}."
+
+
+def reasons(report: ChangeReport) -> list[str]:
+    """Why a version does not go into use, at most three and how many more."""
+    if report["passed"]:
+        return []
+    judgement = report["judgement"]
+    found = judgement["outside"] or [
+        _reason(row) for row in judgement["requirements"] if row["verdict"] == "not met"
     ]
-    more = len(reasons) - _REASONS
-    tail = f"; and {more} more" if more > 0 else ""
-    return f"{said}: {stays}. Reasons: {'; '.join(reasons[:_REASONS])}{tail}."
+    more = len(found) - _REASONS
+    return [*found[:_REASONS], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _reason(row: Requirement) -> str:
+    """As the first page says it: what is asked of a class in images, all else as it is judged."""
+    own = row["measured"]
+    if row["name"].startswith("sensitivity.") and own and own["low"] is not None:
+        return (
+            f"{row['name'].partition('.')[2]}: {percent(own['value'])} % of its images are found, "
+            f"but it may be only {percent(own['low'])} %; {percent(row['limit'])} % are asked for"
+        )
+    return f"{row['requirement']} {_limit(row)}: {row['detail']}".replace(" :", ":")
 
 
 def recalls(judgement: Judgement) -> Figure:
@@ -216,6 +237,7 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         ],
         sentence=sentence(report),
         verdict=verdict(report),
+        reasons=reasons(report),
         picture=to_png(recalls(judgement)),
         labels=labels,
         flips=flips,

@@ -241,12 +241,13 @@ def _curves(results: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
 
 
 def _per_class(results: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    keys = ["recall", "precision", "auroc", "support"]
+    keys = ["recall", "precision", "auroc", "calibration", "support"]
     task_of = _task_of(results)
     yield ["variant", "task", "class", *keys]
     for variant, stage in _last_stages(results):
         for name, values in stage["per_class"].items():
-            yield [variant, task_of[name], name, *(values[key] for key in keys)]
+            # Results written before calibration was measured have none.
+            yield [variant, task_of[name], name, *(values.get(key) for key in keys)]
 
 
 def _confusions(results: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
@@ -278,6 +279,7 @@ class _Class(NamedTuple):
     recall: list[float | None]
     precision: float | None
     auroc: float | None
+    calibration: float | None
     taken_for: str
 
 
@@ -298,6 +300,7 @@ def _classes(results: Mapping[str, Any]) -> list[_Class]:
                 [other["per_class"][name]["recall"] for other in last.values()],
                 own["precision"],
                 own["auroc"],
+                own.get("calibration"),
                 _taken_for(i, counts, names),
             )
         )

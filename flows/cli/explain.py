@@ -14,6 +14,7 @@ from flows.cli.main import Model, PublicKey, app, err, image_files, readable_err
 
 if TYPE_CHECKING:
     from dynammo.deploy.predictor import Predictor
+    from dynammo.deploy.similar import Remembered
 
 
 @app.command()
@@ -28,6 +29,14 @@ def explain(
         bool,
         typer.Option("--dicom", help="Of DICOM images: Secondary Captures that refer to them."),
     ] = False,
+    similar: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEARNER",
+            help="Below each, the pictures in this learner's memory that the model sees most like "
+            "it. They are of patients, and the files yours to look after.",
+        ),
+    ] = None,
     public_key: PublicKey = None,
 ) -> None:
     """Show where in each image a class is seen: NAME-heat-map.png, or .dcm.
@@ -43,6 +52,8 @@ def explain(
         from dynammo.reporting.heat_map import explain as draw
         from tasks.support.progress import progress_bar
 
+        if similar and dicom:
+            raise ConfigError(["--similar shows other patients, which no study may (--dicom)"])
         targets: dict[Path, Path] = {}
         for file in image_files(images):
             target = output / f"{file.stem}-heat-map.{'dcm' if dicom else 'png'}"
@@ -54,13 +65,14 @@ def explain(
         assert isinstance(predictor, Predictor)
         if label is not None and label not in predictor.classes:
             raise ConfigError([f"no class {label!r}; the model knows {predictor.classes}"])
+        remembered = _remembered(similar, model, output, predictor) if similar else None
         as_file = _as_dicom(model, predictor) if dicom else None
         bad: list[str] = []
         with progress_bar("explain", "image") as progress:
             for done, (target, file) in enumerate(targets.items(), start=1):
                 try:
                     picture = load_image(file, predictor.size)
-                    figure, shown = draw(predictor, picture, label)
+                    figure, shown = draw(predictor, picture, label, remembered)
                     content = to_png(figure)
                     write_atomically(target, as_file(file, content, shown) if as_file else content)
                 except DataError as error:
@@ -70,6 +82,17 @@ def explain(
         err.print(Text(line), soft_wrap=True)
         if bad:
             raise DataError(f"{len(bad)} of {len(targets)} images have none; first: {bad[0]}")
+
+
+def _remembered(learner: str, model: Path, output: Path, predictor: Predictor) -> Remembered:
+    from dynammo.deploy.similar import remember
+    from flows.cli.learner import find
+    from tasks.kept_pictures import kept_pictures
+
+    folder = find(learner)
+    if output.absolute().resolve().is_relative_to(folder.path.resolve()):
+        raise ConfigError(["pictures are written outside the learner's folder only"])
+    return remember(predictor, *kept_pictures(folder, model))
 
 
 def _as_dicom(model: Path, predictor: Predictor) -> Callable[[Path, bytes, str], bytes]:

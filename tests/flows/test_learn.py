@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from typer.testing import CliRunner
 
 from dynammo.checkpoint import references_in
 from dynammo.deploy.graph import load_predictor
 from dynammo.deploy.predictor import Predictor
+from dynammo.deploy.similar import most_alike, remember
 from dynammo.errors import ConfigError, DataError
 from dynammo.evaluation.metrics import mean_class_recall
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.reporting.heat_map import explain
 from flows import learn as learn_flow
+from flows.cli import app
 from flows.cli.trial import trial_of
 from flows.forget import forget
 from flows.incremental import incremental
@@ -28,11 +32,13 @@ from flows.merge import merge
 from flows.promote import promote
 from flows.purge import purge
 from flows.support import versions
+from tasks.kept_pictures import kept_pictures
 from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import find_learner
 from tasks.support.workspace import IMAGES, RESULTS
 from tests.flows.project import CLASSES, OVERRIDES, TASKS, apart, copier
+from tests.models import reseal
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -415,3 +421,39 @@ def test_what_a_learner_keeps_makes_and_judges_its_int8_graph(taught: LearnerFol
     recall = mean_class_recall(judged_on.targets, answers, len(predictor.classes))
     assert recall == pytest.approx(metrics(taught, 3)["mean_class_recall"])
     assert trial_of(model, None).judged_on.names == judged_on.names
+
+
+def test_the_remembered_pictures_most_like_an_image_are_shown(
+    taught: LearnerFolder, here: Path
+) -> None:
+    pictures, labels = kept_pictures(taught, taught.path / "model")
+    predictor = load_predictor(taught.path / "model", "torch")
+    assert isinstance(predictor, Predictor)
+    assert labels == [name for name in CLASSES for _ in range(4)]
+    alike = most_alike(predictor, pictures[5], remember(predictor, pictures, labels))
+    assert alike[0].label == labels[5] and alike[0].likeness == pytest.approx(1)
+    assert (alike[0].picture == pictures[5]).all()
+    assert len(alike) == 3 and alike[1].likeness >= alike[2].likeness
+
+    Image.fromarray(pictures[5]).save(here / "seen.png")
+    model = taught.path / "model"
+    said = ["explain", "seen.png", "-m", str(model), "--similar", "shapes", "-o"]
+    assert CliRunner().invoke(app, [*said, "maps"]).exit_code == 0
+    drawn = Image.open(here / "maps" / "seen-heat-map.png")
+    assert drawn.height > 0.9 * drawn.width  # a second row; without it about half
+    figure, shown = explain(predictor, pictures[5], None, remember(predictor, pictures, labels))
+    below = [axes.get_title() for axes in figure.subfigs[1].axes]
+    assert below[0] == f"{labels[5]}, likeness 1.00" and len(below) == 3
+    assert shown in CLASSES
+    inside = CliRunner().invoke(app, [*said, str(taught.path / "maps")])
+    assert inside.exit_code == 1 and "outside the learner's folder only" in inside.stderr
+    study = CliRunner().invoke(app, [*said, "maps", "--dicom"])
+    assert study.exit_code == 1 and "other patients" in study.stderr
+
+    shutil.copytree(taught.path, here / "learners" / "other")
+    reseal(model, {"provenance": {"learner": {"name": "shapes", "version": 3}, "parents": {}}})
+    with pytest.raises(ConfigError, match="holds no model of the learner other"):
+        kept_pictures(find_learner("other"), model)
+    purge("shapes")
+    with pytest.raises(ConfigError, match="keeps no picture"):
+        kept_pictures(taught, here / "learners" / "other" / "model")

@@ -326,6 +326,33 @@ def test_the_user_is_let_in_and_others_are_told_how(
         client.search_experiments()
 
 
+def test_the_viewer_of_mlflow_sees_all_and_changes_nothing(servers: Servers) -> None:
+    lines = (servers.folder / ".dynammo/servers/viewer").read_text().splitlines()
+    login = dict(shlex.split(line)[1].split("=", 1) for line in lines if line[:1] != "#")
+    assert set(login.values()).isdisjoint(
+        servers.login[name] for name in ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
+    )
+    asked = [
+        ("runs/create", {"experiment_id": "0"}),
+        ("experiments/delete", {"experiment_id": "0"}),
+        ("model-versions/create", {"name": "dynammo-skin", "source": "/tmp/x"}),
+        ("registered-models/alias", {"name": "dynammo-skin", "alias": "champion", "version": "1"}),
+        ("users/create", {"username": "other", "password": "of-my-own-12"}),
+    ]
+    base = f"{servers.mlflow}/api/2.0/mlflow"
+    made = {"name": "dynammo-skin"}
+    assert httpx.post(f"{base}/registered-models/create", json=made, auth=servers.mlflow_login)
+    with httpx.Client(base_url=base, timeout=60) as client:
+        client.auth = (login["MLFLOW_TRACKING_USERNAME"], login["MLFLOW_TRACKING_PASSWORD"])
+        found = client.get("/experiments/search", params={"max_results": 9}).json()
+        assert [own["name"] for own in found["experiments"]] == ["Default"]
+        assert client.get("/registered-models/get", params=made).status_code == 200
+        for path, body in asked:
+            assert client.post(f"/{path}", json=body).status_code == 403, path
+        client.auth = servers.mlflow_login
+        assert client.post("/runs/create", json={"experiment_id": "0"}).status_code == 200
+
+
 def test_secrets_are_made_once(tmp_path: Path) -> None:
     first = access.own_secrets(tmp_path / "a")
     assert access.own_secrets(tmp_path / "a") == first

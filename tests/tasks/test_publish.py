@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dynammo.checkpoint import CheckpointStore
-from dynammo.config import load_config
+from dynammo.config import TrackingConfig, load_config
 from dynammo.deploy import export
 from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
@@ -42,6 +42,10 @@ def published(tmp_path: Path) -> Path:
     return target
 
 
+def alarm(share: float, **more: Any) -> TrackingConfig:
+    return TrackingConfig(unknown_alarm=share, **more)
+
+
 def test_thresholds_are_set_on_the_test_images_of_known_classes(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     shares = torch.cat([torch.arange(1, 21) / 100, torch.full((5,), 0.5), torch.full((9,), 0.01)])
@@ -55,7 +59,7 @@ def test_thresholds_are_set_on_the_test_images_of_known_classes(tmp_path: Path) 
     }
     predictions = store.save("predictions", answers, {})
     merged = learnt() | {"evaluated": {"predictions": predictions}}
-    found = thresholds(merged, 0.1, store)
+    found = thresholds(merged, alarm(0.1), store)
     sets, unknown = found["prediction_sets"], found["unknown"]
     assert sets is not None and sets.miss == 0.1
     # Of class 0 1 - p is 0.01 to 0.20: the 19th of 20, ceil(21 * 0.9). Five images are too few.
@@ -63,21 +67,24 @@ def test_thresholds_are_set_on_the_test_images_of_known_classes(tmp_path: Path) 
     # Of the 25 known images the 24th strangest, ceil(26 * 0.9): one of the five at a half.
     assert unknown is not None and unknown.alarm == 0.1
     assert unknown.threshold == pytest.approx(math.log(0.5))
-    assert thresholds(merged, 0.01, store)["unknown"] is None  # too few images to promise that
+    assert thresholds(merged, alarm(0.01), store)["unknown"] is None  # too few to promise that
     assert unknown.appearance is None
 
     # With the pictures' appearance each limit has half of the alarms: the 24th of 25 distances.
     looks = torch.from_numpy(np.random.default_rng(0).normal(size=(34, 12)))
     predictions = store.save("predictions", {**answers, "appearance": looks}, {})
     merged = learnt() | {"evaluated": {"predictions": predictions}}
-    both = thresholds(merged, 0.2, store)["unknown"]
+    both = thresholds(merged, alarm(0.2), store)["unknown"]
     assert both is not None and both.appearance is not None
     assert both.threshold == unknown.threshold
     measured, labels = looks[:25].numpy(), targets[:25].numpy()
     np.testing.assert_allclose(both.appearance.means, fit(measured, labels).means)
     assert both.appearance.threshold == np.sort(distances_of_others(measured, labels))[23]
-    assert thresholds(merged, 0.01, store)["unknown"] is None
-    assert thresholds(learnt(), 0.1, store) == {"prediction_sets": None, "unknown": None}
+    assert thresholds(merged, alarm(0.01), store)["unknown"] is None
+    by_class = thresholds(merged, alarm(0.2, unknown_by_class=True), store)["unknown"]
+    assert by_class is not None and by_class.threshold >= both.threshold
+    assert by_class.model_dump() != both.model_dump()
+    assert thresholds(learnt(), alarm(0.1), store) == {"prediction_sets": None, "unknown": None}
 
 
 def test_results_may_be_replaced(published: Path, tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ def test_a_report_says_what_the_model_says(tmp_path: Path) -> None:
     assert observation.device.reference == f"#{device.id}"
     assert observation.valueCodeableConcept.coding[0].code == "red"
     assert report.conclusion == "red, 87.65 %"
+    also = FINDING._replace(possible=[*CODES.values(), NONE])
+    assert report_on(None, also).conclusion == (
+        "red, 87.65 %; not excluded: green, None of the known classes"
+    )
     probability, *possible = observation.component
     assert float(probability.valueQuantity.value) == 87.65
     assert [one.valueCodeableConcept.text for one in possible] == ["red"]

@@ -141,3 +141,47 @@ def test_half_the_patients_calibrate_the_other_half() -> None:
     assert found["classes"]["a"]["false_alarms"] == 0.5
     assert found["classes"]["b"]["coverage"] is None
     assert found["classes"]["b"]["images"] == 0
+
+
+def alarms_of(random: np.random.Generator, counts: list[int], by_class: bool) -> Floats:
+    """Share of each class's further images called unknown; those of class 2 are stranger, in answer
+    and look, by a deviation.
+    """
+
+    def drawn(targets: Floats) -> tuple[Floats, Floats]:
+        odd = (targets == 2)[:, None]
+        logits = random.normal(size=(len(targets), 3)) * np.where(odd, 1, 3)
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return shares, random.normal(size=(len(targets), KINDS)) * np.where(odd, 1.4, 1)
+
+    targets, further = np.repeat([0, 1, 2], counts), np.repeat([0, 1, 2], 200)
+    shares, looks = drawn(targets)
+    limits = unknown_limits(shares, targets, looks, 0.1, by_class)
+    assert limits is not None
+    near, far = limits.beyond(*drawn(further))
+    return np.array([(near | far)[further == c].mean() for c in range(3)])
+
+
+@pytest.mark.parametrize("counts", [[60, 60, 40], [60, 60, 15]])
+def test_by_class_a_strange_class_is_called_unknown_no_more_often_than_stated(
+    counts: list[int],
+) -> None:
+    random = np.random.default_rng(0)
+    together, alone = (
+        np.mean([alarms_of(random, counts, by_class) for _ in range(60)], axis=0)
+        for by_class in (False, True)
+    )
+    assert together[2] > 0.2  # of all together a tenth, of this class far more
+    assert alone.max() < 0.11 and alone[2] > 0.04
+
+
+def test_rare_classes_are_taken_together_and_too_few_images_promise_nothing() -> None:
+    # At a tenth nine are enough: 0 is sure, 1 and 2, five each, have their strangest image decide.
+    sure = np.concatenate([np.full(20, 0.99), np.linspace(0.5, 0.8, 10)])
+    shares, targets = np.stack([sure, 1 - sure], axis=1), np.repeat([0, 1, 2], [20, 5, 5])
+    limits = unknown_limits(shares, targets, None, 0.1, by_class=True)
+    assert limits is not None and limits.threshold == pytest.approx(np.log(0.5))
+    alone = unknown_limits(shares[:24], targets[:24], None, 0.1, by_class=True)
+    # Four rare ones promise nothing: the class of twenty and all together decide.
+    assert alone is not None and alone.threshold < np.log(0.5)
+    assert unknown_limits(shares[:8], targets[:8], None, 0.1, by_class=True) is None

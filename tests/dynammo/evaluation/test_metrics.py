@@ -21,6 +21,7 @@ from dynammo.evaluation.metrics import (
     class_auroc,
     class_precision,
     class_recall,
+    classwise_calibration_error,
     confusion_counts,
     evaluate_stage,
     expected_calibration_error,
@@ -96,6 +97,17 @@ def test_class_auroc() -> None:
     # Class 1 has image 2, all scores tied: one half. Class 2 has no image.
     np.testing.assert_array_equal(class_auroc(np.array([0, 0, 1]), scores), [0.5, 0.5, np.nan])
     assert np.isnan(class_auroc(np.zeros(3, dtype=int), scores)).all()  # no "others", no images
+
+
+def test_calibration_error_of_each_class() -> None:
+    # Two bins. Of class 0 below 1/2: p = 0.2, 0.4, none of it, so |0 - 0.3|; above: 0.9, 0.7 and
+    # one of two, so |0.5 - 0.8|: (2 * 0.3 + 2 * 0.3) / 4. Class 1 is its mirror; 2 is no share.
+    targets = np.array([1, 1, 0, 1])
+    first = np.array([0.2, 0.4, 0.9, 0.7])
+    scores = np.stack([first, 1 - first, first + 1], axis=1)
+    found = classwise_calibration_error(targets, scores, bins=2)
+    assert found[:2].tolist() == pytest.approx([0.3, 0.3]) and math.isnan(found[2])
+    assert np.isnan(classwise_calibration_error(targets[:0], scores[:0, :2])).all()
 
 
 def test_expected_calibration_error() -> None:
@@ -302,6 +314,8 @@ def test_first_stage() -> None:
         "recall": 1,
         "precision": 0.5,
         "auroc": 0.75,
+        # Scores of b are 0.2 of an a, and 0.8 of an a and a b: (|0 - 0.2| + |1 - 1.6|) / 3.
+        "calibration": pytest.approx(0.8 / 3),
         "support": 1,
     }
     assert document["confusion"] == [[1, 1], [0, 1]]
@@ -338,7 +352,8 @@ def test_class_and_task_without_test_images_are_null() -> None:
     assert document["task_accuracy"] == [0.5, None]
     assert document["task_mean_class_recall"] == [0.5, None]
     assert document["per_class"]["b"] == {
-        "recall": None, "precision": 0, "auroc": None, "support": 0,
+        "recall": None, "precision": 0, "auroc": None,
+        "calibration": pytest.approx(0.45), "support": 0,
     }  # fmt: skip
     assert document["per_class"]["c"]["precision"] is None
     json.dumps(document, allow_nan=False)

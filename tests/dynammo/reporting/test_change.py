@@ -11,7 +11,15 @@ import pytest
 from matplotlib.colors import to_hex
 
 from dynammo.reporting import figures
-from dynammo.reporting.change import ChangeReport, Flip, recalls, sentence, verdict, write_change
+from dynammo.reporting.change import (
+    ChangeReport,
+    Flip,
+    reasons,
+    recalls,
+    sentence,
+    verdict,
+    write_change,
+)
 
 NEW = "b & <w>"
 
@@ -72,6 +80,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "honesty": {
             "miss": 0.1,
             "alarm": 0.05,
+            "by_class": False,
             "alarms": {"share": 0.043, "by_answer": 0.021, "by_appearance": 0.024},
             "classes": {
                 "nevus": {
@@ -81,6 +90,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
                     "false_alarms": None,
                     "found": 0.099,
                     "as_unknown": 0.71,
+                    "calibration": 0.0437,
                 }
             },
         },
@@ -136,7 +146,8 @@ def test_the_page_is_self_contained_escaped_and_complete(tmp_path: Path) -> None
         "complaints",
         "A. Example, 2027",
         "f" * 64,
-        "Lines are 90 % intervals",
+        "is the 90 % interval",
+        "<li>nevus: 70.0 % of its images are found",
         "Version 1 was authorised",
         "91.2",
         "By &lt;site&gt;",
@@ -165,18 +176,32 @@ def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
 
 def test_what_the_first_page_says() -> None:
     assert sentence(document()) == (
-        f"Version 3 of skin adds {NEW} to version 2; of the test images of the average class that "
-        "both know it finds 70.0 %, where 90.0 % were found before, and of 20 images 5 were right "
+        f"Version 3 of skin adds {NEW} to version 2. Of the classes that both know it finds 70.0 % "
+        "of an average class's test images; version 2 finds 90.0 %. Of 20 images, 5 were right "
         "before and are wrong now."
     )
     assert verdict(document()) == (
-        "In the plan and failed: version 2 stays in use. Reasons: sensitivity for nevus, at least "
-        "0.6: 0.700."
+        "This kind of change was agreed on, but a limit of the plan is not kept: version 2 stays "
+        "in use."
     )
-    assert verdict(document("passed")) == "In the plan and passed: version 3 goes into use."
+    assert reasons(document()) == [
+        "nevus: 70.0 % of its images are found, but it may be only 50.0 %; 60.0 % are asked for"
+    ]
+    few = document()
+    few["judgement"]["requirements"][0]["measured"] = None
+    assert reasons(few) == ["sensitivity for nevus, at least 0.6: 0.700"]
+    assert reasons(document("passed")) == []
+    assert verdict(document("passed")) == (
+        "This kind of change was agreed on, and every limit of the plan is kept: version 3 goes "
+        "into use."
+    )
     assert verdict(document("outside")) == (
-        "Outside the plan: version 2 stays in use. Reasons: class b is not named."
+        "This kind of change was not agreed on: version 2 stays in use."
     )
+    assert reasons(document("outside")) == ["class b is not named"]
+    many = document("outside")
+    many["judgement"]["outside"] = list("abcde")
+    assert reasons(many) == ["a", "b", "c", "and 2 more"]
     without = document()
     without["judgement"] = {**without["judgement"], "plan": None, "comparison": None}
     assert sentence(without) == (
