@@ -208,7 +208,7 @@ def main() -> None:
                 *("--stream", "-c", asked),
             )
             if number == 1:
-                here.wait("site_c", "train", 900)
+                here.wait("site_c", "Receiving: train message", 900)
                 kill(nodes["site_c"], signal.SIGKILL)
                 killed = time.monotonic()
                 print(f"site_c killed after {killed - began:.0f} s", flush=True)
