@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from prefect import flow, get_run_logger
 
 from dynammo.config import load_config
+from dynammo.evaluation.metrics import evaluate_counts
+from dynammo.evaluation.protocol import Arrived
+from dynammo.federated.judge import Counts
 from dynammo.federated.merge import check_federated
 from dynammo.federated.round import read_round
 from dynammo.learner.folder import LearnerError, now
 from dynammo.learner.ledger import Ledger
+from dynammo.learner.settings import DEPLOYED, next_settings
 from flows.support.notify import notify
 from flows.support.versions import (
     finish_killed,
@@ -23,7 +29,17 @@ from flows.support.versions import (
 from tasks.assemble_round import assemble_round
 from tasks.prepare_backbone import prepare_backbone, weights_hash
 from tasks.support.logs import shorten_expected_errors
-from tasks.support.version import Forgotten, Learnt, context_in, draft_version, find_learner
+from tasks.support.stage import known_classes
+from tasks.support.version import (
+    Forgotten,
+    Learnt,
+    Version,
+    config_of,
+    context_in,
+    draft_version,
+    find_learner,
+    read_version,
+)
 
 shorten_expected_errors()
 UNCALIBRATED = (
@@ -38,26 +54,32 @@ NO_SUBGROUPS = (
 
 @flow(name="dynammo-federate", flow_run_name="{learner}: federate", on_failure=[notify])
 def federate(learner: str, held: str) -> dict[str, Any]:
-    """Make a learner of a round. Its batches are the sites; `forget` takes one out again.
+    """Make a learner of a round, or its next version. Its batches are the sites; `forget` takes one
+    out again. The gate decides on what the sites counted on their test images.
 
     Args:
-        learner: its name; a new one.
+        learner: its name; a new one, or one that a round has made.
         held: folder of the round (`dynammo.federated`).
 
     Returns:
         As `flows.learn.learn`.
 
     Raises:
-        LearnerError: there is such a learner.
+        LearnerError: there is such a learner, and it has learnt images or is of this round.
     """
     folder, document = find_learner(learner), read_round(Path(held))
     config = load_config(None, document["config"])
     check_federated(config)
     step = {"federate": document}
-    if killed_when_written(folder) == {**step, "parent": 0}:
+    if killed_when_written(folder).get("federate") == document:
         return finish_killed(folder)
-    if folder.exists:
-        raise LearnerError(f"there is a learner {learner!r}: a round makes a new one")
+    before = read_version(folder) if folder.exists else None
+    if before:
+        if "round" not in before:
+            raise LearnerError(f"{learner} has learnt images: a round makes a learner of its own")
+        if folder.store.load_json(before["round"]) == document:
+            raise LearnerError(f"{learner} is already of this round")
+        config = next_settings(config_of(before), config.model_dump(mode="json"))
     with taken_up(folder, step):
         here = context_in(folder, config, "round")
         own = config.backbone
@@ -73,35 +95,97 @@ def federate(learner: str, held: str) -> dict[str, Any]:
             batches.append(
                 {
                     "number": site["number"],
-                    "hash": site["adapter"]["sha256"],  # of images there is none here
+                    # Of images there is none here: a site is known again by its name.
+                    "hash": hashlib.sha256(f"site {site['name']}".encode()).hexdigest(),
                     "at": now(),
                     "new": new,
                     "again": again,
                     "train_images": site["images"],
-                    "test_images": 0,
+                    "test_images": _tested(site),
                 }
             )
         names = ", ".join(site["name"] for site in document["sites"])
         absent = [f"{own['name']} is left out: {own['reason']}" for own in document["left_out"]]
+        absent += [
+            f"{own['name']} has not judged the result: {own['reason']}"
+            for own in document["silent"]
+        ]
+        absent += [
+            f"{own['name']}: statistics with noise, epsilon {own['epsilon']:g}; its adapter without"
+            for own in document["sites"]
+            if own["epsilon"]
+        ]
         for note in absent:
             get_run_logger().warning(note)
+        sent = {"round": here.checkpoints.save_json("round", document)}
+        counts = Counts.total(Counts.of(own["tests"]) for own in document["sites"] if own["tests"])
+        if counts is not None and counts.confusion.sum():
+            sent["counts"] = here.checkpoints.save_json("counts", counts.document())
+            flips = _flips(counts, folder.pointer()["champion"] if before else 0)
+            metrics = evaluate_counts(counts.confusion.numpy(), stage["tasks"], flips)
+            ref = here.checkpoints.save_json(f"metrics-{DEPLOYED}", metrics)
+            stage["methods"][DEPLOYED]["evaluated"] = {"metrics": ref, "predictions": None}
+        gone: Forgotten = before["forgotten"] if before else {"batches": [], "classes": []}
+        here_now = {own["hash"] for own in batches}
         draft = draft_version(
             folder,
-            None,
+            before,
             config,
             Ledger.empty(),
-            ["add_named_class", "new_site"],
-            {},
+            ["add_named_class", "new_site"] if before is None else _modifications(before, batches),
+            _arrived(document, known_classes(before["stage"])) if before else {},
             operation=f"federate {names}",
             backbone=backbone,
             stage=stage,
             batches=batches,
-            forgotten=Forgotten(batches=[], classes=[]),
+            forgotten=Forgotten(
+                batches=[own for own in gone["batches"] if own not in here_now],
+                classes=[own for own in gone["classes"] if own not in known],
+            ),
             tests=[],
             notes=[UNCALIBRATED, *([NO_SUBGROUPS] * bool(config.retention.subgroups)), *absent],
         )
-        # Which site sent what, by hash; kept with the version.
-        sent = here.checkpoints.save_json("round", document)
-        version = judged(folder, config, {**draft, "round": sent}, here)
+        version = judged(folder, config, {**draft, **sent}, here)  # type: ignore[typeddict-item]
         made = write_version(folder, config, version, here)
     return made
+
+
+def _tested(site: dict[str, Any]) -> int:
+    """How many test images a site has counted."""
+    return int(Counts.of(site["tests"]).confusion.sum()) if site["tests"] else 0
+
+
+def _flips(counts: Counts, champion: int) -> float | None:
+    """The share of images that the champion has right and the new version wrong."""
+    paired = counts.paired.get(champion)
+    if paired is None or not paired.sum():
+        return None
+    return float(paired[:, 1, 0].sum() / paired.sum())
+
+
+def _modifications(before: Version, batches: list[Learnt]) -> list[str]:
+    """What a further round changes, as a plan calls it."""
+    were = {own["hash"] for own in before["batches"]}
+    known = set(known_classes(before["stage"]))
+    made = ["retrain_same_classes"]
+    if any(set(own["new"]) - known for own in batches):
+        made.append("add_named_class")
+    if any(own["hash"] not in were for own in batches):
+        made.append("new_site")
+    return sorted(made)
+
+
+def _arrived(document: dict[str, Any], before: list[str]) -> dict[str, Arrived]:
+    """Of new classes, what is known for certain: a site sends none of fewer than k patients."""
+    found: dict[str, Arrived] = {}
+    order = list(dict.fromkeys(name for own in document["sites"] for name in own["classes"]))
+    for site in document["sites"]:
+        tested = torch.zeros(len(order)).long()
+        if site["tests"]:
+            tested = Counts.of(site["tests"]).confusion.sum(1)
+        for name in set(site["classes"]) - set(before):
+            own = found.setdefault(name, {"images": 0, "test_images": 0, "patients": 0})
+            own["images"] += document["min_patients"]
+            own["patients"] += document["min_patients"]
+            own["test_images"] += int(tested[order.index(name)])
+    return found

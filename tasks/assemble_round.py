@@ -11,9 +11,8 @@ from prefect import task
 from dynammo.checkpoint import CheckpointStore, Ref
 from dynammo.config import Config
 from dynammo.errors import DataError
-from dynammo.federated.merge import add_sites, merge_sites
+from dynammo.federated.merge import head_of, merge_sites
 from dynammo.federated.site import state_hash
-from dynammo.heads.discriminant import discriminant_head
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.methods import METHODS
 from tasks.support.stage import Adapted, Part, Stage, learnt
@@ -101,14 +100,12 @@ def assemble_round(
         ]
         sent = [ClassStatistics.of(came.load(site["statistics"][name])) for site in sites]
         classes = [own["classes"] for own in parts]
-        _, total = add_sites(list(zip(classes, sent, strict=True)))
-        head = discriminant_head(total, config.head.shrinkage)
-        power = torch.tensor(config.head.power, dtype=torch.float64)
+        _, total, head = head_of(config, list(zip(classes, sent, strict=True)))
         shared = METHODS[name].shared_adapters
         meta = provenance(config.head, **parents, parts=[own["statistics"] for own in parts])
         stage["methods"][name] = learnt(
             adapter=adapted["merged"] if shared else None,
-            heads=[store.save(f"head-{name}", {**head, "power": power}, meta)],
+            heads=[store.save(f"head-{name}", head, meta)],
             exemplars=adapted["exemplars"] if shared else None,
             statistics=store.save("statistics", total.state(), meta),
             parts=parts,

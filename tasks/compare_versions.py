@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from dynammo.config import Config
 from dynammo.data.marks import NOBODY, rows
 from dynammo.evaluation.gate import Comparison, Decision, Outcome, compare, judge
 from dynammo.evaluation.protocol import Against
+from dynammo.federated.judge import Counts
 from dynammo.learner.settings import DEPLOYED
 from tasks.support.stage import known_classes
 from tasks.support.version import Draft, Tested, Version
@@ -71,6 +73,10 @@ def compare_with(
     Returns:
         None where nothing has been answered by both.
     """
+    if "counts" in version:
+        outcome = _common_counts(version, other.number, context)
+        evidence = [version["counts"]["sha256"]]
+        return outcome and Against(outcome, compare(outcome, confidence=confidence), evidence)
     evaluated = other.version["stage"]["methods"][DEPLOYED]["evaluated"]
     outcome = _common_answers(version, other.version, context)
     if outcome is None or evaluated is None or evaluated["predictions"] is None:
@@ -111,6 +117,31 @@ def _common_answers(new: Draft, old: Draft, context: Context) -> Outcome | None:
     )
 
 
+def _common_counts(version: Draft, other: int, context: Context) -> Outcome | None:
+    """Likewise, of what sites counted: every image is of a patient of its own, and a wrong answer
+    is -1 whatever it was.
+    """
+    paired = counts_of(version, context).paired.get(other)
+    if paired is None or not paired.sum():
+        return None
+    names = known_classes(version["stage"])
+    both = [index for index, name in enumerate(names) if paired[index].sum()]
+    table = paired[both].numpy()
+    target, old, new = (np.repeat(axis.ravel(), table.ravel()) for axis in np.indices(table.shape))
+    return Outcome(
+        target,
+        np.where(old == 1, target, -1),
+        np.where(new == 1, target, -1),
+        [None] * len(target),
+        [names[index] for index in both],
+    )
+
+
+def counts_of(version: Draft, context: Context) -> Counts:
+    """What sites counted of a version that has counts."""
+    return Counts.of(context.checkpoints.load_json(version["counts"]))
+
+
 def groups_of(test: Tested, context: Context) -> list[str | None]:
     """The keyed hash of each image's group; none where it has none."""
     owner = rows(context.checkpoints.load(test["kept"]["labels"])["groups"])
@@ -138,10 +169,17 @@ def decide(
     known = set(known_classes(version["stage"]))
     lost = [name for name in known_classes(champion.version["stage"]) if name not in known]
     seen = {batch["hash"] for batch in version["batches"]} | {*version["forgotten"]["batches"]}
-    missing = [
-        str(batch["number"]) for batch in champion.version["batches"] if batch["hash"] not in seen
-    ]
+    old = champion.version["batches"]
+    missing = [str(batch["number"]) for batch in old if batch["hash"] not in seen]
     less = f"it has not seen batch {', '.join(missing)}" if missing else None
+    if not less and "counts" in version:  # a site is known by its name, whatever it brings
+        now = {batch["hash"]: batch["train_images"] for batch in version["batches"]}
+        fewer = [
+            str(batch["number"])
+            for batch in old
+            if now.get(batch["hash"], math.inf) < batch["train_images"]
+        ]
+        less = f"fewer images of batch {', '.join(fewer)}" if fewer else None
     return judge(
         config.gate,
         recall,

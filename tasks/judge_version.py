@@ -13,9 +13,10 @@ from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
 from dynammo.evaluation.honesty import Honesty, measure_honesty, unknown_limits
-from dynammo.evaluation.metrics import Floats, Predictions
+from dynammo.evaluation.metrics import Floats, Predictions, from_counts
 from dynammo.evaluation.protocol import (
     Against,
+    Counted,
     Judgement,
     Measured,
     Requirement,
@@ -26,7 +27,7 @@ from dynammo.evaluation.protocol import (
 )
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
-from tasks.compare_versions import CONFIDENCE, Other, compare_with, groups_of
+from tasks.compare_versions import CONFIDENCE, Other, compare_with, counts_of, groups_of
 from tasks.evaluate import as_predictions
 from tasks.support.kept import hash_without
 from tasks.support.plans import hash_of_tests, plan_of
@@ -77,6 +78,9 @@ def judge_version(
     predictions, groups, evidence = tested_answers(version, context)
     looks = tested_looks(version, config.tracking, context)
     columns = tested_columns(version, context) if predictions else {}
+    counted = counted_answers(version, context)
+    if counted:
+        groups, evidence = [None] * len(counted.targets), [version["counts"]["sha256"]]
     judgement: Judgement = {
         "outcome": "passed" if gate["passed"] else "failed",
         "plan": None,
@@ -85,7 +89,11 @@ def judge_version(
         "outside": [],
         "requirements": _requirements(gate, evidence),
         "classes": class_recalls(
-            predictions, groups, classes, against.outcome if against else None, confidence
+            counted or predictions,
+            groups,
+            classes,
+            against.outcome if against else None,
+            confidence,
         ),
         "subgroups": {
             name: subgroup_gaps(predictions, groups, values, confidence)
@@ -117,6 +125,7 @@ def judge_version(
             settings=_changed(first["config"], config.model_dump(mode="json")),
             test_hash=hash_of_tests(version["tests"], [test["batch"] for test in first["tests"]]),
             left_of_tests=_left_of_tests(folder, first, version, plan.locked_test),
+            counted=counted,
         ),
     )
     held = [check for check in gate["checks"] if check["name"] in _ALWAYS]
@@ -186,6 +195,13 @@ def tested_answers(
     assert len(groups) == len(predictions.targets)
     labels = [test["kept"]["labels"]["sha256"] for test in version["tests"]]
     return predictions, groups, [evaluated["predictions"]["sha256"], *labels]
+
+
+def counted_answers(version: Draft, context: Context) -> Counted | None:
+    """What sites counted of a version that has no test images (`dynammo.federated.judge`)."""
+    if "counts" not in version:
+        return None
+    return Counted(*from_counts(counts_of(version, context).confusion.numpy()))
 
 
 def tested_looks(version: Draft, tracking: TrackingConfig, context: Context) -> Floats | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -381,6 +382,62 @@ def evaluate_stage(
         },
         "confusion": confusion.tolist(),
     }
+
+
+def evaluate_counts(
+    confusion: Integers, tasks: Sequence[Sequence[str]], negative_flips: float | None
+) -> dict[str, Any]:
+    """The document of `evaluate_stage` where nothing but counts is known: what needs scores is
+    null.
+
+    Args:
+        confusion: (C, C), rows true, columns predicted.
+        tasks: the class names of all tasks learnt, in order of arrival.
+        negative_flips: as counted.
+
+    Raises:
+        ValueError: nothing was counted.
+    """
+    names = [name for task in tasks for name in task]
+    if confusion.shape != (len(names),) * 2 or not confusion.sum():
+        raise ValueError(
+            f"counts {confusion.shape} of {len(names)} classes, {confusion.sum()} in all"
+        )
+    targets, predicted = from_counts(confusion)
+    bounds = np.cumsum([0, *(len(task) for task in tasks)])
+    of_task = [(targets >= low) & (targets < high) for low, high in pairwise(bounds)]
+    recall = class_recall(targets, predicted, len(names))
+    precision = class_precision(targets, predicted, len(names))
+    return {
+        "task": len(tasks),
+        "classes": names,
+        "accuracy": accuracy(targets, predicted),
+        "mean_class_recall": mean_class_recall(targets, predicted, len(names)),
+        "task_accuracy": [_json(accuracy(targets[own], predicted[own])) for own in of_task],
+        "task_mean_class_recall": [
+            _json(mean_class_recall(targets[own], predicted[own], len(names))) for own in of_task
+        ],
+        "negative_flips": negative_flips,
+        "ece": None,
+        "open_set_auroc": None,
+        "open_set_fpr95": None,
+        "per_class": {
+            name: {
+                "recall": _json(recall[c]),
+                "precision": _json(precision[c]),
+                "auroc": None,
+                "support": int(confusion[c].sum()),
+            }
+            for c, name in enumerate(names)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def from_counts(confusion: Integers) -> tuple[Integers, Integers]:
+    """Targets and predictions (N,), in an order without meaning, of which these are the counts."""
+    true, said = np.indices(confusion.shape).reshape(2, -1)
+    return np.repeat(true, confusion.ravel()), np.repeat(said, confusion.ravel())
 
 
 def summarise(stages: Sequence[dict[str, Any]]) -> dict[str, float | None]:

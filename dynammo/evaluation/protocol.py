@@ -121,6 +121,16 @@ class Against(NamedTuple):
     evidence: list[str]
 
 
+class Counted(NamedTuple):
+    """Answers to test images of patients who stay unknown, one image of each: the counts of
+    `dynammo.federated.judge` told one by one, in an order without meaning. `targets` and
+    `predicted` (N,) are indices of classes.
+    """
+
+    targets: Integers
+    predicted: Integers
+
+
 class Measured(NamedTuple):
     """What a plan is judged by.
 
@@ -140,6 +150,7 @@ class Measured(NamedTuple):
         test_hash: of the authorised version's test images, as far as they are still there.
         left_of_tests: the hash that these must have where classes or batches were forgotten since:
             of all their images but those of what was forgotten. None where nothing was.
+        counted: what sites counted instead of `predictions`, where no test image is at hand.
     """
 
     classes: Sequence[str]
@@ -154,6 +165,7 @@ class Measured(NamedTuple):
     settings: Sequence[str]
     test_hash: str
     left_of_tests: str | None = None
+    counted: Counted | None = None
 
 
 def judge_by_plan(plan: Plan, measured: Measured) -> tuple[list[str], list[Requirement]]:
@@ -176,7 +188,7 @@ def judge_by_plan(plan: Plan, measured: Measured) -> tuple[list[str], list[Requi
 
 
 def class_recalls(
-    predictions: Predictions | None,
+    predictions: Predictions | Counted | None,
     groups: Sequence[str | None],
     classes: Sequence[str],
     old: Outcome | None,
@@ -337,7 +349,11 @@ def _locked(plan: Plan, measured: Measured) -> Iterator[Requirement]:
 
 def _sensitivities(limits: Limits, measured: Measured) -> Iterator[Requirement]:
     recalls = class_recalls(
-        measured.predictions, measured.groups, measured.classes, None, limits.confidence
+        measured.counted or measured.predictions,
+        measured.groups,
+        measured.classes,
+        None,
+        limits.confidence,
     )
     for name, recall in recalls.items():
         yield _bounded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def main() -> None:
     parser.add_argument("sites", nargs="+", help="a batch for each site")
     parser.add_argument("--min-patients", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a message")
+    parser.add_argument("--learner", type=Path, help="folder of the learner, if there is one")
+    parser.add_argument("--epsilon", type=float, default=math.inf, help="of noise on statistics")
     given = parser.parse_args()
     try:
         from dynammo.extras import needs
@@ -29,7 +32,8 @@ def main() -> None:
 
         config = load_config(None, json.loads(given.config.read_text()))
         count = len(given.sites)
-        asked = Asked(config, given.min_patients, count, given.timeout, given.out.absolute())
+        out, learner = given.out.absolute(), given.learner
+        asked = Asked(config, given.min_patients, count, given.timeout, out, learner, given.epsilon)
         run_simulation(server_app(asked), client_app(given.sites), count)
     except DynammoError as error:
         sys.exit(f"error: {error}")

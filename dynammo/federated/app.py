@@ -1,14 +1,17 @@
 """The Flower app: each site trains and measures, the server merges and adds up.
 
-Three messages a site: `introduce` (its name and the hash of its backbone), `train` (its adapter),
-and `measure` (its class statistics under the merged adapter). Who does not answer, or wrongly, is
-left out and named; what was merged with it is merged and measured again without it.
+Four messages a site: `introduce` (its name and the hash of its backbone), `train` (its adapter),
+`measure` (its class statistics under the merged adapter), and `evaluate` (what the model that
+follows answers to its test images, in counts). Who does not answer, or wrongly, is left out and
+named; what was merged with it is merged and measured again without it. Who has only not judged
+stays in, and is named.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +21,19 @@ from typing import Any
 from dynammo.config import Config, load_config
 from dynammo.errors import DataError, DynammoError
 from dynammo.extras import needs
-from dynammo.federated.merge import check_adapter, check_federated, check_statistics, merge_sites
+from dynammo.federated.judge import Model, check_counts, compared_models, judge_site
+from dynammo.federated.merge import (
+    check_adapter,
+    check_federated,
+    check_statistics,
+    head_of,
+    merge_sites,
+)
 from dynammo.federated.round import SiteSent, write_round
 from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
+from dynammo.heads.statistics import ClassStatistics
+from dynammo.learner.folder import LearnerFolder
+from dynammo.learner.settings import DEPLOYED
 from dynammo.network.network import build_network
 from dynammo.state import State
 
@@ -41,7 +54,8 @@ def client_app(sites: Sequence[str] = ()) -> ClientApp:
     """The site's part.
 
     Its node configuration names `site`, the batch (a folder or a CSV); `name`, by default that of
-    the batch; and `min-patients`, below which nothing of a class leaves, whatever the server asks.
+    the batch; `min-patients`, below which nothing of a class leaves; and `epsilon`, of the noise on
+    statistics (`dynammo.federated.noise`). The stricter of these and what the server asks holds.
 
     Args:
         sites: of a simulation: batches by partition.
@@ -54,7 +68,8 @@ def client_app(sites: Sequence[str] = ()) -> ClientApp:
         asked = message.content["asked"]
         config = load_config(None, json.loads(str(asked["config"])))
         least = max(int(asked["min-patients"]), int(node.get("min-patients", 1)))
-        own = {"name": str(node.get("name", path.stem)), "min-patients": least}
+        epsilon = min(float(asked["epsilon"]), float(node.get("epsilon", math.inf)))
+        own = {"name": str(node.get("name", path.stem)), "min-patients": least, "epsilon": epsilon}
         try:
             check_federated(config)
             content = work({**asked, **own}, message.content, path, config)
@@ -75,6 +90,10 @@ def client_app(sites: Sequence[str] = ()) -> ClientApp:
     @app.query("measure")  # type: ignore[untyped-decorator]
     def measure(message: Message, context: Context) -> Message:
         return answer(message, context, _measure)
+
+    @app.evaluate()  # type: ignore[untyped-decorator]
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer(message, context, _evaluate)
 
     return app
 
@@ -98,15 +117,41 @@ def _measure(
 ) -> RecordDict:
     batch = read_site(path, config, asked["min-patients"])
     merged = content["adapter"].to_torch_state_dict()
-    found = measure_site(config, merged, batch)
-    told = {"site": ConfigRecord({"classes": sorted(batch.patients)})}
+    found = measure_site(config, merged, batch, asked["epsilon"])
+    about = {"classes": sorted(batch.patients), "epsilon": asked["epsilon"]}
+    told = {"site": ConfigRecord(about)}
     return RecordDict({**told, **{name: ArrayRecord(own.state()) for name, own in found.items()}})
+
+
+def _evaluate(
+    asked: Mapping[str, Any], content: RecordDict, path: Path, config: Config
+) -> RecordDict:
+    least = asked["min-patients"]
+    others = {int(n): _model_in(content, f"other-{n}") for n in asked["others"]}
+    batch = read_site(path, config, least)
+    counts = judge_site(config, _model_in(content, "model"), others, batch, least)
+    return RecordDict({"site": ConfigRecord({}), "counts": ArrayRecord(counts.state())})
+
+
+def _records(name: str, model: Model) -> dict[str, ArrayRecord | ConfigRecord]:
+    return {
+        name: ConfigRecord({"classes": model.classes}),
+        f"{name}.adapter": ArrayRecord(model.adapter),
+        f"{name}.head": ArrayRecord(model.head),
+    }
+
+
+def _model_in(content: RecordDict, name: str) -> Model:
+    """What `_records` gave."""
+    parts = (dict(content[f"{name}.{part}"].to_torch_state_dict()) for part in ("adapter", "head"))
+    return Model(list(content[name]["classes"]), *parts)
 
 
 @dataclass(frozen=True)
 class Asked:
     """A round: the learner's configuration, the k of classes that cross, how many sites are waited
-    for and for how many seconds, and the folder that it is written to.
+    for and for how many seconds, the folder that it is written to, the learner's own, whose
+    champion the sites judge beside the new version, and the epsilon of the noise on statistics.
     """
 
     config: Config
@@ -114,11 +159,14 @@ class Asked:
     sites: int
     timeout: float
     out: Path
+    learner: Path | None = None
+    epsilon: float = math.inf
 
 
 def server_app(asked: Asked | None = None) -> ServerApp:
     """The server's part; without `asked` the run's configuration says what is wanted: `config` (a
-    JSON file), `min-patients`, `sites`, `timeout` and `out`.
+    JSON file), `min-patients`, `sites`, `timeout`, `out`, `learner`, a folder or
+    empty, and `epsilon`, perhaps `inf`.
     """
     app = ServerApp()
 
@@ -134,6 +182,8 @@ def server_app(asked: Asked | None = None) -> ServerApp:
                 int(run["sites"]),
                 float(run["timeout"]),
                 Path(str(run["out"])),
+                Path(str(run["learner"])) if run["learner"] else None,
+                float(run["epsilon"]),
             ),
         )
 
@@ -188,7 +238,9 @@ def hold_round(grid: Grid, asked: Asked) -> None:
         )
         complete = True
         wanted: dict[int, dict[str, Any]] = {node: {} for node in sites}
-        for node, reply in _ask(grid, "query.measure", wanted, asked, merged).items():
+        for node, reply in _ask(
+            grid, "query.measure", wanted, asked, {"adapter": ArrayRecord(merged)}
+        ).items():
             try:
                 _take_statistics(config, sites[node], reply)
             except DataError as error:  # its adapter is in the merged one: once more without it
@@ -197,6 +249,11 @@ def hold_round(grid: Grid, asked: Asked) -> None:
     if not sites:
         said = "; ".join(f"{own['name']}: {own['reason']}" for own in left_out)
         raise RoundError(f"no site went through: {said}")
+
+    silent = []
+    for node, reason in _judge(grid, asked, sites, merged).items():
+        log.warning("%s has not judged the result: %s", sites[node].name, reason)
+        silent.append({"name": sites[node].name, "reason": reason})
     write_round(
         asked.out,
         config,
@@ -206,7 +263,35 @@ def hold_round(grid: Grid, asked: Asked) -> None:
         backbone,
         left_out,
         time.monotonic() - began,
+        silent,
     )
+
+
+def _judge(
+    grid: Grid, asked: Asked, sites: Mapping[int, SiteSent], merged: State
+) -> dict[int, str]:
+    """Ask the sites for the counts of what follows from their parts; why one has sent none."""
+    config, ordered = asked.config, sorted(sites.values(), key=lambda own: own.number)
+    sent = [(own.classes, ClassStatistics.of(own.statistics[DEPLOYED])) for own in ordered]
+    names, _, head = head_of(config, sent)
+    model, others, found = Model(names, merged, head), dict[int, Model](), dict[int, str]()
+    if asked.learner is not None:
+        others = compared_models(LearnerFolder(asked.learner.parent, asked.learner.name))
+    records = _records("model", model)
+    for number, other in others.items():
+        records |= _records(f"other-{number}", other)
+    wanted = {node: {"others": sorted(others)} for node in sites}
+    for node, reply in _ask(grid, "evaluate", wanted, asked, records).items():
+        own = sites[node]
+        try:
+            if isinstance(reply, str):
+                raise DataError(reply)
+            state = dict(reply["counts"].to_torch_state_dict())
+            own.tests = check_counts(state, model, others, own.classes, asked.min_patients)
+            own.bytes += _size(reply["counts"])
+        except DataError as error:
+            found[node] = str(error)
+    return found
 
 
 def _nodes(grid: Grid, asked: Asked) -> list[int]:
@@ -224,17 +309,19 @@ def _ask(
     kind: str,
     wanted: Mapping[int, Mapping[str, Any]],
     asked: Asked,
-    merged: State | None = None,
+    records: Mapping[str, ArrayRecord | ConfigRecord] | None = None,
 ) -> dict[int, RecordDict | str]:
-    """Each node's answer, or why there is none; `wanted` is what a node is told beside the rest."""
+    """Each node's answer, or why there is none; `wanted` is what a node is told beside the rest,
+    `records` what all are.
+    """
     settings = {
         "config": json.dumps(asked.config.model_dump(mode="json")),
         "min-patients": asked.min_patients,
+        "epsilon": asked.epsilon,
     }
-    arrays = {"adapter": ArrayRecord(merged)} if merged is not None else {}
     messages = [
         Message(
-            RecordDict({"asked": ConfigRecord({**settings, **own}), **arrays}),
+            RecordDict({"asked": ConfigRecord({**settings, **own}), **(records or {})}),
             dst_node_id=node,
             message_type=kind,
         )
@@ -273,6 +360,8 @@ def _take_statistics(config: Config, site: SiteSent, reply: RecordDict | str) ->
     if list(reply["site"]["classes"]) != site.classes:
         raise DataError("other classes than its adapter was trained on")
     size = build_network(config.backbone.architecture, None, config.image.size).feature_size
+    # Measured again without one that failed, it has spent as much again.
+    site.epsilon += float(reply["site"]["epsilon"])
     for name in config.methods:
         state = dict(reply[name].to_torch_state_dict())
         check_statistics(config, len(site.classes), size, state)

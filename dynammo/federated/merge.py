@@ -10,6 +10,7 @@ from torch import Tensor
 from dynammo.config import Config
 from dynammo.errors import ConfigError, DataError
 from dynammo.heads import HEAD_RULES
+from dynammo.heads.discriminant import discriminant_head
 from dynammo.heads.statistics import ClassStatistics, add_samples
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
@@ -81,6 +82,15 @@ def add_sites(
     if total is None:
         raise ValueError("there are no sites to add up")
     return names, total
+
+
+def head_of(
+    config: Config, parts: Sequence[tuple[Sequence[str], ClassStatistics]]
+) -> tuple[list[str], ClassStatistics, State]:
+    """Classes, statistics and the head over all of them, from those of the sites (`add_sites`)."""
+    names, total = add_sites(parts)
+    head = discriminant_head(total, config.head.shrinkage)
+    return names, total, {**head, "power": torch.tensor(config.head.power, dtype=torch.float64)}
 
 
 def check_adapter(config: Config, adapter: State) -> None:

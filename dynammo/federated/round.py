@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Any
 from dynammo.checkpoint import CheckpointStore, to_json, write_atomically
 from dynammo.config import Config
 from dynammo.errors import DataError
+from dynammo.federated.judge import Counts
 from dynammo.federated.site import state_hash
 from dynammo.state import State
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class SiteSent:
     """What the server has of a site: the number of its batch, the classes, how many training images
-    there were, its adapter, by method its statistics, and how many bytes these took.
+    there were, its adapter, by method its statistics, what the merged model answers to its test
+    images, none if it did not judge, how many bytes all took, and the epsilon of its statistics,
+    0 before they came and infinite without noise.
     """
 
     name: str
@@ -29,7 +33,9 @@ class SiteSent:
     images: int = 0
     adapter: State = field(default_factory=dict)
     statistics: dict[str, State] = field(default_factory=dict)
+    tests: Counts | None = None
     bytes: int = 0
+    epsilon: float = 0.0
 
 
 def write_round(
@@ -41,6 +47,7 @@ def write_round(
     backbone: str,
     left_out: Sequence[dict[str, str]],
     seconds: float,
+    silent: Sequence[dict[str, str]] = (),
 ) -> None:
     """Write `objects/`, and `round.json` last.
 
@@ -53,6 +60,7 @@ def write_round(
         backbone: hash of the frozen network (`dynammo.federated.site`).
         left_out: `name` and `reason` of all others.
         seconds: that it took.
+        silent: `name` and `reason` of sites whose part is in, and that did not judge the result.
     """
     store = CheckpointStore(folder / "objects")
     ordered = sorted(sites, key=lambda own: own.number)
@@ -69,15 +77,18 @@ def write_round(
                 "classes": own.classes,
                 "images": own.images,
                 "bytes": own.bytes,
+                "epsilon": own.epsilon if math.isfinite(own.epsilon) else None,
                 "adapter": store.save("adapter", own.adapter, {"site": own.name}),
                 "statistics": {
                     name: store.save("batch-statistics", state, {"site": own.name})
                     for name, state in own.statistics.items()
                 },
+                "tests": own.tests.document() if own.tests else None,
             }
             for own in ordered
         ],
         "left_out": list(left_out),
+        "silent": list(silent),
         "seconds": round(seconds, 1),
     }
     write_atomically(folder / "round.json", to_json(document))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.store import ImageStore, build_store
 from dynammo.device import choose_device
 from dynammo.errors import DataError
+from dynammo.federated.noise import noise_scale, noisy_classes
 from dynammo.heads.scaling import power_normalise
 from dynammo.heads.statistics import ClassStatistics, measure_classes
 from dynammo.learner.batch import load_batch
@@ -94,24 +97,38 @@ def train_site(config: Config, number: int, batch: SiteBatch) -> State:
     return train_adapter(network, pixels, labels, len(batch.patients), settings, own).adapter
 
 
-def measure_site(config: Config, adapter: State, batch: SiteBatch) -> dict[str, ClassStatistics]:
+def measure_site(
+    config: Config, adapter: State, batch: SiteBatch, epsilon: float = math.inf
+) -> dict[str, ClassStatistics]:
     """The site's class statistics for each method: under the merged adapter, or the bare backbone.
 
     Args:
         config: of the learner.
         adapter: the merged one.
         batch: of the site.
+        epsilon: of all of them together (`dynammo.federated.noise`); infinite: no noise.
+
+    Raises:
+        DataError: epsilon is not above 0.
     """
+    if not epsilon > 0:
+        raise DataError(f"epsilon must be above 0, got {epsilon}")
     pixels, labels = _load(config, batch)
     head, found = config.head, {}
+    patients = [sample.group or sample.sha256 for sample in batch.training]
+    scale = noise_scale(epsilon, math.sqrt(3 * len(config.methods)))
     for name in config.methods:
-        network = _network(config, 0 if METHODS[name].shared_adapters else None)
-        if METHODS[name].shared_adapters:
-            network.load_adapter_state(adapter)
+        network = adapted_network(config, adapter if METHODS[name].shared_adapters else None)
         views = augmented_views(
             network.to(choose_device(config.device)), pixels, head.flip, head.turns
         )
         features = power_normalise(views, head.power)
+        if scale:
+            found[name] = noisy_classes(
+                *(features, labels, patients, len(batch.patients), head.pooling, scale),
+                np.random.default_rng(),  # of the system's entropy
+            )
+            continue
         measured = measure_classes(features, labels, len(batch.patients), "classes")
         found[name] = measured.pooled(head.pooling)
     return found
@@ -157,15 +174,25 @@ def _patients(samples: tuple[Sample, ...]) -> int:
 
 
 def _load(config: Config, batch: SiteBatch) -> tuple[Tensor, Tensor]:
-    """Training images (N, 3, S, S) uint8 and class indices (N,); no decoded copy stays."""
+    """Training images (N, 3, S, S) uint8 and class indices (N,)."""
     names = sorted(batch.patients)
-    with TemporaryDirectory(prefix="dynammo-site-") as folder:
-        path = build_store(
-            batch.images, config.image.size, Path(folder), repeated=config.data.repeats
-        )
-        pixels = ImageStore.open(path, verify=False).load(batch.training)
     labels = torch.tensor([names.index(sample.label) for sample in batch.training]).long()
-    return pixels, labels
+    return load_pixels(config, batch.images, batch.training), labels
+
+
+def load_pixels(config: Config, images: ImageSet, samples: tuple[Sample, ...]) -> Tensor:
+    """Some of a site's images (N, 3, S, S) uint8; no decoded copy stays."""
+    with TemporaryDirectory(prefix="dynammo-site-") as folder:
+        path = build_store(images, config.image.size, Path(folder), repeated=config.data.repeats)
+        return ImageStore.open(path, verify=False).load(samples)
+
+
+def adapted_network(config: Config, adapter: State | None) -> Network:
+    """The network with an adapter, or bare."""
+    network = _network(config, None if adapter is None else 0)
+    if adapter is not None:
+        network.load_adapter_state(adapter)
+    return network
 
 
 def _network(config: Config, seed: int | None) -> Network:

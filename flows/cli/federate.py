@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +49,13 @@ def federate(
     min_patients: Annotated[
         int, typer.Option(min=1, help="A class with fewer patients does not leave its site.")
     ] = 5,
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            help="Of a simulated round: noise on statistics, differential privacy with this "
+            "epsilon."
+        ),
+    ] = math.inf,
     params: Params = None,
     set_: Set = None,
 ) -> None:
@@ -59,6 +68,8 @@ def federate(
         batches = [path.absolute() for path in sites or []]
         if simulate + dry_run + (not batches and round_ is not None) != 1:
             raise ConfigError(["one of: --simulate SITE..., --dry-run SITE..., --round FOLDER"])
+        if not epsilon > 0:
+            raise ConfigError([f"--epsilon must be above 0, got {epsilon:g}"])
         if (simulate or dry_run) and not batches:
             raise ConfigError(["name a folder or CSV for each site"])
         folder = (round_ or Path("rounds") / learner).absolute()
@@ -70,7 +81,7 @@ def federate(
                 return
         server.ready()
         if simulate:
-            _simulate(config, folder, batches, min_patients)
+            _simulate(config, folder, batches, min_patients, learner, epsilon)
         from flows.federate import federate as flow
 
         made = flow(learner, str(folder))
@@ -81,16 +92,18 @@ def _settings(learner: str, params: Path | None, set_: list[str] | None) -> Conf
     from dynammo.config import parse_overrides
     from dynammo.config.reading import layered
     from dynammo.federated.merge import SETTINGS, check_federated
-    from dynammo.learner.settings import first_settings
+    from flows.support.arrival import configured
+    from tasks.support.version import find_learner
 
     overrides = layered(SETTINGS, parse_overrides(set_ or []))
-    config = first_settings(learner, str(params) if params else None, overrides)
+    config, _ = configured(find_learner(learner), str(params) if params else None, overrides)
     check_federated(config)
     return config
 
 
 def _list(path: Path, config: Config, min_patients: int) -> None:
     """What would leave a site, for whoever has to agree to it."""
+    from dynammo.federated.judge import patients_tested
     from dynammo.federated.site import crossings, read_site
 
     batch = read_site(path, config, min_patients)
@@ -107,6 +120,11 @@ def _list(path: Path, config: Config, min_patients: int) -> None:
         f"{path.stem}, the classes' names, and that it has {len(batch.training)} training images",
         f"patients by class: {counts}; fewest: {smallest}, {batch.patients[smallest]}",
     ]
+    counted = patients_tested(batch.images, batch.patients, min_patients)
+    tested = Counter(sample.label for sample in counted)
+    if tested:
+        told = ", ".join(f"{name} {count}" for name, count in tested.items())
+        lines.append(f"counts of the answers to one test image of each patient: {told}")
     if batch.held_back:
         held = ", ".join(f"{name} {count}" for name, count in batch.held_back.items())
         lines.append(f"held back, with fewer than {min_patients} patients: {held}")
@@ -114,9 +132,17 @@ def _list(path: Path, config: Config, min_patients: int) -> None:
         out.print(Text(line), soft_wrap=True)
 
 
-def _simulate(config: Config, folder: Path, sites: list[Path], min_patients: int) -> None:
+def _simulate(
+    config: Config,
+    folder: Path,
+    sites: list[Path],
+    min_patients: int,
+    learner: str,
+    epsilon: float,
+) -> None:
     """Hold a round in the Python that has Flower: its pins are not those of Prefect."""
     from dynammo.checkpoint import to_json, write_atomically
+    from tasks.support.version import find_learner
 
     python = os.environ.get("DYNAMMO_FLOWER_PYTHON", sys.executable)
     with tempfile.TemporaryDirectory(prefix="dynammo-round-") as temporary:
@@ -124,6 +150,7 @@ def _simulate(config: Config, folder: Path, sites: list[Path], min_patients: int
         write_atomically(settings, to_json(config.model_dump(mode="json")))
         command = [python, "-m", "dynammo.federated", str(settings), str(folder)]
         command += [*map(str, sites), "--min-patients", str(min_patients)]
+        command += ["--learner", str(find_learner(learner).path), "--epsilon", str(epsilon)]
         (folder / "round.json").unlink(missing_ok=True)  # of an earlier round
         try:
             ended = subprocess.run(command, check=False).returncode

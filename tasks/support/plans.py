@@ -33,7 +33,9 @@ def set_plan(folder: LearnerFolder, path: Path) -> Plan:
                 f"{', '.join(plan.authorised)}"
             )
         found = hash_of_tests(version["tests"])
-        if plan.locked_test not in (None, found):
+        if plan.locked_test and "counts" in version:
+            problems.append("locked_test must be null: the sites keep the test images")
+        elif plan.locked_test not in (None, found):
             problems.append(f"locked_test: the champion's test images have the hash {found}")
         kept = config_of(version).retention.subgroups
         problems += [
@@ -62,6 +64,7 @@ def plan_of(folder: LearnerFolder, ref: Ref | None = None) -> Plan | None:
 def draft(folder: LearnerFolder) -> str:
     """A plan to be filled in, for the champion as it is."""
     version = _champion(folder)
+    locked = "null" if "counts" in version else hash_of_tests(version["tests"])
     classes = json.dumps(known_classes(version["stage"]), ensure_ascii=False)  # names may be YAML
     return f"""\
 device: {folder.name}
@@ -69,7 +72,7 @@ intended_use: TO BE FILLED IN
 authorised: {classes}
 named: []  # - {{name: NEW, images: 50, test_images: 20, patients: 20}}
 modifications: [retrain_same_classes]  # {", ".join(get_args(Modification))}
-locked_test: {hash_of_tests(version["tests"])}
+locked_test: {locked}
 limits:
   confidence: 0.95
   sensitivity: {{every_class: 0.5, classes: {{}}}}

@@ -65,7 +65,9 @@ class Draft(Content):
     `parent` is the version it was made of, 0 for the first. `code` is the hash of the code of the
     steps and `versions` are those of the libraries: recorded, never demanded; `notes` say where
     either differs from the parent's. `steps` are all changes that led here, oldest first. `round`
-    tells which site sent what, by hash, where sites made the first version (`dynammo.federated`).
+    tells which site sent what, by hash, where sites made this version or one before it
+    (`dynammo.federated`); `counts`, of a version that sites made, is what they counted on their
+    test images, instead of `tests`.
     """
 
     parent: int
@@ -76,6 +78,7 @@ class Draft(Content):
     versions: dict[str, str]
     steps: list[Step]
     round: NotRequired[Ref]
+    counts: NotRequired[Ref]
 
 
 class Version(Draft):

@@ -16,18 +16,21 @@ import torch
 import yaml
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, DataError
-from dynammo.federated.merge import SETTINGS, add_sites, merge_sites
+from dynammo.federated.judge import Model, compared_models, judge_site
+from dynammo.federated.merge import SETTINGS, add_sites, head_of, merge_sites
 from dynammo.federated.round import SiteSent, read_round, write_round
 from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
 from dynammo.heads.statistics import ClassStatistics
-from dynammo.learner.folder import LearnerFolder
+from dynammo.learner.folder import LearnerError, LearnerFolder
 from dynammo.learner.settings import first_settings
 from flows.federate import NO_SUBGROUPS, federate
 from flows.forget import forget
 from flows.learn import learn
+from flows.promote import promote
 from tasks.support.plans import draft, set_plan
-from tasks.support.version import find_learner, read_version
+from tasks.support.version import find_learner, read_version, recall_of
 from tests.flows.project import CLASSES, PARAMS
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,7 @@ OVERRIDES: dict[str, Any] = {
     **SETTINGS,
     "tracking.register_model": False,
 }
+K = 4  # of each class there are four test images
 FLOWER = os.environ.get("DYNAMMO_FLOWER_PYTHON", sys.executable)
 HAS_FLOWER = not subprocess.run(
     [FLOWER, "-c", "import flwr, ray"], check=False, capture_output=True
@@ -60,7 +64,7 @@ def merged(folder: LearnerFolder) -> dict[str, torch.Tensor]:
 def hold(folder: Path, sites: list[Path], **more: object) -> None:
     """What `dynammo.federated.app` does, in this process."""
     config = first_settings("fed", None, {**OVERRIDES, **more})
-    sent, batches = [], [read_site(path, config, 5) for path in sites]
+    sent, batches = [], [read_site(path, config, K) for path in sites]
     for number, (path, batch) in enumerate(zip(sites, batches, strict=True), start=1):
         adapter = train_site(config, number, batch)
         sent.append(
@@ -70,7 +74,12 @@ def hold(folder: Path, sites: list[Path], **more: object) -> None:
     for own, batch in zip(sent, batches, strict=True):
         found = measure_site(config, whole, batch)
         own.statistics = {name: value.state() for name, value in found.items()}
-    write_round(folder, config, 5, sent, whole, backbone_hash(config), [], 0.0)
+    parts = [(own.classes, ClassStatistics.of(own.statistics["merged"])) for own in sent]
+    names, _, head = head_of(config, parts)
+    model, others = Model(names, whole, head), compared_models(find_learner("fed"))
+    for own, batch in zip(sent, batches, strict=True):
+        own.tests = judge_site(config, model, others, batch, K)
+    write_round(folder, config, K, sent, whole, backbone_hash(config), [], 0.0)
 
 
 @pytest.fixture
@@ -114,6 +123,67 @@ def test_the_learner_is_that_of_the_batches_one_after_another(
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+def answers(folder: LearnerFolder, batches: list[Path]) -> dict[str, tuple[str, str]]:
+    """Of each test image: its class, and what the published model says."""
+    model = Predictor(folder.path / "model")
+    files = sorted(file for batch in batches for file in batch.glob("test/*/*.png"))
+    said = model.predict(files)
+    return {
+        f"{file.parent.name}/{file.name}": (file.parent.name, own.label)
+        for file, own in zip(files, said, strict=True)
+    }
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_gate_decides_on_what_the_sites_count(here: Path, sites: list[Path]) -> None:
+    hold(here / "round", sites)
+    assert federate("fed", str(here / "round"))["champion"]
+    folder = find_learner("fed")
+    first, before = read_version(folder), answers(folder, sites)
+    right = sum(true == said for true, said in before.values())
+    assert recall_of(folder, first) == pytest.approx(right / 24)  # four images of each class
+    assert first["batches"][0]["test_images"] == 8 and not first["tests"]
+    with pytest.raises(LearnerError, match="is already of this round"):
+        federate("fed", str(here / "round"))
+
+    values = yaml.safe_load(draft(folder))
+    values["modifications"] = ["retrain_same_classes"]
+    values["limits"] = {
+        "sensitivity": {"every_class": 0.0},
+        "non_inferiority": {"champion": {"mean": 1.0}, "authorised": {"mean": 1.0}},
+        "negative_flips": {"overall": 1.0},
+        "ece": 1.0,
+    }
+    (here / "plan.yaml").write_text(yaml.safe_dump({**values, "locked_test": "0" * 64}))
+    with pytest.raises(ConfigError, match="the sites keep the test images"):
+        set_plan(folder, here / "plan.yaml")
+    (here / "plan.yaml").write_text(yaml.safe_dump(values))
+    set_plan(folder, here / "plan.yaml")
+
+    hold(here / "again", sites, **{"train.epochs": 1})
+    made = federate("fed", str(here / "again"))
+    assert (made["version"], made["champion"], made["outcome"]) == (2, False, "outside")
+    second = read_version(folder)
+    promote("fed", 2, "to look at its model")
+    after = answers(folder, sites)
+    flips = [key for key, (true, said) in before.items() if said == true != after[key][1]]
+    comparison = second["comparison"]
+    assert comparison is not None
+    assert comparison["overall"]["images"] == comparison["overall"]["groups"] == 24
+    assert comparison["overall"]["negative_flips"] == len(flips)
+    assert comparison["overall"]["new"] == pytest.approx(recall_of(folder, second))
+    verdicts = {row["name"]: row["verdict"] for row in second["judgement"]["requirements"]}
+    assert verdicts["sensitivity.amber"] == verdicts["negative_flips"] == "met"
+    assert verdicts["non_inferiority.authorised.mean"] == "met"
+    assert verdicts["ece"] == "not met"  # counts tell no confidence: nobody has shown it
+    assert second["judgement"]["outside"] == [
+        "settings differ from the authorised version's: train.epochs"
+    ]
+    forget("fed", [2])
+    third = read_version(folder)
+    assert "counts" not in third and recall_of(folder, third) is None
+
+
 def test_subgroups_of_a_federated_learner_are_refused_in_a_plan(
     here: Path, sites: list[Path]
 ) -> None:
@@ -146,6 +216,7 @@ def same_round(here: Path, sites: list[Path]) -> None:
         assert own["name"] == expected["name"] and own["bytes"] > 0
         assert own["adapter"] == expected["adapter"]
         assert own["statistics"] == expected["statistics"]
+        assert own["tests"] == expected["tests"]
     assert [own["name"] for own in got["left_out"]] == ["site_c"]
 
 
@@ -172,7 +243,10 @@ def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) 
     for file in sites[2].rglob("*.png"):
         file.write_bytes(b"no picture")
     subprocess.run(
-        [FLOWER, "-m", "dynammo.federated", settings, here / "round", *sites],
+        [
+            *(FLOWER, "-m", "dynammo.federated", settings, here / "round", *sites),
+            *("--min-patients", str(K)),
+        ],
         check=True,
         env=environment(here),
     )
@@ -196,7 +270,7 @@ def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[
         node = ["flower-supernode", "--insecure", "--superlink", address]
         own = ["--port", str(free_port()), "--node-config", f'site="{path}"']
         commands.append([*node, *own])
-    asked = f'config="{settings}" out="{here / "round"}" sites=3 timeout=200.0'
+    asked = f'config="{settings}" out="{here / "round"}" sites=3 min-patients={K} timeout=200.0'
     started = []
     try:
         for number, command in enumerate(commands):

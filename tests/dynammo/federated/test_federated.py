@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dynammo.config import Config
+from dynammo.data.samples import ImageSet, Sample
 from dynammo.errors import ConfigError, DataError
+from dynammo.federated.judge import Counts, Model, check_counts, patients_tested
 from dynammo.federated.merge import (
     SETTINGS,
     add_sites,
@@ -17,6 +21,7 @@ from dynammo.federated.merge import (
     check_statistics,
     merge_sites,
 )
+from dynammo.federated.noise import noise_scale, noisy_classes
 from dynammo.federated.site import crossings, measure_site, read_site, train_site
 from dynammo.heads.statistics import ClassStatistics, measure_classes
 from dynammo.learner.settings import first_settings
@@ -115,3 +120,97 @@ def test_settings_that_need_the_others_images_are_refused(config: Config) -> Non
         "adapter.init must be fresh",
         "merge.rule fisher needs fisher",
     ]
+
+
+def test_noise_is_as_large_as_epsilon_asks_for() -> None:
+    assert noise_scale(1.0, 1.0, 1e-5) == pytest.approx(3.7306, abs=1e-4)  # Balle and Wang's code
+    assert noise_scale(1.0, 2.0, 1e-5) == pytest.approx(2 * 3.7306, abs=2e-4)
+    assert noise_scale(10.0, 1.0) < noise_scale(3.0, 1.0) and noise_scale(math.inf, 1.0) == 0
+    with pytest.raises(ValueError, match="above 0"):
+        noise_scale(0.0, 1.0)
+
+
+def unit(*shape: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    features = torch.randn(*shape, generator=random, dtype=torch.float64)
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+def test_one_patient_moves_the_statistics_by_no_more_than_is_assumed() -> None:
+    features, labels = unit(2, 30, 4), torch.arange(30) % 3
+    random = np.random.default_rng(0)
+
+    def sums(count: int, patients: list[str]) -> torch.Tensor:
+        """Counts, sums and second moments, from the statistics without noise."""
+        found = noisy_classes(
+            features[:, :count], labels[:count], patients[:count], 3, "samples", 0.0, random
+        )
+        totals = found.means * found.counts.unsqueeze(1)
+        moments = found.scatter + found.means.T @ totals
+        return torch.cat([found.counts, totals.flatten(), moments.flatten()])
+
+    alone = [str(number) for number in range(30)]
+    one = (sums(30, alone) - sums(29, alone)).norm()
+    assert 1 < one <= math.sqrt(3) + 1e-9
+    together = [*alone[:20], *["same"] * 10]  # ten images, of three classes
+    several = sums(30, together) - sums(20, together)
+    assert 0 < several.norm() <= math.sqrt(3) + 1e-9
+    assert several[:3].sum() == pytest.approx(1)  # and still counts as one sample
+
+
+def test_without_noise_the_statistics_are_those_of_one_image_a_patient() -> None:
+    features, labels = unit(2, 12, 4), torch.arange(12) % 2
+    random, names = np.random.default_rng(0), [str(number) for number in range(12)]
+    for pooling in ("samples", "classes"):
+        found = noisy_classes(features, labels, names, 2, pooling, 0.0, random)
+        plain = measure_classes(features, labels, 2, pooling)  # each view is a sample there
+        torch.testing.assert_close(found.means, plain.means)
+        torch.testing.assert_close(found.scatter, plain.scatter / 2)
+        torch.testing.assert_close(found.counts, plain.counts / 2)
+
+
+def test_noise_has_the_size_that_it_is_said_to_have() -> None:
+    features, labels = unit(1, 400, 3), torch.zeros(400).long()
+    random, names = np.random.default_rng(0), [str(number) for number in range(400)]
+    counts, means = [], []
+    for _ in range(300):
+        found = noisy_classes(features, labels, names, 1, "samples", 5.0, random)
+        counts.append(float(found.counts))
+        means.append(found.means[0] * found.counts)
+        assert bool((torch.linalg.eigvalsh(found.scatter) > -1e-9).all())
+    assert np.std(counts) == pytest.approx(5, rel=0.15)
+    assert torch.stack(means).std(0).mean().item() == pytest.approx(5, rel=0.15)
+
+
+def test_counts_that_cannot_be_are_refused() -> None:
+    state = {"weight": torch.zeros(1)}
+    new, old = Model(["a", "b"], state, state), Model(["a"], state, state)
+    confusion = torch.tensor([[4, 1], [0, 6]])
+    paired = torch.zeros(2, 2, 2).long()
+    paired[0] = torch.tensor([[1, 1], [0, 3]])
+    sent = {"confusion": confusion, "paired-3": paired}
+    found = check_counts(sent, new, {3: old}, ["a", "b"], 5)
+    total = Counts.total([found, found])
+    assert total is not None
+    assert total.confusion.tolist() == [[8, 2], [0, 12]] and int(total.paired[3].sum()) == 10
+    assert Counts.of(found.document()).state().keys() == sent.keys()
+
+    def refused(match: str, **changed: torch.Tensor) -> None:
+        with pytest.raises(DataError, match=match):
+            check_counts({**sent, **changed}, new, {3: old}, ["a", "b"], 5)
+
+    refused("cannot be", confusion=-confusion)
+    refused("cannot be", confusion=confusion.double())
+    refused("does not send", confusion=torch.tensor([[4, 1], [0, 4]]))
+    refused("contradict", **{"paired-3": paired.flip(2)})
+    with pytest.raises(DataError, match="does not send"):
+        check_counts(sent, new, {3: old}, ["a"], 5)
+
+
+def test_of_a_patient_one_test_image_of_a_class_is_counted(tmp_path: Path) -> None:
+    rows = [("1.png", "a", "p"), ("2.png", "a", "p"), ("3.png", "b", "p"), ("4.png", "a", "q")]
+    samples = [Sample(file, "test", label, group, file) for file, label, group in rows]
+    images = ImageSet(tmp_path, tuple(samples))
+    assert [own.file for own in patients_tested(images, "ab", 1)] == ["1.png", "4.png", "3.png"]
+    assert [own.file for own in patients_tested(images, "ab", 2)] == ["1.png", "4.png"]
+    assert not patients_tested(images, "c", 1)
