@@ -381,6 +381,11 @@ class MergeConfig(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the rule"
     )
+    trust: Literal["full", "held_out"] = Field(
+        "full",
+        description="held_out: no adapter is trained on every fifth image of a batch, and where "
+        "these show the merged adapter to be worse than none, it is halved or left out",
+    )
 
 
 class HeadConfig(Section):

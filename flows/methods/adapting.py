@@ -8,8 +8,9 @@ from tasks.extract_features import extract_memory_features, extract_training_fea
 from tasks.merge_adapters import merge_adapters
 from tasks.merge_inputs import merge_inputs
 from tasks.select_exemplars import select_exemplars
-from tasks.support.stage import Adapted
+from tasks.support.stage import Adapted, Trust
 from tasks.train_adapter import train_adapter
+from tasks.trust_adapter import trust_adapter
 
 
 def adapt(lesson: Lesson) -> Adapted:
@@ -44,14 +45,31 @@ def adapt(lesson: Lesson) -> Adapted:
         memory,
         last["merged"] if last and config.train.distil else None,
         known["statistics"] if known and config.train.replay else None,
+        config.merge.trust == "held_out",
         lesson.context,
     )
     adapters = [*(last["adapters"] if last else []), trained["adapter"]]
     inputs = merge_inputs(
         config, last["inputs"] if last else None, classes, lesson.backbone, trained, lesson.context
     )
-    earlier = last["merged"] if last else None
+    trust = last.get("trust") if last else None
+    earlier = trust["whole"] if trust else last["merged"] if last else None
     merged = merge_adapters(config.merge, adapters, earlier, inputs, lesson.context)
+    found: dict[str, Trust] = {}
+    if config.merge.trust == "held_out":
+        merged, found["trust"] = trust_adapter(
+            *lesson.network,
+            config.head,
+            lesson.known_before,
+            classes,
+            lesson.backbone,
+            merged,
+            last["merged"] if last else None,
+            known["statistics"] if known else None,
+            memory,
+            trust,
+            lesson.context,
+        )
     features = batch_features(here, merged)
     return {
         "trained": trained,
@@ -62,6 +80,7 @@ def adapt(lesson: Lesson) -> Adapted:
         "merged": merged,
         "features": features,
         "exemplars": remember(here, merged, features, memory),
+        **found,  # type: ignore[typeddict-item]
     }
 
 
