@@ -383,8 +383,8 @@ class MergeConfig(Section):
     )
     trust: Literal["full", "held_out"] = Field(
         "full",
-        description="held_out: no adapter is trained on every fifth image of a batch, and where "
-        "these show the merged adapter to be worse than none, it is halved or left out",
+        description="held_out: every fifth image is held out from adapters' training; where these "
+        "show harm, adapters are halved or left out",
     )
 
 
