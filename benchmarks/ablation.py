@@ -364,6 +364,18 @@ def scores_averaged(*nets: str) -> Row:
     return row
 
 
+def drift_seen_with_frozen(learnt: Learnt) -> list[Tensor]:
+    """The discriminant on merged's features, whose drift was seen on frozen's, too, which stay."""
+    result, learnt = [], learnt.normalised(learnt.head.power)
+    first = learnt.frozen.test.shape[1]
+    both = followed(learnt, "frozen + merged", "new and exemplars", learnt.head.drift_ridge)
+    for stage, known in enumerate(both):
+        own = ClassStatistics(known.means[:, first:], known.scatter[first:, first:], known.counts)
+        head = discriminant_head(own, learnt.head.shrinkage)
+        result.append(predictions(head, learnt.merged[stage].test))
+    return result
+
+
 def by_frequency(learnt: Learnt) -> list[Tensor]:
     """The discriminant with the classes' frequencies as priors; with equal priors, as everywhere
     else, its logits are adjusted already.
@@ -492,6 +504,7 @@ ROWS: dict[str, Row] = {
     "  drift ridge 0.03": discriminant("merged", drift_ridge=0.03),
     "  drift ridge 3": discriminant("merged", drift_ridge=3.0),
     **shrunk("merged"),
+    "  drift seen with frozen's features beside": drift_seen_with_frozen,
     "  statistics of the exemplars alone": measured_on("exemplars"),
     "  classes' frequencies as priors": by_frequency,
     "  ridge regression 0.1": ridge(0.1, balanced=False),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,49 +15,38 @@ from flows.learn import learn
 from tasks.support.version import find_learner
 from tests.flows.project import OVERRIDES, TASKS, Project
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
 
 def trusting(scale: float, patch: pytest.MonkeyPatch) -> None:
     """Let held-out images say so."""
     patch.setattr("tasks.trust_adapter.trusted", lambda answers: Gain(scale, 0.0, -1.0, 1.0))
 
 
-def test_held_out_images_are_asked_batch_after_batch(finished: Project) -> None:
-    lines = finished.log(
-        merge__trust="held_out",
-        output="trust",
-        methods=["merged"],
-        tracking__register_model=False,
-    )
-    said = [line for line in lines if "adapters are trusted at" in line]
-    assert ["on 2 held" in said[0], "on 4 held" in said[1], "on 6 held" in said[2]] == [True] * 3
-    assert any("14 images of amber, birch" in line for line in lines)  # of 16
-    trust = json.loads((finished.folder / "trust" / "results.json").read_text())["trust"]
-    assert trust["images"] == 6
-    assert trust["low"] <= trust["difference"] <= trust["high"]
-    assert (
-        "On 6 training images held out" in (finished.folder / "trust" / "report.html").read_text()
-    )
-
-
 def test_adapters_that_are_not_trusted_leave_the_frozen_backbone(
-    finished: Project, monkeypatch: pytest.MonkeyPatch
+    new: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusting(0.0, monkeypatch)
-    finished.run(
-        seed=4,
-        merge__trust="held_out",
-        output="trust",
-        methods=["merged", "frozen"],
-        tracking__register_model=False,
-    )
-    variants = json.loads((finished.folder / "trust" / "results.json").read_text())["variants"]
-    for ours, theirs in zip(
-        variants["merged"]["stages"], variants["frozen"]["stages"], strict=True
-    ):
+    with new.entered():
+        lines = new.log(
+            merge__trust="held_out",
+            methods=["merged", "frozen"],
+            tracking__register_model=False,
+        )
+    assert any("14 images of amber, birch" in line for line in lines)  # of 16
+    said = [line for line in lines if "adapters are trusted at 0" in line]
+    assert all(f"on {2 * task} held-out" in line for task, line in enumerate(said, start=1))
+    assert len(said) == 3
+    results = new.read("results.json")
+    stages = [results["variants"][name]["stages"] for name in ("merged", "frozen")]
+    for ours, theirs in zip(*stages, strict=True):
         assert ours["confusion"] == theirs["confusion"]
+    trust = results["trust"]
+    assert (trust["scale"], trust["images"]) == (0, 6)
+    assert trust["low"] <= trust["difference"] <= trust["high"]
+    assert "On 6 training images held out" in (new.results / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_a_learner_that_forgets_trusts_as_before(
     here: Path, arrive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
