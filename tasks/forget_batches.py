@@ -175,11 +175,10 @@ def _without(
     }
     adapters = [adapted["adapters"][place] for place in left]
     merged = merge_adapters.fn(config.merge, adapters, None, inputs, context)
-    remarks, found = [], {}
+    whole, remarks = merged, []
     if trust := adapted.get("trust"):  # no image is held out now: it is trusted as it was
-        found["trust"] = {**trust, "whole": merged}
-        state = scaled(context.checkpoints.load(merged), trust["scale"])
-        meta = provenance(config={"scale": trust["scale"]}, merged=merged)
+        state = scaled(context.checkpoints.load(whole), trust["scale"])
+        meta = provenance(config={"scale": trust["scale"]}, merged=whole)
         merged = context.checkpoints.save("merged", state, meta)
     gone = [number for number in numbers if number in batches]
     if config.adapter.init == "previous" and gone and wanted[-1] > gone[0]:
@@ -191,8 +190,9 @@ def _without(
         "heads": [adapted["heads"][place] for place in left],
         "inputs": inputs,  # type: ignore[typeddict-item]
         "merged": merged,
-        **found,
     }
+    if trust:
+        result["trust"] = {**trust, "whole": whole}
     return result, merged != adapted["merged"], remarks
 
 

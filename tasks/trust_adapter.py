@@ -18,13 +18,12 @@ from dynammo.heads.statistics import (
     every_fifth,
     measure_classes,
 )
-from dynammo.merging.trust import SCALES, answered, scaled, trusted
+from dynammo.merging.trust import SCALES, Trust, answered, scaled, trusted
 from dynammo.network.features import augmented_views
 from dynammo.network.network import Network
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
 from tasks.support.networks import load_network
-from tasks.support.stage import Trust
 from tasks.support.workspace import Classes, Context, provenance
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from dynammo.checkpoint import Ref
 from dynammo.state import State
 
 SCALES = (0.0, 0.5, 1.0)
@@ -25,6 +26,16 @@ class Answers(TypedDict):
     images: int
     better: list[int]
     worse: list[int]
+
+
+class Trust(TypedDict):
+    """How far the merged adapter is trusted: `scale`; `whole`, the adapter that was scaled by it;
+    `answers` of all held-out images so far, by class.
+    """
+
+    scale: float
+    whole: Ref
+    answers: dict[str, Answers]
 
 
 class Gain(NamedTuple):

@@ -8,7 +8,7 @@ from tasks.extract_features import extract_memory_features, extract_training_fea
 from tasks.merge_adapters import merge_adapters
 from tasks.merge_inputs import merge_inputs
 from tasks.select_exemplars import select_exemplars
-from tasks.support.stage import Adapted, Trust
+from tasks.support.stage import Adapted
 from tasks.train_adapter import train_adapter
 from tasks.trust_adapter import trust_adapter
 
@@ -52,12 +52,11 @@ def adapt(lesson: Lesson) -> Adapted:
     inputs = merge_inputs(
         config, last["inputs"] if last else None, classes, lesson.backbone, trained, lesson.context
     )
-    trust = last.get("trust") if last else None
-    earlier = trust["whole"] if trust else last["merged"] if last else None
+    was, trust = last.get("trust") if last else None, None
+    earlier = was["whole"] if was else last["merged"] if last else None
     merged = merge_adapters(config.merge, adapters, earlier, inputs, lesson.context)
-    found: dict[str, Trust] = {}
     if config.merge.trust == "held_out":
-        merged, found["trust"] = trust_adapter(
+        merged, trust = trust_adapter(
             *lesson.network,
             config.head,
             lesson.known_before,
@@ -67,11 +66,11 @@ def adapt(lesson: Lesson) -> Adapted:
             last["merged"] if last else None,
             known["statistics"] if known else None,
             memory,
-            trust,
+            was,
             lesson.context,
         )
     features = batch_features(here, merged)
-    return {
+    adapted: Adapted = {
         "trained": trained,
         "numbers": [*(last["numbers"] if last else []), lesson.batch["number"]],
         "adapters": adapters,
@@ -80,8 +79,10 @@ def adapt(lesson: Lesson) -> Adapted:
         "merged": merged,
         "features": features,
         "exemplars": remember(here, merged, features, memory),
-        **found,  # type: ignore[typeddict-item]
     }
+    if trust is not None:
+        adapted["trust"] = trust
+    return adapted
 
 
 def batch_features(lesson: Lesson, adapter: Ref | None) -> Ref:

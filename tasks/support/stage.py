@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from dynammo.checkpoint import Ref
-from dynammo.merging.trust import Answers
+from dynammo.merging.trust import Trust
 from tasks.evaluate import Evaluated
 from tasks.merge_inputs import MergeInputs
 from tasks.support.workspace import Kept, Trained
-
-
-class Trust(TypedDict):
-    """How far the merged adapter is trusted: `scale`; `whole`, the adapter that was scaled by it;
-    `answers` of all held-out images so far, by class (`dynammo.merging.trust`).
-    """
-
-    scale: float
-    whole: Ref
-    answers: dict[str, Answers]
 
 
 class Adapted(TypedDict):
