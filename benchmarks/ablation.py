@@ -33,7 +33,7 @@ from dynammo.data.scenario import build_scenario
 from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import ConfigError, DynammoError
 from dynammo.heads.base import Evidence
-from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.discriminant import calibration_temperature, discriminant_head
 from dynammo.heads.drift import measure_drift
 from dynammo.heads.fine_tune import FineTune
 from dynammo.heads.linear import (
@@ -186,8 +186,12 @@ Row = Callable[[Learnt], list[Tensor]]
 
 
 def of_network(net: str, learnt: Learnt, stage: int) -> Features:
-    """Under which network features are taken after a task."""
-    return {"merged": learnt.merged[stage], "first": learnt.merged[0], "frozen": learnt.frozen}[net]
+    """Under which network features are taken after a task; "a + b": under two, side by side."""
+    found = {"merged": learnt.merged[stage], "first": learnt.merged[0], "frozen": learnt.frozen}
+    parts = [found[name] for name in net.split(" + ")]
+    return Features(
+        torch.cat([part.train for part in parts], -1), torch.cat([part.test for part in parts], -1)
+    )
 
 
 def predictions(head: State, features: Tensor) -> Tensor:
@@ -311,7 +315,7 @@ def followed(
             old, before = result[-1], of_network(net, learnt, stage - 1).train
             shown = {"new": new, "exemplars": learnt.exemplars[stage - 1]}
             images = torch.cat([new[:0], *(shown[n] for n in shown if n in drift.split())])
-            if net == "merged" and len(images):
+            if "merged" in net and len(images):
                 moved = (before[:, images].flatten(0, 1), now[:, images].flatten(0, 1))
                 old = measure_drift(*moved, ridge).statistics(old)
             statistics_ = append_classes(old, statistics_)
@@ -334,6 +338,42 @@ def discriminant(net: str, drift: str = "new and exemplars", **head: float | str
         ]
 
     return row
+
+
+def scores_averaged(*nets: str) -> Row:
+    """The mean of the calibrated log-probabilities that discriminants of several networks give."""
+
+    def row(learnt: Learnt) -> list[Tensor]:
+        learnt, amount = learnt.normalised(learnt.head.power), learnt.head.shrinkage
+
+        def said(net: str, stage: int, known: ClassStatistics) -> Tensor:
+            features, new = of_network(net, learnt, stage), learnt.new(stage)
+            head = discriminant_head(known, amount)
+            views, labels = features.train[:, new], learnt.labels[new]
+            temperature = calibration_temperature(known, views, labels, amount)
+            logits = linear(features.test, head["weight"], head["bias"])
+            return (logits / temperature).log_softmax(1)
+
+        ridge = learnt.head.drift_ridge
+        kept = {net: followed(learnt, net, "new and exemplars", ridge) for net in nets}
+        return [
+            torch.stack([said(net, stage, kept[net][stage]) for net in nets]).mean(0).argmax(1)
+            for stage in range(len(learnt.sizes))
+        ]
+
+    return row
+
+
+def drift_seen_with_frozen(learnt: Learnt) -> list[Tensor]:
+    """The discriminant on merged's features, whose drift was seen on frozen's, too, which stay."""
+    result, learnt = [], learnt.normalised(learnt.head.power)
+    first = learnt.frozen.test.shape[1]
+    both = followed(learnt, "frozen + merged", "new and exemplars", learnt.head.drift_ridge)
+    for stage, known in enumerate(both):
+        own = ClassStatistics(known.means[:, first:], known.scatter[first:, first:], known.counts)
+        head = discriminant_head(own, learnt.head.shrinkage)
+        result.append(predictions(head, learnt.merged[stage].test))
+    return result
 
 
 def by_frequency(learnt: Learnt) -> list[Tensor]:
@@ -464,6 +504,7 @@ ROWS: dict[str, Row] = {
     "  drift ridge 0.03": discriminant("merged", drift_ridge=0.03),
     "  drift ridge 3": discriminant("merged", drift_ridge=3.0),
     **shrunk("merged"),
+    "  drift seen with frozen's features beside": drift_seen_with_frozen,
     "  statistics of the exemplars alone": measured_on("exemplars"),
     "  classes' frequencies as priors": by_frequency,
     "  ridge regression 0.1": ridge(0.1, balanced=False),
@@ -475,6 +516,13 @@ ROWS: dict[str, Row] = {
     "  statistics of all images (not allowed)": measured_on("all"),
     "first adapter alone, discriminant, no images": discriminant("first"),
     **shrunk("first"),
+    **{
+        f"{net}, side by side, shrinkage {amount}": discriminant(net, shrinkage=amount)
+        for net in ("frozen + merged", "first + merged")
+        for amount in (0.35, 0.5, 0.65)
+    },
+    "frozen and merged, scores averaged": scores_averaged("frozen", "merged"),
+    "first and merged, scores averaged": scores_averaged("first", "merged"),
 }
 
 

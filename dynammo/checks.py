@@ -30,6 +30,7 @@ def check_parts(config: Config) -> None:
     if adapted:
         check_rule(config.merge, network, config.image.size)
         _check_replay(config)
+        _check_trust(config)
     check_methods(config)
 
 
@@ -50,3 +51,21 @@ def _check_replay(config: Config) -> None:
         )
     if config.head.power != 1:
         raise ConfigError([f"train.replay needs head.power 1, got {config.head.power}"])
+
+
+def _check_trust(config: Config) -> None:
+    """What is scaled must be linear in its weights, and it is judged with the merged model's head.
+
+    Raises:
+        ConfigError: it is not so.
+    """
+    if config.merge.trust == "full":
+        return
+    statistics = HEAD_RULES[config.head.rule].evidence == "statistics"
+    if config.adapter.name != "linear" or "merged" not in config.methods or not statistics:
+        raise ConfigError(
+            [
+                "merge.trust held_out needs adapter.name linear, methods to name merged, and a "
+                "head.rule that takes statistics, such as discriminant"
+            ]
+        )

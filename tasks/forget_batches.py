@@ -20,6 +20,7 @@ from dynammo.learner.folder import LearnerError
 from dynammo.learner.ledger import Ledger
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
+from dynammo.merging.trust import scaled
 from dynammo.methods import METHODS
 from dynammo.network.features import augmented_views
 from dynammo.state import State
@@ -174,7 +175,11 @@ def _without(
     }
     adapters = [adapted["adapters"][place] for place in left]
     merged = merge_adapters.fn(config.merge, adapters, None, inputs, context)
-    remarks = []
+    whole, remarks = merged, []
+    if trust := adapted.get("trust"):  # no image is held out now: it is trusted as it was
+        state = scaled(context.checkpoints.load(whole), trust["scale"])
+        meta = provenance(config={"scale": trust["scale"]}, merged=whole)
+        merged = context.checkpoints.save("merged", state, meta)
     gone = [number for number in numbers if number in batches]
     if config.adapter.init == "previous" and gone and wanted[-1] > gone[0]:
         remarks.append("later adapters were trained from a forgotten one, and stay as they are")
@@ -186,6 +191,8 @@ def _without(
         "inputs": inputs,  # type: ignore[typeddict-item]
         "merged": merged,
     }
+    if trust:
+        result["trust"] = {**trust, "whole": whole}
     return result, merged != adapted["merged"], remarks
 
 

@@ -32,6 +32,7 @@ from dynammo.evaluation.honesty import MISS, class_thresholds, unknown_limits
 from dynammo.evaluation.metrics import summarise
 from dynammo.evaluation.scores import write_predictions, write_scores
 from dynammo.evaluation.strangeness import UnknownLimits
+from dynammo.merging.trust import gains
 from dynammo.reporting.report import (
     comparison_table,
     lead,
@@ -79,6 +80,7 @@ def publish(
     """
     results = collect(config, data, stages)
     results["paired"] = _paired(data, stages[-1], lead(results))
+    results["trust"] = _trust(stages[-1])
     summary = results["summary"]
     deployable = "merged" in summary
     if deployable:
@@ -245,6 +247,7 @@ def collect(config: Config, data: DataVersion, stages: list[Stage]) -> dict[str,
         "variants": variants,
         "summary": {name: variant["summary"] for name, variant in variants.items()},
         "paired": {},
+        "trust": None,
         "gate": None,
     }
 
@@ -268,6 +271,17 @@ def _paired(data: DataVersion, stage: Stage, first: str) -> dict[str, Change]:
         for other in stage["methods"]
         if other != first
     }
+
+
+def _trust(stage: Stage) -> dict[str, Any] | None:
+    """What held-out images said of the merged adapter, where they were asked."""
+    adapted = stage["adapted"]
+    trust = adapted.get("trust") if adapted else None
+    if trust is None:
+        return None
+    gain = next(found for found in gains(trust["answers"]) if found.scale == 1)
+    images = sum(own["images"] for own in trust["answers"].values())
+    return {**gain._asdict(), "scale": trust["scale"], "images": images}
 
 
 def _write_tables(

@@ -7,7 +7,7 @@ from prefect import get_run_logger
 
 from dynammo.checkpoint import Ref
 from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig, TrainConfig
-from dynammo.heads.statistics import ClassStatistics
+from dynammo.heads.statistics import ClassStatistics, every_fifth
 from dynammo.network.network import build_network
 from dynammo.seeds import derive_seed
 from dynammo.training.earlier import Earlier, GaussianReplay
@@ -34,6 +34,7 @@ def train_adapter(
     exemplars: Ref | None,
     merged: Ref | None,
     statistics: Ref | None,
+    held_out: bool,
     context: Context,
 ) -> Trained:
     """Stage 1 for one task: its images, and exemplars of all other classes as "others".
@@ -53,11 +54,15 @@ def train_adapter(
         merged: the adapter merged after the task before, which features are held to; none if they
             are not.
         statistics: under it, of all classes so far; none if nothing is drawn from them.
+        held_out: leave every fifth image of each class out.
         context: places.
     """
     store, images = context.checkpoints, Images.of(context)
     pixels, _ = images.load("train", classes)
     labels = images.labels("train", classes["names"])
+    if held_out:
+        trained_on = ~every_fifth(labels, images.groups("train", classes["names"]))
+        pixels, labels = pixels[trained_on], labels[trained_on]
     if exemplars is not None:
         kept, owner = remembered(exemplars, context)
         old = torch.isin(owner, torch.tensor(others))
@@ -104,7 +109,7 @@ def train_adapter(
         image,
         adapter,
         training,
-        config={"seed": seed},
+        config={"seed": seed, "held_out": held_out},
         task=number,
         classes=classes["names"],
         images=classes["hash"],

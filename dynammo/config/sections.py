@@ -381,6 +381,11 @@ class MergeConfig(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the rule"
     )
+    trust: Literal["full", "held_out"] = Field(
+        "full",
+        description="held_out: every fifth image is held out from adapters' training; where these "
+        "show harm, adapters are halved or left out",
+    )
 
 
 class HeadConfig(Section):

@@ -38,6 +38,9 @@ def check_federated(config: Config) -> None:
         "adapter.tasks must be null: every site trains one": config.adapter.tasks is not None,
         "memory.per_class must be 0: no image crosses": config.memory.per_class != 0,
         "train.replay and train.distil must be 0": bool(config.train.replay or config.train.distil),
+        "merge.trust must be full: held-out images stay at their site": (
+            config.merge.trust != "full"
+        ),
         "backbone.renormalise must be 0: sites share one backbone": bool(
             config.backbone.renormalise
         ),

@@ -15,6 +15,7 @@ from dynammo.heads.base import Evidence
 from dynammo.heads.scaling import power_normalise
 from dynammo.heads.statistics import (
     ClassStatistics,
+    every_fifth,
     measure_classes,
     remove_samples,
     shrunk_covariance,
@@ -129,11 +130,7 @@ def calibration_temperature(
 
     Source: Guo 2017 (arXiv 1706.04599), temperature scaling.
     """
-    rank = torch.zeros_like(labels)
-    for label in labels.unique().tolist():
-        mine = labels == label
-        rank[mine] = torch.arange(int(mine.sum()))
-    held = rank % 5 == 4
+    held = every_fifth(labels)
     if not bool(held.any()):
         return 1.0
     owner = labels[held].unique().tolist()

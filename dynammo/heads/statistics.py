@@ -116,6 +116,22 @@ def measure_classes(
     return ClassStatistics(means, torch.stack([x.T @ x for x in own]), counts)
 
 
+def every_fifth(labels: Tensor, groups: Sequence[str | None] | None = None) -> Tensor:
+    """(N,) bool: of each class every fifth image, or group of images, in their order: held out.
+
+    Args:
+        labels: (N,).
+        groups: of the images, which are not split; None is a group of its own.
+    """
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    rank: dict[int, dict[object, int]] = {}  # of each class's groups
+    for place, label in enumerate(labels.tolist()):
+        group = groups[place] if groups is not None else None
+        own = rank.setdefault(label, {})
+        held[place] = own.setdefault((place,) if group is None else group, len(own)) % 5 == 4
+    return held
+
+
 def append_classes(old: ClassStatistics, new: ClassStatistics) -> ClassStatistics:
     """The classes of both, old ones first. Scatter matrices of all classes add up."""
     first = len(old.means)

@@ -10,6 +10,7 @@ from tasks.merge_inputs import merge_inputs
 from tasks.select_exemplars import select_exemplars
 from tasks.support.stage import Adapted
 from tasks.train_adapter import train_adapter
+from tasks.trust_adapter import trust_adapter
 
 
 def adapt(lesson: Lesson) -> Adapted:
@@ -44,16 +45,32 @@ def adapt(lesson: Lesson) -> Adapted:
         memory,
         last["merged"] if last and config.train.distil else None,
         known["statistics"] if known and config.train.replay else None,
+        config.merge.trust == "held_out",
         lesson.context,
     )
     adapters = [*(last["adapters"] if last else []), trained["adapter"]]
     inputs = merge_inputs(
         config, last["inputs"] if last else None, classes, lesson.backbone, trained, lesson.context
     )
-    earlier = last["merged"] if last else None
+    was, trust = last.get("trust") if last else None, None
+    earlier = was["whole"] if was else last["merged"] if last else None
     merged = merge_adapters(config.merge, adapters, earlier, inputs, lesson.context)
+    if config.merge.trust == "held_out":
+        merged, trust = trust_adapter(
+            *lesson.network,
+            config.head,
+            lesson.known_before,
+            classes,
+            lesson.backbone,
+            merged,
+            last["merged"] if last else None,
+            known["statistics"] if known else None,
+            memory,
+            was,
+            lesson.context,
+        )
     features = batch_features(here, merged)
-    return {
+    adapted: Adapted = {
         "trained": trained,
         "numbers": [*(last["numbers"] if last else []), lesson.batch["number"]],
         "adapters": adapters,
@@ -63,6 +80,9 @@ def adapt(lesson: Lesson) -> Adapted:
         "features": features,
         "exemplars": remember(here, merged, features, memory),
     }
+    if trust is not None:
+        adapted["trust"] = trust
+    return adapted
 
 
 def batch_features(lesson: Lesson, adapter: Ref | None) -> Ref:

@@ -49,6 +49,10 @@ class Images:
         order = {name: index for index, name in enumerate(classes)}
         return torch.tensor([order[s.label] for s in self._samples(split, classes)]).long()
 
+    def groups(self, split: str, classes: Sequence[str]) -> list[str | None]:
+        """Group of each image that `load` gives."""
+        return [sample.group for sample in self._samples(split, classes)]
+
     def marks(self, split: str, classes: Sequence[str], key: str) -> tuple[Tensor, Tensor]:
         """Keyed hashes of each image's file and group, (N, 32) uint8; zeros without a group."""
         samples = self._samples(split, classes)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from dynammo.checkpoint import Ref
+from dynammo.merging.trust import Trust
 from tasks.evaluate import Evaluated
 from tasks.merge_inputs import MergeInputs
 from tasks.support.workspace import Kept, Trained
@@ -17,7 +18,8 @@ class Adapted(TypedDict):
     `adapters` and the `heads` that they were trained with, one a batch so far, unless
     `adapter.tasks` left the later ones out; `numbers` of the batches that they were trained on;
     `trained`, this batch's; `inputs`, what else the merge rule needs; the `merged` adapter;
-    `features` of this batch's images under it; the memory that they chose.
+    `features` of this batch's images under it; the memory that they chose; `trust`, where the
+    configuration asks for it.
     """
 
     trained: Trained | None
@@ -28,6 +30,7 @@ class Adapted(TypedDict):
     merged: Ref
     features: Ref | None
     exemplars: Ref
+    trust: NotRequired[Trust]
 
 
 class Part(TypedDict):

@@ -59,3 +59,16 @@ def test_replay_draws_from_the_merged_models_statistics_or_not_at_all(
     check_parts(load_config(None, sound))
     with pytest.raises(ConfigError, match=says):
         check_parts(load_config(None, {**sound, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"methods": ["unmerged"]}, {"head": {"rule": "fine_tune"}}, {"adapter": {"name": "conv"}}],
+)
+def test_only_linear_adapters_under_a_head_from_statistics_can_be_trusted_in_part(
+    changes: dict[str, Any],
+) -> None:
+    sound = {**SMALL, "preset": "best", "image": {"size": 64}, "merge": {"trust": "held_out"}}
+    check_parts(load_config(None, sound))
+    with pytest.raises(ConfigError, match=r"merge\.trust held_out needs"):
+        check_parts(load_config(None, {**sound, **changes}))

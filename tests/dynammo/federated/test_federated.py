@@ -112,12 +112,13 @@ def test_adapters_are_weighted_by_their_images(config: Config) -> None:
 
 
 def test_settings_that_need_the_others_images_are_refused(config: Config) -> None:
-    merge = config.merge.model_copy(update={"rule": "fisher"})
+    merge = config.merge.model_copy(update={"rule": "fisher", "trust": "held_out"})
     adapter = config.adapter.model_copy(update={"init": "previous"})
     with pytest.raises(ConfigError) as error:
         check_federated(config.model_copy(update={"merge": merge, "adapter": adapter}))
     assert error.value.problems == [
         "adapter.init must be fresh",
+        "merge.trust must be full: held-out images stay at their site",
         "merge.rule fisher needs fisher",
     ]
 

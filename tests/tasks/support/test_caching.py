@@ -40,6 +40,7 @@ HEADS = {"fit head", "fine-tune task heads"}
 NETWORK = HEADS | {
     "update statistics",
     "train adapter",
+    "trust adapter",
     "extract training features",
     "extract memory features",
     "extract test features",
@@ -117,8 +118,11 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("dynammo.merging.ties", set()),
         ("dynammo.merging.measures", {"adapter statistics", "initial adapter"}),
         ("dynammo.merging.heads", set()),  # the rule that uses it is not chosen
-        ("dynammo.heads.discriminant", HEADS),
-        ("dynammo.heads.statistics", HEADS | {"update statistics", "train adapter"}),
+        ("dynammo.heads.discriminant", HEADS | {"trust adapter"}),
+        (
+            "dynammo.heads.statistics",
+            HEADS | {"update statistics", "train adapter", "trust adapter"},
+        ),
         ("dynammo.adapters.linear", NETWORK),
         ("dynammo.adapters.conv", set()),
         ("dynammo.adapters", set()),  # the table of names, one line longer
@@ -144,7 +148,7 @@ def test_changed_code_runs_what_uses_it_again(
         ({"seed": 2}, SEEDED),
         ({"train.epochs": 3}, {"train adapter"}),
         ({"memory.size": 10}, {"select exemplars"}),
-        ({"head.epochs": 3}, HEADS),
+        ({"head.epochs": 3}, HEADS | {"trust adapter"}),
         ({"merge.rule": "ties"}, {"merge adapters"}),
         ({"merge.options": {"keep": 0.5}}, {"merge adapters"}),
         ({"image.size": 64}, NETWORK | RENORMALISED),
