@@ -21,7 +21,7 @@ def test_a_checkpoint_says_where_it_came_from() -> None:
     )
     assert found["config"] == {
         "adapter": adapter.model_dump(mode="json"),
-        "merge": {"rule": "average", "options": {}},
+        "merge": {"rule": "average", "options": {}, "trust": "full"},
         "seed": 1,
     }
     assert found["config"]["adapter"]["options"] == {"alpha": 0.1}
