@@ -53,8 +53,8 @@ class Secrets:
 
     @property
     def page(self) -> str:
-        """The page's token. It follows from another secret, so that older files stay valid."""
-        return hmac.new(self.session.encode(), b"the page of the learners", "sha256").hexdigest()
+        """The page's token."""
+        return self._derived("the page of the learners")
 
     @property
     def prefect_login(self) -> str:
@@ -63,8 +63,12 @@ class Secrets:
 
     @property
     def viewer(self) -> str:
-        """The viewer's password, which tells nothing of the others."""
-        return hmac.new(self.session.encode(), VIEWER.encode(), "sha256").hexdigest()
+        """The viewer's password."""
+        return self._derived(VIEWER)
+
+    def _derived(self, purpose: str) -> str:
+        """It tells nothing of the others, and files made before it was needed stay valid."""
+        return hmac.new(self.session.encode(), purpose.encode(), "sha256").hexdigest()
 
 
 def own_secrets(folder: Path) -> Secrets:

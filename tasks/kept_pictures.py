@@ -11,8 +11,9 @@ from dynammo.deploy.manifest import parse_manifest
 from dynammo.errors import ConfigError
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
+from tasks.support.images import remembered
 from tasks.support.stage import known_classes
-from tasks.support.version import read_version
+from tasks.support.version import config_of, context_in, read_version
 
 
 def kept_pictures(folder: LearnerFolder, model: Path) -> tuple[NDArray[np.uint8], list[str]]:
@@ -39,10 +40,9 @@ def kept_pictures(folder: LearnerFolder, model: Path) -> tuple[NDArray[np.uint8]
         raise stranger
     adapted = version["stage"]["adapted"]
     ref = own["exemplars"] or (adapted["exemplars"] if adapted else None)
-    memory = folder.store.load(ref) if ref else None
-    if memory is None or not len(memory["images"]):
+    memory = remembered(ref, context_in(folder, config_of(version))) if ref else None
+    if memory is None or not len(memory[0]):
         raise ConfigError([f"version {number} of {folder.name} keeps no picture"])
-    counts = memory["counts"].tolist()
+    images, owner = memory
     classes = known_classes(version["stage"])
-    labels = [name for name, count in zip(classes, counts, strict=True) for _ in range(count)]
-    return memory["images"].permute(0, 2, 3, 1).numpy(), labels
+    return images.permute(0, 2, 3, 1).numpy(), [classes[index] for index in owner.tolist()]

@@ -13,8 +13,7 @@ from torch.nn.functional import normalize
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.heads.scaling import power_normalise
-
-_AT_A_TIME = 64
+from dynammo.network.features import extract_features
 
 
 class Remembered(NamedTuple):
@@ -67,15 +66,10 @@ def most_alike(
     ]
 
 
-@torch.inference_mode()
 def _features(predictor: Predictor, pictures: NDArray[np.uint8]) -> Tensor:
     """(M, D) float64 of length 1, on the CPU."""
     model: Classifier = predictor.model
-    parts = []
-    for start in range(0, len(pictures), _AT_A_TIME):
-        batch = torch.from_numpy(pictures[start : start + _AT_A_TIME]).permute(0, 3, 1, 2)
-        features = model.network(batch.to(predictor.device))
-        if model.power is not None:
-            features = power_normalise(features, model.power)
-        parts.append(normalize(features.double().cpu(), dim=1))
-    return torch.cat(parts)
+    features = extract_features(model.network, torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    if model.power is not None:
+        features = power_normalise(features, model.power)
+    return normalize(features.double(), dim=1)

@@ -339,7 +339,6 @@ def evaluate_stage(
         raise ValueError(f"stage must lie in 1..{len(tasks)}, got {stage}")
     bounds = np.cumsum([0, *(len(task) for task in tasks)])
     classes, total = int(bounds[stage]), int(bounds[-1])
-    names = [name for task in tasks[:stage] for name in task]
     if predictions.classes != classes:
         raise ValueError(
             f"{classes} classes are seen at stage {stage}, the scores have {predictions.classes}"
@@ -353,35 +352,21 @@ def evaluate_stage(
 
     known = predictions.take(is_known)
     targets, predicted = known.targets, known.predicted
-    of_task = [(bounds[j] <= targets) & (targets < bounds[j + 1]) for j in range(stage)]
-    per_class = {
-        "recall": class_recall(targets, predicted, classes),
-        "precision": class_precision(targets, predicted, classes),
-        "auroc": class_auroc(targets, known.scores),
-        "calibration": classwise_calibration_error(targets, known.scores),
-    }
-    confusion = confusion_counts(targets, predicted, classes)
-    support = confusion.sum(axis=1)
-    return {
-        "task": stage,
-        "classes": names,
-        "accuracy": accuracy(targets, predicted),
-        "mean_class_recall": mean_class_recall(targets, predicted, classes),
-        "task_accuracy": [_json(accuracy(targets[own], predicted[own])) for own in of_task],
-        "task_mean_class_recall": [
-            _json(mean_class_recall(targets[own], predicted[own], classes)) for own in of_task
-        ],
-        "negative_flips": _flips_since(previous, predictions),
-        "ece": expected_calibration_error(targets, predicted, known.confidence),
-        "open_set_auroc": open_set_auroc(is_known, predictions.knownness),
-        "open_set_fpr95": open_set_fpr95(is_known, predictions.knownness),
-        "per_class": {
-            name: {metric: _json(values[c]) for metric, values in per_class.items()}
-            | {"support": int(support[c])}
-            for c, name in enumerate(names)
+    return _document(
+        tasks[:stage],
+        targets,
+        predicted,
+        {
+            "negative_flips": _flips_since(previous, predictions),
+            "ece": expected_calibration_error(targets, predicted, known.confidence),
+            "open_set_auroc": open_set_auroc(is_known, predictions.knownness),
+            "open_set_fpr95": open_set_fpr95(is_known, predictions.knownness),
         },
-        "confusion": confusion.tolist(),
-    }
+        {
+            "auroc": class_auroc(targets, known.scores),
+            "calibration": classwise_calibration_error(targets, known.scores),
+        },
+    )
 
 
 def evaluate_counts(
@@ -403,31 +388,44 @@ def evaluate_counts(
         raise ValueError(
             f"counts {confusion.shape} of {len(names)} classes, {confusion.sum()} in all"
         )
-    targets, predicted = from_counts(confusion)
-    bounds = np.cumsum([0, *(len(task) for task in tasks)])
-    of_task = [(targets >= low) & (targets < high) for low, high in pairwise(bounds)]
-    recall = class_recall(targets, predicted, len(names))
-    precision = class_precision(targets, predicted, len(names))
+    overall = {"negative_flips": negative_flips, "ece": None}
+    overall |= {"open_set_auroc": None, "open_set_fpr95": None}
+    unknown = np.full(len(names), math.nan)
+    by_class = {"auroc": unknown, "calibration": unknown}
+    return _document(tasks, *from_counts(confusion), overall, by_class)
+
+
+def _document(
+    tasks: Sequence[Sequence[str]],
+    targets: Integers,
+    predicted: Integers,
+    overall: dict[str, float | None],
+    by_class: dict[str, Floats],
+) -> dict[str, Any]:
+    """What follows from the answers to images of the tasks learnt, with what is known besides."""
+    names = [name for task in tasks for name in task]
+    classes, bounds = len(names), np.cumsum([0, *(len(task) for task in tasks)])
+    of_task = [(low <= targets) & (targets < high) for low, high in pairwise(bounds)]
+    per_class = {
+        "recall": class_recall(targets, predicted, classes),
+        "precision": class_precision(targets, predicted, classes),
+        **by_class,
+    }
+    confusion = confusion_counts(targets, predicted, classes)
+    support = confusion.sum(axis=1)
     return {
         "task": len(tasks),
         "classes": names,
         "accuracy": accuracy(targets, predicted),
-        "mean_class_recall": mean_class_recall(targets, predicted, len(names)),
+        "mean_class_recall": mean_class_recall(targets, predicted, classes),
         "task_accuracy": [_json(accuracy(targets[own], predicted[own])) for own in of_task],
         "task_mean_class_recall": [
-            _json(mean_class_recall(targets[own], predicted[own], len(names))) for own in of_task
+            _json(mean_class_recall(targets[own], predicted[own], classes)) for own in of_task
         ],
-        "negative_flips": negative_flips,
-        "ece": None,
-        "open_set_auroc": None,
-        "open_set_fpr95": None,
+        **overall,
         "per_class": {
-            name: {
-                "recall": _json(recall[c]),
-                "precision": _json(precision[c]),
-                "auroc": None,
-                "support": int(confusion[c].sum()),
-            }
+            name: {metric: _json(values[c]) for metric, values in per_class.items()}
+            | {"support": int(support[c])}
             for c, name in enumerate(names)
         },
         "confusion": confusion.tolist(),
