@@ -330,8 +330,11 @@ def _ask(
     found: dict[int, RecordDict | str] = dict.fromkeys(
         wanted, f"no answer within {asked.timeout:g} s"
     )
-    for reply in grid.send_and_receive(messages, timeout=asked.timeout):
-        node = reply.metadata.src_node_id
+    replies = list(grid.send_and_receive(messages, timeout=asked.timeout))
+    # Of a node that is gone the SuperLink answers in its own name: who was meant, the message says.
+    asked_of = {it.metadata.message_id: it.metadata.dst_node_id for it in messages}
+    for reply in replies:
+        node = asked_of[reply.metadata.reply_to_message_id]
         if reply.has_error():
             found[node] = f"failed ({reply.error.reason.strip().splitlines()[-1]})"
         elif "error" in reply.content["site"]:

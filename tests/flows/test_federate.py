@@ -253,6 +253,40 @@ def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) 
     same_round(here, sites)
 
 
+GONE = """
+from pathlib import Path
+
+from flwr.app import Error, Message
+from dynammo.config import Config
+from dynammo.federated.app import Asked, _ask
+from flwr.supercore.task_identity import TaskIdentity
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 9
+
+class Grid:
+    def send_and_receive(self, messages, timeout):
+        for number, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = str(number)
+        here, gone = messages
+        lost = Message(Error(3, "Node Unavailable"), reply_to=gone)
+        lost.metadata._src_node_id = 1  # the SuperLink's
+        return [lost]
+
+asked = Asked(Config(), 5, 2, 10.0, Path("round"))
+print(_ask(Grid(), "train", {11: {}, 12: {}}, asked))
+"""
+
+
+@needs_flower
+def test_a_node_that_is_gone_is_told_from_the_superlink_that_says_so() -> None:
+    done = subprocess.run(
+        [FLOWER, "-c", GONE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == (
+        "{11: 'no answer within 10 s', 12: 'failed (Node Unavailable)'}"
+    ), done.stderr
+
+
 @needs_flower
 def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[Path]) -> None:
     settings, port = settings_in(here), free_port()
