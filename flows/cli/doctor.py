@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
+import platform
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from dynammo.config import load_config
 from dynammo.errors import CheckpointError, DynammoError
@@ -56,9 +57,10 @@ class _Unwell(DynammoError):
 
 
 def _python() -> str:
-    if sys.version_info[:2] != (3, 11):
-        raise _Unwell(f"{sys.version.split()[0]}; 3.11 is what this project is tested with")
-    return sys.version.split()[0]
+    running, wanted = platform.python_version(), metadata("dynammo")["Requires-Python"]
+    if running not in SpecifierSet(wanted):
+        raise _Unwell(f"{running}; this project is tested with {wanted}")
+    return running
 
 
 def _packages() -> str:
