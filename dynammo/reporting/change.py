@@ -140,6 +140,14 @@ def changed_classes(comparison: Comparison | None, flips: Sequence[Flip] = ()) -
     return found
 
 
+def _flipped(changed: Sequence[Changed]) -> str:
+    """`No longer right: MEL 3. Newly right: MEL 1, NV 2.`; empty where no answer flipped."""
+    lost = [f"{own.name} {own.lost}" for own in changed if own.lost]
+    gained = [f"{own.name} {own.gained}" for own in changed if own.gained]
+    told = {"No longer right": lost, "Newly right": gained}
+    return " ".join(f"{which}: {', '.join(own)}." for which, own in told.items() if own)
+
+
 def _newly_right(flip: Flip) -> bool:
     return flip["now"] == flip["actual"]
 
@@ -153,10 +161,14 @@ def verdict(report: ChangeReport) -> str:
         passed = "passed" if report["passed"] else "not passed"
         said = f"No plan is in force; the gate's settings are {passed}"
     number = report["version"]
-    stays = f"version {judgement['champion']} stays in use" if judgement["champion"] else "not used"
+    stays = (
+        f"version {judgement['champion']} stays in use"
+        if judgement["champion"]
+        else "it is not used"
+    )
     if report["waits"]:
         order = f"dynammo promote {report['learner']} {number}"
-        return f"{said}: version {number} waits for a person; {stays} until {order}."
+        return f"{said}. Version {number} waits for a person to run {order}; until then {stays}."
     if report["passed"]:
         return f"{said}: version {number} goes into use."
     if report["standing"]:
@@ -270,6 +282,7 @@ def interval_text(own: Mapping[str, Any] | None, scale: str = "share") -> str:
 
 def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
     judgement = report["judgement"]
+    changed = changed_classes(judgement["comparison"], flips)
     labels = {digest: f"E{place}" for place, digest in enumerate(report["evidence"], start=1)}
     return template("change.html.j2", interval=interval_text, limit=_limit, png=data_uri).render(
         report=report,
@@ -281,7 +294,8 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         reasons=reasons(report),
         picture=to_png(recalls(judgement)),
         labels=labels,
-        changed=changed_classes(judgement["comparison"], flips),
+        changed=changed,
+        flipped=_flipped(changed),
         enough=partial(enough_images, report["plan"]),
     )
 

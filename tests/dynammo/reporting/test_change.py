@@ -187,6 +187,7 @@ def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
         )
     )
     assert heading < page.index("data:image/png;base64,cGljdHVyZQ==") < lost < gained
+    assert "<p>No longer right: nevus 5. Newly right: nevus 1.</p>" in page
     assert "<h3>mole" not in page and "<p>mole: none.</p>" in page
     assert "cGljdHVyZQ" not in (tmp_path / "3.json").read_text()
     without = written(own, tmp_path / "4.html")
@@ -233,7 +234,8 @@ def test_what_the_first_page_says() -> None:
 def test_who_put_a_version_into_use_is_said(tmp_path: Path) -> None:
     waiting = document("passed", waits=True)
     assert verdict(waiting).endswith(
-        "version 3 waits for a person; version 2 stays in use until dynammo promote skin 3."
+        "kept. Version 3 waits for a person to run dynammo promote skin 3; until then version 2 "
+        "stays in use."
     )
     assert "<strong>Passed, waits for a person</strong>" in written(waiting, tmp_path / "3.html")
     then = {"version": 3, "at": "2027-01-02", "reason": "the ward needs it"}
