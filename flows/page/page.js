@@ -38,7 +38,7 @@ async function showSimilar(file, said) {
   said.append(element("p", { className: "note", textContent: "Kept pictures that it sees most like this one (likeness 1: the same), whatever it answers:" }),
     element("div", { className: "similar" }, ...near.map((own) => element("figure", {},
       element("img", { alt: own.label, src: own.picture }),
-      element("figcaption", { textContent: `${own.label}, likeness ${own.likeness.toFixed(2)}` })))));
+      element("figcaption", { textContent: `${own.label}, likeness ${own.likeness.toFixed(3)}` })))));
 }
 
 function offerMap(file, answer, row) {
