@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from dynammo.deploy.signature import new_key
 from flows.cli import app
 from flows.learn import learn
 from flows.page import view
+from flows.page.app import COOKIE, make_app
 from flows.watch import watch
 from tasks.sign_learner import check_signed
 from tasks.support.mlflow.runs import tracking_uri
@@ -51,6 +53,9 @@ def test_a_version_waits_and_is_signed_by_who_promotes_it(
     assert aliases() == {} and not (folder.path / "model").exists()
     assert WAITS in report.read_text()
     assert view.timeline(folder)[0].marks == ["current", WAITS]
+    with TestClient(make_app("shapes", "t"), cookies={COOKIE: "t"}) as client:
+        asked = client.post("/learners/shapes/change/learn", data={"batch": "batch1"}).text
+        assert "its next version, which waits for a person if it passes its gate" in asked
 
     # Nothing moves where the key cannot sign, or is another than the one that is asked for.
     new_key(here / "key")
