@@ -40,8 +40,7 @@ def forget(
         public_key: as of `flows.learn.learn`.
 
     Returns:
-        `learner`, the `version` made, whether it is `champion`, its `outcome` by the plan, and
-        `remarks`: what cannot be taken out.
+        As `flows.learn.learn`, and `remarks`: what cannot be taken out.
     """
     folder, batches, classes = find_learner(learner), batches or [], classes or []
     old = read_version(folder)

@@ -62,7 +62,8 @@ def learn(
             DYNAMMO_PUBLIC_KEY, and without that none.
 
     Returns:
-        `learner`, the `version` made, whether it is `champion`, and its `outcome` by the plan.
+        `learner`, the `version` made, whether it is `champion`, whether it passed and `waits` for
+        `dynammo promote`, and its `outcome` by the plan.
     """
     stated = check_stated(modifications or [])
     folder = find_or_fetch(learner)

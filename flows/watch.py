@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger
 from flows.learn import learn
 from flows.support.notify import notify, tell
 from tasks.inbox import look, open_inbox
-from tasks.support.version import find_learner
+from tasks.support.version import WAITS, find_learner
 
 
 @flow(name="dynammo", flow_run_name="{learner}: watch {inbox}", on_failure=[notify])
@@ -46,6 +46,8 @@ def watch(
         if not done["champion"]:
             tell(
                 f"{learner}: version {done['version']} ({batch}) is not champion",
-                f"The gate did not pass; `dynammo history {learner}` and the log say why.",
+                WAITS % (learner, done["version"])
+                if done["waits"]
+                else f"The gate did not pass; `dynammo history {learner}` and the log say why.",
             )
     return made

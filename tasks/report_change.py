@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
-
-from PIL import Image
-from torch import Tensor
 
 from dynammo.checkpoint import check_writable, references_in
 from dynammo.errors import ConfigError
 from dynammo.learner.folder import LearnerFolder
 from dynammo.reporting.change import ChangeReport, Flip, write_change
+from dynammo.reporting.figures import thumbnail
 from tasks.compare_versions import answers_of
 from tasks.support.plans import plan_of
-from tasks.support.version import Version, config_of, context_in, read_version
-
-_SIDE = 112  # pixels of a picture, at most
+from tasks.support.stage import known_classes
+from tasks.support.version import Version, config_of, context_in, read_version, waits
 
 
 def report_of(folder: LearnerFolder, number: int) -> Path:
@@ -35,8 +31,8 @@ def write_change_report(
         folder: of the learner.
         number: of the version.
         output: the HTML file; default: in the learner's folder.
-        pictures: show the images that are no longer right. Only outside the learner's folder: what
-            is held of images there must be found again to be removed.
+        pictures: show the images that became wrong or right. Only outside the learner's folder:
+            what is held of images there must be found again to be removed.
 
     Returns:
         The HTML file.
@@ -85,6 +81,7 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "operation": version["operation"],
         "at": version["at"],
         "passed": version["gate"]["passed"],
+        "waits": waits(folder, number, version),
         "modifications": version["steps"][-1]["modifications"],
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,
@@ -99,8 +96,8 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
 
 
 def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:
-    """Images that the champion of then had right and the version has wrong, as far as both answers
-    and the image are kept.
+    """Images that one of the champion of then and the version has right and the other wrong, of the
+    classes that both know, as far as both answers and the image are kept.
     """
     number = version["judgement"]["champion"]
     if not number:
@@ -109,6 +106,7 @@ def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:
     context = context_in(folder, config_of(version))
     ours = answers_of(version, context)
     theirs = answers_of(champion, context)
+    known = {*known_classes(champion["stage"])} & {*known_classes(version["stage"])}
     same = {test["batch"]: test["kept"]["labels"] for test in champion["tests"]}
     usable = [
         test
@@ -124,15 +122,9 @@ def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:
         assert test["kept"]["images"] is not None
         images = folder.store.load(test["kept"]["images"])["images"]
         mine, other = ours[test["batch"]], theirs[test["batch"]]
-        for place, actual in enumerate(mine.actual):
-            if other.predicted[place] == actual != mine.predicted[place]:
-                yield {"actual": actual, "now": mine.predicted[place], "png": _png(images[place])}
-
-
-def _png(image: Tensor) -> bytes:
-    """(3, S, S) uint8 as a small PNG."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    picture.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "png")
-    return buffer.getvalue()
+        for image, actual, before, now in zip(
+            images, mine.actual, other.predicted, mine.predicted, strict=True
+        ):
+            if actual in known and (before == actual) != (now == actual):
+                png = thumbnail(image.permute(1, 2, 0).numpy())
+                yield {"actual": actual, "before": before, "now": now, "png": png}

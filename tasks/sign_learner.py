@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dynammo.checkpoint import references_in
-from dynammo.deploy.signature import PUBLIC_KEY, SIGNATURE, sign, sign_model, verify
+from dynammo.deploy.signature import (
+    PUBLIC_KEY,
+    SIGNATURE,
+    check_key,
+    sign,
+    sign_model,
+    verify,
+)
 from dynammo.errors import SignatureError
 from dynammo.learner.folder import LearnerFolder
 from tasks.publish_version import REGISTERED, model_of, needed_versions, signature_of
@@ -26,21 +33,40 @@ def sign_learner(folder: LearnerFolder, key: Path) -> list[int]:
     has the plans, and the champion's model; here and, where they are registered, in MLflow.
 
     Args:
-        folder: of the learner.
+        folder: of the learner, whose lock is held.
         key: file of the private key.
 
     Returns:
         The versions.
     """
-    with folder.lock():
-        numbers = needed_versions(folder)
-        for number in numbers:
-            sign(folder.path, _files(folder, number), key, signature_of(folder, number))
-        sign(folder.path, _pointer_files(folder), key, _pointer_signature(folder))
-        if model_of(folder).is_dir():
-            sign_model(model_of(folder), key)
-        _attach(folder, key)
+    numbers = needed_versions(folder)
+    for number in numbers:
+        sign(folder.path, _files(folder, number), key, signature_of(folder, number))
+    sign(folder.path, _pointer_files(folder), key, _pointer_signature(folder))
+    if model_of(folder).is_dir():
+        sign_model(model_of(folder), key)
+    _attach(folder, key)
     return numbers
+
+
+def check_signer(key: str | None, public: str | None) -> Path | None:
+    """Refuse to change what a key shall sign where it cannot, or where another is asked for.
+
+    Args:
+        key: file of the private key; none if nothing is signed.
+        public: file of the public key; default: DYNAMMO_PUBLIC_KEY, and without that any will do.
+
+    Returns:
+        The private key's file.
+
+    Raises:
+        SignatureError: see `dynammo.deploy.signature.check_key`.
+    """
+    if key is None:
+        return None
+    asked = public or os.environ.get(PUBLIC_KEY)
+    check_key(Path(key), Path(asked) if asked else None)
+    return Path(key)
 
 
 def check_signed(

@@ -455,6 +455,11 @@ class GateConfig(Section):
         description="a new version of a learner: recall that a class the champion knows may lose, "
         "at most, as measured. 0.1 is one image of ten; lower it where a class has hundreds",
     )
+    by_hand: bool = Field(
+        False,
+        description="a version of a learner that passed waits for `dynammo promote` before it is "
+        "champion; switched off by a version that was promoted so",
+    )
 
 
 class TrackingConfig(Section):

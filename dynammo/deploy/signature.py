@@ -58,6 +58,21 @@ def new_key(file: Path) -> Path:
     return public
 
 
+def check_key(key: Path, public: Path | None) -> None:
+    """Find out whether a key can sign, before anything is changed that it shall sign.
+
+    Args:
+        key: file of the private key.
+        public: file of the public key that will be asked for; none if none is.
+
+    Raises:
+        SignatureError: it is no private key, others can read it, or it is not that of `public`.
+    """
+    own = _private(key).public_key()
+    if public is not None and own != _public(public):
+        raise SignatureError(f"the private key {key} is not that of {public}")
+
+
 def sign(root: Path, files: Sequence[str], key: Path, target: Path) -> None:
     """Write a signature over files.
 

@@ -6,7 +6,6 @@ are over seeds; a column is compared with the reference on the seeds that both h
 
 from __future__ import annotations
 
-import base64
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from dynammo.evaluation.significance import FEW, Paired, Spread, compare_paired,
 from dynammo.methods import METHODS
 from dynammo.reporting import benchmark_figures as figures
 from dynammo.reporting.benchmark_figures import SetResults
-from dynammo.reporting.figures import to_png
+from dynammo.reporting.figures import data_uri, to_png
 from dynammo.reporting.report import NOTHING, millions, percent, significant, template, to_csv
 
 COMPARED = {  # what is tested against the reference -> how it is called
@@ -364,8 +363,5 @@ def _html(
             for results in sets
         },
         versions=cell["created_by"],
-        pictures={
-            name: f"data:image/png;base64,{base64.b64encode(content).decode()}"
-            for name, content in pictures.items()
-        },
+        pictures={name: data_uri(content) for name, content in pictures.items()},
     )

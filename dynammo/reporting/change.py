@@ -6,20 +6,20 @@ The first page is for whoever decides and has two minutes; the rest is for whoev
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.evaluation.gate import Comparison
 from dynammo.evaluation.plan import ENOUGH
 from dynammo.evaluation.protocol import Judgement, Requirement
-from dynammo.reporting.figures import WIDTH, dress, to_png
+from dynammo.reporting.figures import WIDTH, data_uri, dress, to_png
 from dynammo.reporting.report import NOTHING, percent, template
 
 _OLD, _NEW, _BAD = "#666666", "#0072B2", "#D55E00"
@@ -29,21 +29,35 @@ _IN_PLAIN_WORDS = {
     "failed": "This kind of change was agreed on, but a limit of the plan is not kept",
     "outside": "This kind of change was not agreed on",
 }
+_TITLES = {"passed": "Passed", "failed": "Not passed", "outside": "Outside the plan"}
 
 
 class Flip(TypedDict):
-    """An image that the version before had right: its class, the answer now, and its PNG."""
+    """An image that one of two versions has right: its class, both answers, and its PNG."""
 
     actual: str
+    before: str
     now: str
     png: bytes
+
+
+class Changed(NamedTuple):
+    """A class with images that are `lost`, no longer right, or newly right (`gained`), and those of
+    which there is a picture: the lost ones first.
+    """
+
+    name: str
+    lost: int
+    gained: int
+    flips: list[Flip]
 
 
 class ChangeReport(TypedDict):
     """All that the report says.
 
-    `batches` are those learnt since the champion; `evidence` from SHA-256 to file name in the
-    learner; `standing` the changes of champion that concern the version.
+    `waits`: it passed, and a person has to put it into use. `batches` are those learnt since the
+    champion; `evidence` from SHA-256 to file name in the learner; `standing` the changes of
+    champion that concern the version.
     """
 
     learner: str
@@ -52,6 +66,7 @@ class ChangeReport(TypedDict):
     operation: str
     at: str
     passed: bool
+    waits: bool
     modifications: list[str]
     judgement: Judgement
     plan: dict[str, Any] | None
@@ -104,8 +119,37 @@ def sentence(report: ChangeReport) -> str:
         f"Version {number} of {report['learner']} {what}. Of the classes that both know it finds "
         f"{percent(overall['new'])} % of an average class's test images; {old} finds "
         f"{percent(overall['old'])} %. Of {overall['images']} images, {overall['negative_flips']} "
-        "were right before and are wrong now."
+        "were right before and are wrong now, and "
+        f"{sum(own.gained for own in changed_classes(change))} the other way round."
     )
+
+
+def changed_classes(comparison: Comparison | None, flips: Sequence[Flip] = ()) -> list[Changed]:
+    """The classes of a comparison, in its order, with the images that became wrong or right.
+
+    Args:
+        comparison: with the version before; none where there is nothing to compare.
+        flips: images of which there is a picture, of the comparison's classes.
+    """
+    found = []
+    for name, own in (comparison["classes"] if comparison else {}).items():
+        lost = own["negative_flips"]
+        gained = lost + round(own["images"] * (own["difference"] or 0))
+        shown = [flip for flip in flips if flip["actual"] == name]
+        found.append(Changed(name, lost, gained, sorted(shown, key=_newly_right)))
+    return found
+
+
+def _flipped(changed: Sequence[Changed]) -> str:
+    """`No longer right: MEL 3. Newly right: MEL 1, NV 2.`; empty where no answer flipped."""
+    lost = [f"{own.name} {own.lost}" for own in changed if own.lost]
+    gained = [f"{own.name} {own.gained}" for own in changed if own.gained]
+    told = {"No longer right": lost, "Newly right": gained}
+    return " ".join(f"{which}: {', '.join(own)}." for which, own in told.items() if own)
+
+
+def _newly_right(flip: Flip) -> bool:
+    return flip["now"] == flip["actual"]
 
 
 def verdict(report: ChangeReport) -> str:
@@ -116,9 +160,20 @@ def verdict(report: ChangeReport) -> str:
     else:
         passed = "passed" if report["passed"] else "not passed"
         said = f"No plan is in force; the gate's settings are {passed}"
+    number = report["version"]
+    stays = (
+        f"version {judgement['champion']} stays in use"
+        if judgement["champion"]
+        else "it is not used"
+    )
+    if report["waits"]:
+        order = f"dynammo promote {report['learner']} {number}"
+        return f"{said}. Version {number} waits for a person to run {order}; until then {stays}."
     if report["passed"]:
-        return f"{said}: version {report['version']} goes into use."
-    stays = f"version {judgement['champion']} stays in use" if judgement["champion"] else "not used"
+        return f"{said}: version {number} goes into use."
+    if report["standing"]:
+        why = report["standing"][0]["reason"]
+        return f"{said}: version {number} was put into use all the same, for this reason: {why}"
     return f"{said}: {stays}."
 
 
@@ -227,20 +282,20 @@ def interval_text(own: Mapping[str, Any] | None, scale: str = "share") -> str:
 
 def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
     judgement = report["judgement"]
+    changed = changed_classes(judgement["comparison"], flips)
     labels = {digest: f"E{place}" for place, digest in enumerate(report["evidence"], start=1)}
-    return template("change.html.j2", interval=interval_text, limit=_limit, png=_data_uri).render(
+    return template("change.html.j2", interval=interval_text, limit=_limit, png=data_uri).render(
         report=report,
         judgement=judgement,
         outcome=judgement["outcome"],
-        title={"passed": "Passed", "failed": "Not passed", "outside": "Outside the plan"}[
-            judgement["outcome"]
-        ],
+        title=_TITLES[judgement["outcome"]] + ", waits for a person" * report["waits"],
         sentence=sentence(report),
         verdict=verdict(report),
         reasons=reasons(report),
         picture=to_png(recalls(judgement)),
         labels=labels,
-        flips=flips,
+        changed=changed,
+        flipped=_flipped(changed),
         enough=partial(enough_images, report["plan"]),
     )
 
@@ -249,7 +304,3 @@ def enough_images(plan: Mapping[str, Any] | None, column: str) -> int:
     """Test images that a subgroup must have to be judged, by the plan if that says so."""
     limits = plan["limits"].get("subgroups", []) if plan else []
     return min((own["images"] for own in limits if own["column"] == column), default=ENOUGH)
-
-
-def _data_uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

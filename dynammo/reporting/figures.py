@@ -8,6 +8,7 @@ what a method came to in one run, has the same colour and marker in every figure
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from dynammo.evaluation.metrics import task_forgetting
@@ -232,6 +234,20 @@ def to_png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def thumbnail(picture: NDArray[np.uint8], side: int = 112) -> bytes:
+    """A picture (S, S, 3) as a PNG of at most `side` pixels a side."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side))
+    buffer = BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as the address of an image in a page that holds it."""
+    return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
 def _numbers(stages: Sequence[Mapping[str, Any]]) -> list[int]:

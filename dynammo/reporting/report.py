@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -362,8 +361,5 @@ def _html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         stages=list(_stages(results)),
         classes=_classes(results),
         config=list(_flat(results["config"])),
-        pictures={
-            name: f"data:image/png;base64,{base64.b64encode(content).decode()}"
-            for name, content in pictures.items()
-        },
+        pictures={name: figures.data_uri(content) for name, content in pictures.items()},
     )

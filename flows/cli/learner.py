@@ -22,6 +22,12 @@ Learner = Annotated[str, typer.Argument(help="Name of the learner: a folder in l
 Batches = Annotated[
     str | None, typer.Option("--tasks", "-t", help="Numbers of batches, such as 1,2,4.")
 ]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", "-k", help="File of the private key: signs the learner in the same step."
+    ),
+]
 PANEL = "A learner"
 FAILED, OUTSIDE = 3, 4  # exit status of an update in the plan that failed, and of one outside it
 
@@ -69,7 +75,7 @@ def learn(
         from flows.learn import learn as flow
 
         given = str(params) if params else None
-        key = _path(public_key)
+        key = path_of(public_key)
         made = flow(learner, str(batch.absolute()), given, overrides, modification, key)
         show(made["learner"], made["version"])
 
@@ -125,7 +131,7 @@ def forget(
                 "batch is forgotten (--tasks)."
             )
             return
-        made = forget_flow(learner, _numbers(tasks), class_, _path(public_key))
+        made = forget_flow(learner, _numbers(tasks), class_, path_of(public_key))
         for remark in made["remarks"]:
             out.print(Text(f"stays: {remark}"), soft_wrap=True)
         show(learner, made["version"])
@@ -148,7 +154,7 @@ def merge(
         server.ready()
         from flows.merge import merge as flow
 
-        made = flow(learner, _numbers(tasks), rule, public_key=_path(public_key))
+        made = flow(learner, _numbers(tasks), rule, public_key=path_of(public_key))
         show(learner, made["version"])
 
 
@@ -156,6 +162,7 @@ def merge(
 def rollback(
     learner: Learner,
     version: Annotated[int, typer.Argument(help="As history shows it.")],
+    key: Key = None,
     public_key: PublicKey = None,
 ) -> None:
     """Go back to a version: it is champion, and learning goes on from it. Nothing is lost.
@@ -168,7 +175,7 @@ def rollback(
         server.ready()
         from flows.promote import promote as flow
 
-        flow(learner, version, back=True, public_key=_path(public_key))
+        flow(learner, version, back=True, public_key=path_of(public_key), key=path_of(key))
         out.print(_history(folder))
 
 
@@ -179,6 +186,7 @@ def promote(
     reason: Annotated[
         str | None, typer.Option(help="Why, against the gate; recorded with the version.")
     ] = None,
+    key: Key = None,
     public_key: PublicKey = None,
 ) -> None:
     """Make a version champion. One that did not pass the gate needs a reason."""
@@ -188,7 +196,7 @@ def promote(
         server.ready()
         from flows.promote import promote as flow
 
-        flow(learner, version, reason, public_key=_path(public_key))
+        flow(learner, version, reason, public_key=path_of(public_key), key=path_of(key))
         out.print(_history(folder))
 
 
@@ -230,7 +238,7 @@ def purge(
         out.print(f"{removed} images removed from all versions.")
 
 
-def _path(key: Path | None) -> str | None:
+def path_of(key: Path | None) -> str | None:
     """As flows take it, which may run elsewhere."""
     return str(key.absolute()) if key else None
 
@@ -254,7 +262,7 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _history(folder: LearnerFolder) -> Table:
-    from tasks.support.version import read_version, recall_of
+    from tasks.support.version import read_version, recall_of, waits
 
     pointer = folder.pointer()
     table = Table(
@@ -269,6 +277,7 @@ def _history(folder: LearnerFolder) -> Table:
             *(["champion"] if number == pointer["champion"] else []),
             *(["current"] if number == pointer["current"] else []),
             *([] if document["gate"]["passed"] else [refused]),
+            *(["waits for a person"] if waits(folder, number, document) else []),
         ]
         classes = sum(len(own) for own in document["stage"]["tasks"])
         table.add_row(
@@ -290,7 +299,7 @@ def show(name: str, number: int) -> None:
     """
     from dynammo.evaluation.protocol import IN_WORDS
     from tasks.report_change import report_of
-    from tasks.support.version import read_version
+    from tasks.support.version import WAITS, read_version, waits
 
     folder = find(name)
     document = read_version(folder, number)
@@ -301,6 +310,8 @@ def show(name: str, number: int) -> None:
     if not document["gate"]["passed"]:
         again = f"all the same: dynammo promote {name} {number} --reason '...'"
         out.print(Text(again), soft_wrap=True)
+    if waits(folder, number, document):
+        out.print(Text(WAITS % (name, number)), soft_wrap=True)
     model = folder.path / "model"
     if model.is_dir():
         out.print(Text(f"model: dynammo predict --model {model} IMAGE..."), soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from dynammo.errors import ConfigError
-from flows.cli.learner import PANEL, Learner, find
+from flows.cli.learner import PANEL, Key, Learner, find, path_of
 from flows.cli.main import app, out, readable_errors
 
 
@@ -22,6 +22,7 @@ def plan(
     draft: Annotated[
         bool, typer.Option("--draft", help="Write a plan to be filled in, for the champion.")
     ] = False,
+    key: Key = None,
 ) -> None:
     """Put a plan of changes into force: what later updates may be, and what each must show.
 
@@ -35,12 +36,12 @@ def plan(
 
         folder = find(learner)
         if draft:
-            if file is not None:
-                raise ConfigError(["--draft writes a plan and takes none"])
+            if file is not None or key is not None:
+                raise ConfigError(["--draft writes a plan, and takes none and no --key"])
             typer.echo(plans.draft(folder), nl=False)
             return
         if file is not None:
-            plans.set_plan(folder, file)
+            plans.set_plan(folder, file, path_of(key))
         held = plans.plan_of(folder)
         if held is None:
             out.print(Text(f"{learner} has no plan: the settings of gate hold"))
@@ -71,7 +72,7 @@ def report(
         bool,
         typer.Option(
             "--pictures",
-            help="Show the images that are no longer right, where they are kept; needs --output, "
+            help="Show the images that became wrong or right, where they are kept; needs --output, "
             "for what is written there is not found by held and purge.",
         ),
     ] = False,

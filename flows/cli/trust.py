@@ -46,7 +46,8 @@ def sign(
         elif learner:
             from tasks.sign_learner import sign_learner
 
-            numbers = ", ".join(map(str, sign_learner(learner, key)))
+            with learner.lock():
+                numbers = ", ".join(map(str, sign_learner(learner, key)))
             out.print(Text(f"signed: {learner.name}, versions {numbers}, and its model"))
 
 

@@ -31,7 +31,7 @@ from flows.page import view
 from flows.page.champion import Champion
 from flows.page.jobs import Jobs
 from tasks.report_change import report_of
-from tasks.support.version import find_learner
+from tasks.support.version import by_hand, config_of, find_learner, read_version
 
 COOKIE = "dynammo-app"
 MOST_BYTES = 64 * 2**20  # of one picture
@@ -114,7 +114,7 @@ def make_app(
 
     @app.exception_handler(DynammoError)
     async def say(request: Request, error: DynammoError) -> Response:
-        if request.url.path.endswith(("/answer", "/heat-map")):
+        if request.url.path.endswith(("/answer", "/heat-map", "/similar")):
             return JSONResponse({"error": str(error)}, 422)
         return page("problem.html.j2", 400, problem=str(error))
 
@@ -179,6 +179,11 @@ def make_app(
         label = request.query_params.get("label")
         png = await run_in_threadpool(find(learner).champion.heat_map, content, label)
         return Response(png, media_type="image/png")
+
+    @app.post("/learners/{learner}/similar")
+    async def similar(learner: str, request: Request) -> list[dict[str, Any]]:
+        content = await _body(request, MOST_BYTES)
+        return await run_in_threadpool(find(learner).champion.similar, content)
 
     @app.get("/learners/{learner}/job")
     def job(learner: str) -> dict[str, object]:
@@ -259,10 +264,15 @@ def _command(folder: LearnerFolder, what: str, form: dict[str, list[str]]) -> tu
         if not batch or not Path(batch).expanduser().exists():
             raise ConfigError([f"{batch or 'no folder'}: there is no such file or folder here"])
         path = str(Path(batch).expanduser().absolute())
+        passes = (
+            "waits for a person"
+            if by_hand(folder, config_of(read_version(folder)))
+            else "becomes champion"
+        )
         return (
             ["learn", name, path],
-            f"{name} learns {path} and makes its next version, which becomes champion if it passes "
-            "its gate. The images are not needed afterwards.",
+            f"{name} learns {path} and makes its next version, which {passes} if it passes its "
+            "gate. The images are not needed afterwards.",
         )
     if what == "forget" and (chosen := form.get("batch")):
         numbers = ",".join(str(int(number)) for number in chosen if number.isdecimal())

@@ -12,19 +12,23 @@ from dynammo.deploy.answers import Answering
 from dynammo.deploy.graph import load_predictor
 from dynammo.deploy.log import PredictionLog
 from dynammo.deploy.predictor import Predictor
-from dynammo.errors import DataError
+from dynammo.deploy.similar import Remembered, most_alike, remember
+from dynammo.errors import ConfigError, DataError
 from dynammo.learner.folder import LearnerError, LearnerFolder
-from dynammo.reporting.figures import to_png
+from dynammo.reporting.figures import data_uri, thumbnail, to_png
 from dynammo.reporting.heat_map import explain
+from tasks.kept_pictures import kept_pictures
 
 
 class Champion:
     """The champion, loaded when it is first asked and again when another took its place."""
 
     def __init__(self, folder: LearnerFolder, public_key: Path | None, log: Path | None) -> None:
-        self._model, self._key, self._log = folder.path / "model", public_key, log
+        self._folder, self._model = folder, folder.path / "model"
+        self._key, self._log = public_key, log
         self._lock = threading.Lock()
         self._loaded: dict[str | None, tuple[bytes, Answering]] = {}
+        self._memory: tuple[str, Remembered] | None = None
 
     def classes(self) -> list[str]:
         """What it knows; none without a champion."""
@@ -53,6 +57,37 @@ class Champion:
             picture = load_image(content, predictor.size)
             figure, _ = explain(predictor, picture, label)
             return to_png(figure)
+
+    def similar(self, content: bytes) -> list[dict[str, Any]]:
+        """The pictures in the learner's memory that it sees most like one, the nearest first:
+        `label`, `likeness` and `picture`, a data URI; none where no picture is kept.
+
+        The memory is read anew each time, for a picture that was purged is shown no more; what the
+        champion sees in it is computed once.
+        """
+        if not self._model.is_dir():
+            return []
+        with self._lock:
+            try:
+                pictures, labels = kept_pictures(self._folder, self._model)
+            except ConfigError:
+                self._memory = None
+                return []
+            predictor = self._predictor("torch")
+            assert isinstance(predictor, Predictor)
+            picture = load_image(content, predictor.size)
+            digest = hashlib.sha256(pictures.tobytes()).hexdigest()
+            made_of = f"{predictor.model_sha256} {labels} {digest}"
+            if self._memory is None or self._memory[0] != made_of:
+                self._memory = (made_of, remember(predictor, pictures, labels))
+            return [
+                {
+                    "label": own.label,
+                    "likeness": own.likeness,
+                    "picture": data_uri(thumbnail(own.picture)),
+                }
+                for own in most_alike(predictor, picture, self._memory[1])
+            ]
 
     def _predictor(self, engine: str | None) -> Answering:
         """The lock must be held."""

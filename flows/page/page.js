@@ -32,6 +32,15 @@ function told(answer, said) {
   }
 }
 
+async function showSimilar(file, said) {
+  const near = await (await send(address + "/similar", file)).json();
+  if (!near.length) return;
+  said.append(element("p", { className: "note", textContent: "Kept pictures that it sees most like this one (likeness 1: the same), whatever it answers:" }),
+    element("div", { className: "similar" }, ...near.map((own) => element("figure", {},
+      element("img", { alt: own.label, src: own.picture }),
+      element("figcaption", { textContent: `${own.label}, likeness ${own.likeness.toFixed(3)}` })))));
+}
+
 function offerMap(file, answer, row) {
   const button = element("button", { type: "button", className: "plain", textContent: "Where is it seen?" });
   button.addEventListener("click", async () => {
@@ -64,6 +73,7 @@ async function ask(files) {
       const answer = await (await send(address + "/answer", file)).json();
       told(answer, said);
       said.append(offerMap(file, answer, row));
+      await showSimilar(file, said);
     } catch (error) {
       said.append(element("p", { className: "problem", textContent: error.message }));
     }

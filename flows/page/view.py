@@ -10,7 +10,14 @@ from dynammo.learner.folder import learners as names_in
 from dynammo.learner.settings import DEPLOYED
 from tasks.purge import Held, held
 from tasks.report_change import report_of
-from tasks.support.version import Version, config_of, find_learner, learners_root, read_version
+from tasks.support.version import (
+    Version,
+    config_of,
+    find_learner,
+    learners_root,
+    read_version,
+    waits,
+)
 
 
 class Entry(NamedTuple):
@@ -25,7 +32,7 @@ class Entry(NamedTuple):
         change: of it, to the parent's; the classes and the test images may differ.
         passed: the gate.
         problems: why not, and what the plan says.
-        marks: champion, current.
+        marks: champion, current, waits for a person.
         report: whether its change report is there.
     """
 
@@ -99,7 +106,10 @@ def timeline(folder: LearnerFolder) -> list[Entry]:
                     *(it["detail"] for it in version["gate"]["checks"] if not it["passed"]),
                     *version["judgement"]["outside"],
                 ],
-                marks=[mark for mark in ("champion", "current") if pointer[mark] == number],
+                marks=[
+                    *(mark for mark in ("champion", "current") if pointer[mark] == number),
+                    *(["waits for a person"] if waits(folder, number, version) else []),
+                ],
                 report=report_of(folder, number).is_file(),
             )
         )

@@ -23,7 +23,17 @@ from tasks.report_change import write_change_report
 from tasks.retain import retained
 from tasks.support.stage import Stage, known_classes
 from tasks.support.sweep import sweep
-from tasks.support.version import Draft, Tested, Version, config_of, read_version, recall_of
+from tasks.support.version import (
+    WAITS,
+    Draft,
+    Tested,
+    Version,
+    by_hand,
+    config_of,
+    read_version,
+    recall_of,
+    waits,
+)
 from tasks.support.workspace import RESULTS, Context
 
 
@@ -135,7 +145,13 @@ def judged(folder: LearnerFolder, config: Config, version: Draft, context: Conte
         authorised,
         context,
     )
-    return {**version, "comparison": comparison, "gate": gate, "judgement": judgement}
+    return {
+        **version,
+        "comparison": comparison,
+        "gate": gate,
+        "judgement": judgement,
+        "waits": gate["passed"] and by_hand(folder, config),
+    }
 
 
 def write_version(
@@ -150,11 +166,11 @@ def write_version(
         context: places.
 
     Returns:
-        `learner`, its name, the `version` made, whether it is `champion`, and its `outcome` by the
-        plan.
+        `learner`, its name, the `version` made, whether it is `champion` or `waits` for a person
+        to make it that, and its `outcome` by the plan.
     """
     final = retained(version, config.retention, context)
-    folder.commit(dict(final), champion=version["gate"]["passed"])
+    folder.commit(dict(final), champion=version["gate"]["passed"] and not version["waits"])
     return finish_version(folder)
 
 
@@ -169,11 +185,13 @@ def finish_version(folder: LearnerFolder) -> dict[str, Any]:
         get_run_logger().info("%d images removed: retention's limits", removed)
         withdraw(folder)
     write_change_report(folder, number)
-    _tell(folder, number, version)
+    waiting = waits(folder, number, version)
+    _tell(folder, number, version, waiting)
     return {
         "learner": folder.name,
         "version": number,
-        "champion": version["gate"]["passed"],
+        "champion": version["gate"]["passed"] and not waiting,
+        "waits": waiting,
         "outcome": version["judgement"]["outcome"],
     }
 
@@ -221,12 +239,14 @@ def _clear(folder: LearnerFolder, keep: Path | None = None) -> None:
     folder.tidy(keep)
 
 
-def _tell(folder: LearnerFolder, number: int, version: Version) -> None:
+def _tell(folder: LearnerFolder, number: int, version: Version, waiting: bool) -> None:
     logger, recall = get_run_logger(), recall_of(folder, version)
     told = "cannot be measured" if recall is None else f"mean class recall {100 * recall:.1f}%"
     logger.info("%s is at version %d: %s", folder.name, number, told)
     for check in version["gate"]["checks"]:
         if not check["passed"]:
             logger.warning("not champion: %s", check["detail"])
+    if waiting:
+        logger.info(WAITS, folder.name, number)
     for note in version["notes"]:
         logger.warning(note)

@@ -12,18 +12,25 @@ from dynammo.checkpoint import Ref, to_json
 from dynammo.errors import ConfigError
 from dynammo.evaluation.plan import STATED, Modification, Plan, read_plan
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from tasks.sign_learner import check_signer, sign_learner
 from tasks.support.stage import known_classes
 from tasks.support.version import Tested, Version, config_of, read_version
 
 
-def set_plan(folder: LearnerFolder, path: Path) -> Plan:
+def set_plan(folder: LearnerFolder, path: Path, key: str | None = None) -> Plan:
     """Put a plan into force: the champion is the version that it authorises.
+
+    Args:
+        folder: of the learner.
+        path: of the plan.
+        key: file of the private key that signs the learner in the same step.
 
     Raises:
         ConfigError: the plan is wrong, or does not fit the champion. All problems at once.
         LearnerError: there is no champion.
+        SignatureError: the key cannot sign, or is not that of DYNAMMO_PUBLIC_KEY.
     """
-    plan = read_plan(path)
+    plan, signer = read_plan(path), check_signer(key, None)
     with folder.lock():
         version = _champion(folder)
         known, problems = known_classes(version["stage"]), []
@@ -51,6 +58,8 @@ def set_plan(folder: LearnerFolder, path: Path) -> Plan:
         if problems:
             raise ConfigError(problems)
         folder.agree(folder.store.save_json("plan", plan.model_dump(mode="json")))
+        if signer:
+            sign_learner(folder, signer)
     return plan
 
 

@@ -17,6 +17,8 @@ from tasks.support.caching import CODE, code_version
 from tasks.support.stage import Stage
 from tasks.support.workspace import Context, Kept, context_of, versions
 
+WAITS = "passed; champion once somebody runs: dynammo promote %s %d"
+
 
 class Learnt(TypedDict):
     """A batch that a version has learnt: `new` classes, and images of classes known `again`."""
@@ -84,13 +86,14 @@ class Draft(Content):
 class Version(Draft):
     """A version's document; a committed one has `format` and `number` too.
 
-    `comparison` is with the champion, `gate` says whether the version became it, and `judgement`
-    is what the plan says.
+    `comparison` is with the champion, `gate` says whether the version may become it, `judgement`
+    is what the plan says, and `waits` that it passed and a person decides (`gate.by_hand`).
     """
 
     comparison: Comparison | None
     gate: Decision
     judgement: Judgement
+    waits: NotRequired[bool]
 
 
 def draft_version(
@@ -165,6 +168,25 @@ def read_version(folder: LearnerFolder, number: int | None = None) -> Version:
 def config_of(version: Version) -> Config:
     """The configuration that a version was made with."""
     return load_config(None, version["config"])
+
+
+def by_hand(folder: LearnerFolder, config: Config) -> bool:
+    """Whether a version that passes waits for a person: by its own configuration or the champion's,
+    before there is one any version's. So who learns cannot switch `gate.by_hand` off alone.
+    """
+    asked = [folder.pointer()["champion"]] if folder.exists else []
+    if asked == [0]:
+        asked = folder.numbers()
+    others = (config_of(read_version(folder, number)) for number in asked)
+    return any(own.gate.by_hand for own in (config, *others))
+
+
+def waits(folder: LearnerFolder, number: int, version: Version) -> bool:
+    """Whether a version passed and waits for a person still: neither it nor a later one has become
+    champion.
+    """
+    later = any(own["version"] >= number for own in folder.pointer()["champions"])
+    return version.get("waits", False) and not later
 
 
 def context_in(folder: LearnerFolder, config: Config, label: str = "") -> Context:

@@ -21,6 +21,7 @@ from dynammo.deploy.similar import most_alike, remember
 from dynammo.errors import ConfigError, DataError
 from dynammo.evaluation.metrics import mean_class_recall
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.reporting.change import Flip
 from dynammo.reporting.heat_map import explain
 from flows import learn as learn_flow
 from flows.cli import app
@@ -32,11 +33,13 @@ from flows.merge import merge
 from flows.promote import promote
 from flows.purge import purge
 from flows.support import versions
+from tasks import report_change
+from tasks.compare_versions import Answers
 from tasks.kept_pictures import kept_pictures
 from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
-from tasks.support.version import find_learner
-from tasks.support.workspace import IMAGES, RESULTS
+from tasks.support.version import Version, find_learner
+from tasks.support.workspace import IMAGES, RESULTS, Context
 from tests.flows.project import CLASSES, OVERRIDES, TASKS, apart, copier
 from tests.models import reseal
 
@@ -457,3 +460,28 @@ def test_the_remembered_pictures_most_like_an_image_are_shown(
     purge("shapes")
     with pytest.raises(ConfigError, match="keeps no picture"):
         kept_pictures(taught, here / "learners" / "other" / "model")
+
+
+def test_pictures_of_what_became_wrong_or_right(
+    taught: LearnerFolder, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both versions' answers, made up here: the first image was wrong, the second is."""
+    real = report_change.answers_of
+
+    def answers(version: Version, context: Context) -> dict[int, Answers]:
+        found = {}
+        for batch, own in real(version, context).items():
+            told = [*own.actual]
+            told[0 if version["parent"] == 0 else 1] = "coral"
+            found[batch] = own._replace(predicted=told)
+        return found
+
+    shown: list[Flip] = []
+    monkeypatch.setattr(report_change, "answers_of", answers)
+    monkeypatch.setattr(report_change, "write_change", lambda _, html, flips: shown.extend(flips))
+    report_change.write_change_report(taught, 2, here / "out.html", pictures=True)
+    assert [(own["actual"], own["before"], own["now"]) for own in shown] == [
+        ("amber", "coral", "amber"),
+        ("amber", "amber", "coral"),
+    ]
+    assert all(own["png"].startswith(b"\x89PNG") for own in shown)

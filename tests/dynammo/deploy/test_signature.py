@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from dynammo.deploy.graph import load_predictor
-from dynammo.deploy.signature import SIGNATURE, new_key, sign_model, verify_model
+from dynammo.deploy.signature import SIGNATURE, check_key, new_key, sign_model, verify_model
 from dynammo.errors import SignatureError
 from tasks.support.mlflow.pyfunc_model import ImageClassifier
 from tests.models import graph_folder
@@ -49,6 +49,17 @@ def test_a_hundred_flipped_bits_are_found(folder: Path, key: Path) -> None:
             verify_model(folder, f"{key}.pub")
         file.write_bytes(whole)
     assert load_predictor(folder, public_key=f"{key}.pub").classes
+
+
+def test_a_key_is_known_to_sign_before_anything_is_signed(key: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    new_key(other)
+    check_key(key, None)
+    check_key(key, Path(f"{key}.pub"))
+    with pytest.raises(SignatureError, match=r"key is not that of .*other\.pub"):
+        check_key(key, Path(f"{other}.pub"))
+    with pytest.raises(SignatureError, match="others can read the private key"):
+        check_key(Path(f"{key}.pub"), None)
 
 
 def test_what_was_made_anew_is_refused(folder: Path, key: Path, tmp_path: Path) -> None:

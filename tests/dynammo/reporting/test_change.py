@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "operation": f"learn {NEW}",
         "at": "2027-01-01T00:00:00+00:00",
         "passed": outcome == "passed",
+        "waits": False,
         "modifications": ["add_named_class"],
         "judgement": judgement,
         "plan": {
@@ -168,17 +170,35 @@ def test_the_same_document_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
-    flip: Flip = {"actual": "nevus", "now": NEW, "png": b"picture"}
-    page = write_change(document(), tmp_path / "3.html", [flip])
-    assert "data:image/png;base64,cGljdHVyZQ==" in page.read_text("utf-8")
+    flips: list[Flip] = [
+        {"actual": "nevus", "before": "wart", "now": "nevus", "png": b"gained"},
+        {"actual": "nevus", "before": "nevus", "now": NEW, "png": b"picture"},
+    ]
+    own = document()
+    assert own["judgement"]["comparison"] is not None
+    own["judgement"]["comparison"]["classes"]["mole"] = change(0.9, 0.9, 0)  # type: ignore
+    page = written(own, tmp_path / "3.html", flips)
+    heading, lost, gained = (
+        page.index(part)
+        for part in (
+            "<h3>nevus: 5 no longer right, 1 newly right</h3>",
+            "now taken for b &amp; &lt;w&gt;",
+            "right now, was taken for wart",
+        )
+    )
+    assert heading < page.index("data:image/png;base64,cGljdHVyZQ==") < lost < gained
+    assert "<p>No longer right: nevus 5. Newly right: nevus 1.</p>" in page
+    assert "<h3>mole" not in page and "<p>mole: none.</p>" in page
     assert "cGljdHVyZQ" not in (tmp_path / "3.json").read_text()
+    without = written(own, tmp_path / "4.html")
+    assert "<h3>nevus: 5 no longer" in without and "cGljdHVyZQ" not in without
 
 
 def test_what_the_first_page_says() -> None:
     assert sentence(document()) == (
         f"Version 3 of skin adds {NEW} to version 2. Of the classes that both know it finds 70.0 % "
         "of an average class's test images; version 2 finds 90.0 %. Of 20 images, 5 were right "
-        "before and are wrong now."
+        "before and are wrong now, and 1 the other way round."
     )
     assert verdict(document()) == (
         "This kind of change was agreed on, but a limit of the plan is not kept: version 2 stays "
@@ -209,6 +229,19 @@ def test_what_the_first_page_says() -> None:
         "finds 75.0 %."
     )
     assert verdict(without).startswith("No plan is in force; the gate's settings are not passed")
+
+
+def test_who_put_a_version_into_use_is_said(tmp_path: Path) -> None:
+    waiting = document("passed", waits=True)
+    assert verdict(waiting).endswith(
+        "kept. Version 3 waits for a person to run dynammo promote skin 3; until then version 2 "
+        "stays in use."
+    )
+    assert "<strong>Passed, waits for a person</strong>" in written(waiting, tmp_path / "3.html")
+    then = {"version": 3, "at": "2027-01-02", "reason": "the ward needs it"}
+    assert verdict(document("failed", standing=[then])).endswith(
+        "not kept: version 3 was put into use all the same, for this reason: the ward needs it"
+    )
 
 
 def test_a_class_that_fails_is_drawn_in_another_colour() -> None:
@@ -256,5 +289,5 @@ def test_what_is_said_of_unknown_is_of_both_limits(tmp_path: Path) -> None:
     assert "It was said of" not in before
 
 
-def written(own: ChangeReport, file: Path) -> str:
-    return " ".join(write_change(own, file).read_text(encoding="utf-8").split())
+def written(own: ChangeReport, file: Path, flips: Sequence[Flip] = ()) -> str:
+    return " ".join(write_change(own, file, flips).read_text(encoding="utf-8").split())

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.predictor import Predictor
+from dynammo.deploy.similar import most_alike, remember
 from flows.page import app as page
 from flows.page.app import COOKIE, make_app
 from flows.promote import promote
+from flows.purge import purge
+from tasks.kept_pictures import kept_pictures
 from tasks.support.version import find_learner
 from tests.flows.page.browser import CHROMIUM, browser
 from tests.flows.page.server import serving
@@ -48,7 +52,14 @@ def test_nothing_is_told_without_the_token(begun: Path) -> None:
             "/?token=x",
         ):
             assert stranger.get(path).status_code == 401
-        for path in ("/answer", "/heat-map", "/change/rollback", "/job/stop", f"?token={TOKEN}"):
+        for path in (
+            "/answer",
+            "/heat-map",
+            "/similar",
+            "/change/rollback",
+            "/job/stop",
+            f"?token={TOKEN}",
+        ):
             assert stranger.post(OWN + path, content=b"x").status_code == 401
 
 
@@ -101,10 +112,27 @@ def test_it_answers_as_predict_does_and_logs_it(client: TestClient, begun: Path)
     assert reply.content.startswith(b"\x89PNG")
 
 
+def test_it_shows_what_is_kept_and_seen_alike(client: TestClient, begun: Path) -> None:
+    folder, content = find_learner("shapes"), picture(begun).read_bytes()
+    pictures, labels = kept_pictures(folder, folder.path / "model")
+    predictor = Predictor(folder.path / "model")
+    image = load_image(content, predictor.size)
+    expected = most_alike(predictor, image, remember(predictor, pictures, labels))
+    found = client.post("/similar", content=content).json()
+    assert [(own["label"], own["likeness"]) for own in found] == [
+        (own.label, pytest.approx(own.likeness)) for own in expected
+    ]
+    assert all(own["picture"].startswith("data:image/png;base64,") for own in found)
+    assert "not a readable" in client.post("/similar", content=b"x").json()["error"]
+    purge("shapes")
+    assert client.post("/similar", content=content).json() == []
+
+
 @pytest.mark.parametrize(
     ("path", "content", "status", "says"),
     [
         ("/answer", b"no picture", 422, "not a readable"),
+        ("/similar", b"x" * 2001, 413, "more than 2,000 bytes"),
         ("/heat-map", b"", 422, "not a readable"),
         ("/answer", b"x" * 2001, 413, "more than 2,000 bytes"),
     ],
@@ -187,6 +215,7 @@ def test_in_a_browser(begun: Path, tmp_path: Path) -> None:
         answers = tab.run("[...document.querySelectorAll('#answers li')].map(e => e.innerText)")
         assert "amber" in answers[0] and "%" in answers[0]
         assert "not a readable" in answers[2]
+        tab.wait("document.querySelector('#answers .similar img')?.naturalWidth > 0")
         tab.run("document.querySelector('#answers button').click()")
         tab.wait("document.querySelector('#answers img.map')?.naturalWidth > 0")
 
