@@ -52,11 +52,13 @@ def test_a_large_ridge_leaves_the_common_shift_alone() -> None:
 def test_identical_images_tell_a_shift() -> None:
     """Without any spread there is no slope to be found, and nothing to divide by."""
     before = ClassStatistics(torch.ones(1, 2).double(), torch.eye(2).double(), torch.ones(1))
-    after = correct_drift(before, torch.ones(3, 2), torch.full((3, 2), 4.0), ridge=0.1)
-    assert after.means.tolist() == [[4.0, 4.0]]
+    for count in (1, 3):
+        was, now = torch.ones(count, 2), torch.full((count, 2), 4.0)
+        assert correct_drift(before, was, now, ridge=0.1).means.tolist() == [[4.0, 4.0]]
 
 
-def test_features_of_other_images_are_refused() -> None:
-    features, labels = samples()
+@pytest.mark.parametrize(("before", "after"), [(6, 5), (0, 0)])
+def test_features_of_other_images_or_of_none_are_refused(before: int, after: int) -> None:
+    features, _ = samples()
     with pytest.raises(ValueError, match="same images"):
-        correct_drift(measure_classes(features, labels, 3), features[0], features[0][:5], 0.1)
+        measure_drift(features[0][:before], features[0][:after], 0.1)

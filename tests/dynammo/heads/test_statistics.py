@@ -63,6 +63,13 @@ def test_a_class_without_samples_is_named() -> None:
         measure_classes(torch.zeros(1, 2, 3), torch.tensor([0, 2]), 3)
 
 
+def test_scatters_of_the_classes_add_up_to_that_of_all() -> None:
+    features, labels = samples()
+    each, together = (measure_classes(features, labels, 3, p) for p in ("classes", "samples"))
+    for one, other in zip(each.pooled("samples"), together, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 4), POOLINGS)
 def test_classes_measured_apart_or_together_are_the_same(
