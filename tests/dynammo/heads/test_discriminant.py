@@ -15,7 +15,9 @@ from dynammo.heads.statistics import (
     Pooling,
     append_classes,
     drop_classes,
+    every_fifth,
     measure_classes,
+    remove_samples,
 )
 
 
@@ -135,6 +137,26 @@ def test_the_temperature_mends_overconfidence() -> None:
     assert temperature > 1.5
     assert loss(temperature) < loss(1.0) - 0.1
     assert loss(temperature) < best + 0.05
+
+
+def test_a_rare_class_weighs_as_much_in_the_temperature_as_a_common_one() -> None:
+    """On the images held out no temperature beside it has a lower mean of the classes' losses."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0] * 200 + [1] * 10)
+    features = torch.randn(210, 8, generator=generator) + 0.8 * labels.unsqueeze(1)
+    statistics = measure_classes(features.unsqueeze(0), labels, 2)
+    held = every_fifth(labels)
+    out = measure_classes(features[held].unsqueeze(0), labels[held], 2)
+    head = discriminant_head(remove_samples(statistics, out, [0, 1]), 0.2)
+    logits = linear(features[held], head["weight"], head["bias"]).double()
+
+    def loss(temperature: float) -> float:
+        each = cross_entropy(logits / temperature, labels[held], reduction="none")
+        return float(each[labels[held] == 0].mean() + each[labels[held] == 1].mean())
+
+    found = calibration_temperature(statistics, features.unsqueeze(0), labels, 0.2)
+    assert found > 1.03  # or the bound would have been the lowest
+    assert loss(found) < min(loss(0.97 * found), loss(1.03 * found))
 
 
 def test_images_that_are_all_right_make_it_no_surer() -> None:
