@@ -86,6 +86,18 @@ def test_images_learnt_before_are_left_out(tmp_path: Path) -> None:
     assert left_out == 0  # nobody can tell without the key
 
 
+def test_a_patient_who_was_tested_on_is_tested_on_again(tmp_path: Path) -> None:
+    seen = [sample("1", "test", "p"), sample("2", "train", "q")]
+    ledger = Ledger.of(seen, 1, KEY)
+    root = write(tmp_path, "4.png", "5.png", "6.png", "7.png")
+    rows = ["file,class,group", "4.png,a,p", "5.png,a,q", "6.png,a,", "7.png,a,"]
+    (root / "batch.csv").write_text("\n".join(rows))
+    batch, left_out = load_batch(root / "batch.csv", 0.25, ledger, KEY)
+    assert left_out == 0
+    assert listed(batch)[0] == ("test", "a", "4.png")
+    assert [split for split, _, _ in listed(batch)] == ["test", "train", "train", "train"]
+
+
 def test_mixed_splits_are_refused_all_at_once() -> None:
     seen = [sample("1", "train", "p"), sample("2", "test", "q"), sample("3", "train")]
     ledger = Ledger.of(seen, 1, KEY)
