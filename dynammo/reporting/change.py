@@ -141,9 +141,9 @@ def changed_classes(comparison: Comparison | None, flips: Sequence[Flip] = ()) -
 
 
 def _flipped(changed: Sequence[Changed]) -> str:
-    """`No longer right: MEL 3. Newly right: MEL 1, NV 2.`; empty where no answer flipped."""
-    lost = [f"{own.name} {own.lost}" for own in changed if own.lost]
-    gained = [f"{own.name} {own.gained}" for own in changed if own.gained]
+    """`No longer right: MEL (3). Newly right: MEL (1), NV (2).`; empty where no answer flipped."""
+    lost = [f"{own.name} ({own.lost})" for own in changed if own.lost]
+    gained = [f"{own.name} ({own.gained})" for own in changed if own.gained]
     told = {"No longer right": lost, "Newly right": gained}
     return " ".join(f"{which}: {', '.join(own)}." for which, own in told.items() if own)
 

@@ -187,7 +187,7 @@ def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
         )
     )
     assert heading < page.index("data:image/png;base64,cGljdHVyZQ==") < lost < gained
-    assert "<p>No longer right: nevus 5. Newly right: nevus 1.</p>" in page
+    assert "<p>No longer right: nevus (5). Newly right: nevus (1).</p>" in page
     assert "<h3>mole" not in page and "<p>mole: none.</p>" in page
     assert "cGljdHVyZQ" not in (tmp_path / "3.json").read_text()
     without = written(own, tmp_path / "4.html")
