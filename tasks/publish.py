@@ -59,7 +59,8 @@ CURVES = (
     "gmacs",
 )
 
-_PUBLISHED = {
+# Folders are outs of the stage in dvc.yaml, too: DVC removes those before it runs again.
+PUBLISHED = {
     *("metrics.json", "results.json", "report.html", "table.md", "figures", "model"),
     *("curves", "predictions", "scores", "curves.csv", "per_class.csv", "confusion.csv"),
     ".gitignore",  # DVC's
@@ -345,7 +346,7 @@ def check_output(target: Path) -> None:
     """
     if target.is_dir():
         names = {entry.name for entry in target.iterdir()}
-        foreign = sorted(names - _PUBLISHED)
+        foreign = sorted(names - PUBLISHED)
         if "results.json" not in names:  # then such folders are somebody else's
             foreign += sorted(names & {"figures", "model", "curves", "predictions", "scores"})
         if foreign:

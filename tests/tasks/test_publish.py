@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dynammo.checkpoint import CheckpointStore
 from dynammo.config import TrackingConfig, load_config
@@ -21,10 +22,19 @@ from dynammo.deploy.graph import GraphPredictor, load_predictor
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, ExportError
 from dynammo.evaluation.appearance import distances_of_others, fit
-from tasks.publish import check_output, collect, put_graph, replaced_folder, thresholds
+from tasks.publish import (
+    PUBLISHED,
+    check_output,
+    collect,
+    put_graph,
+    replaced_folder,
+    thresholds,
+)
 from tasks.support.exchange import exchanged
 from tasks.support.stage import learnt
 from tasks.support.workspace import CHECKPOINTS
+
+ROOT = Path(__file__).parents[2]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -91,6 +101,16 @@ def test_results_may_be_replaced(published: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for target in (published, tmp_path / "empty", tmp_path / "missing"):
         check_output(target)
+
+
+def test_what_dvc_leaves_may_be_replaced(tmp_path: Path) -> None:
+    """Before a stage runs again, DVC removes what it gave, and nothing else."""
+    (stage,) = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    outs = [*stage["outs"], *(path for metric in stage["metrics"] for path in metric)]
+    for name in PUBLISHED - {out.rpartition("/")[2] for out in outs}:
+        path = tmp_path / name
+        path.touch() if path.suffix or name.startswith(".") else path.mkdir()
+    check_output(tmp_path)
 
 
 def test_anything_else_may_not(published: Path) -> None:
