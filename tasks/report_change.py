@@ -81,7 +81,7 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "operation": version["operation"],
         "at": version["at"],
         "passed": version["gate"]["passed"],
-        "waits": waits(folder, number, version),
+        "waits": waits(pointer, number, version),
         "modifications": version["steps"][-1]["modifications"],
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,

@@ -262,7 +262,7 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _history(folder: LearnerFolder) -> Table:
-    from tasks.support.version import read_version, recall_of, waits
+    from tasks.support.version import marks, read_version, recall_of
 
     pointer = folder.pointer()
     table = Table(
@@ -273,12 +273,8 @@ def _history(folder: LearnerFolder) -> Table:
         refused = (
             "outside the plan" if document["judgement"]["outcome"] == "outside" else "not passed"
         )
-        marks = [
-            *(["champion"] if number == pointer["champion"] else []),
-            *(["current"] if number == pointer["current"] else []),
-            *([] if document["gate"]["passed"] else [refused]),
-            *(["waits for a person"] if waits(folder, number, document) else []),
-        ]
+        told = marks(pointer, number, document)
+        told += [] if document["gate"]["passed"] else [refused]
         classes = sum(len(own) for own in document["stage"]["tasks"])
         table.add_row(
             str(number),
@@ -286,7 +282,7 @@ def _history(folder: LearnerFolder) -> Table:
             escape(document["operation"]),
             str(classes),
             percent(recall_of(folder, document)),
-            ", ".join(marks),
+            ", ".join(told),
         )
     return table
 
@@ -310,7 +306,7 @@ def show(name: str, number: int) -> None:
     if not document["gate"]["passed"]:
         again = f"all the same: dynammo promote {name} {number} --reason '...'"
         out.print(Text(again), soft_wrap=True)
-    if waits(folder, number, document):
+    if waits(folder.pointer(), number, document):
         out.print(Text(WAITS % (name, number)), soft_wrap=True)
     model = folder.path / "model"
     if model.is_dir():

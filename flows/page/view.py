@@ -15,8 +15,8 @@ from tasks.support.version import (
     config_of,
     find_learner,
     learners_root,
+    marks,
     read_version,
-    waits,
 )
 
 
@@ -106,10 +106,7 @@ def timeline(folder: LearnerFolder) -> list[Entry]:
                     *(it["detail"] for it in version["gate"]["checks"] if not it["passed"]),
                     *version["judgement"]["outside"],
                 ],
-                marks=[
-                    *(mark for mark in ("champion", "current") if pointer[mark] == number),
-                    *(["waits for a person"] if waits(folder, number, version) else []),
-                ],
+                marks=marks(pointer, number, version),
                 report=report_of(folder, number).is_file(),
             )
         )

@@ -185,7 +185,7 @@ def finish_version(folder: LearnerFolder) -> dict[str, Any]:
         get_run_logger().info("%d images removed: retention's limits", removed)
         withdraw(folder)
     write_change_report(folder, number)
-    waiting = waits(folder, number, version)
+    waiting = waits(folder.pointer(), number, version)
     _tell(folder, number, version, waiting)
     return {
         "learner": folder.name,

@@ -10,7 +10,7 @@ from dynammo.checkpoint import Ref
 from dynammo.config import Config, load_config
 from dynammo.evaluation.gate import Comparison, Decision
 from dynammo.evaluation.protocol import Arrived, Judgement, Step
-from dynammo.learner.folder import LearnerFolder, now
+from dynammo.learner.folder import LearnerFolder, Pointer, now
 from dynammo.learner.ledger import Ledger
 from dynammo.learner.settings import DEPLOYED
 from tasks.support.caching import CODE, code_version
@@ -181,12 +181,18 @@ def by_hand(folder: LearnerFolder, config: Config) -> bool:
     return any(own.gate.by_hand for own in (config, *others))
 
 
-def waits(folder: LearnerFolder, number: int, version: Version) -> bool:
+def waits(pointer: Pointer, number: int, version: Version) -> bool:
     """Whether a version passed and waits for a person still: neither it nor a later one has become
     champion.
     """
-    later = any(own["version"] >= number for own in folder.pointer()["champions"])
+    later = any(own["version"] >= number for own in pointer["champions"])
     return version.get("waits", False) and not later
+
+
+def marks(pointer: Pointer, number: int, version: Version) -> list[str]:
+    """What a version is, in words: champion, current, waits for a person."""
+    found = [mark for mark in ("champion", "current") if pointer[mark] == number]
+    return [*found, "waits for a person"] if waits(pointer, number, version) else found
 
 
 def context_in(folder: LearnerFolder, config: Config, label: str = "") -> Context:
