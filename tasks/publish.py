@@ -59,10 +59,11 @@ CURVES = (
     "gmacs",
 )
 
-# Folders are outs of the stage in dvc.yaml, too: DVC removes those before it runs again.
-PUBLISHED = {
-    *("metrics.json", "results.json", "report.html", "table.md", "figures", "model"),
-    *("curves", "predictions", "scores", "curves.csv", "per_class.csv", "confusion.csv"),
+# Outs of the stage in dvc.yaml, too: DVC removes those before it runs again.
+_FOLDERS = {"figures", "model", "curves", "predictions", "scores"}
+PUBLISHED = _FOLDERS | {
+    *("metrics.json", "results.json", "report.html", "table.md"),
+    *("curves.csv", "per_class.csv", "confusion.csv"),
     ".gitignore",  # DVC's
 }
 
@@ -348,7 +349,7 @@ def check_output(target: Path) -> None:
         names = {entry.name for entry in target.iterdir()}
         foreign = sorted(names - PUBLISHED)
         if "results.json" not in names:  # then such folders are somebody else's
-            foreign += sorted(names & {"figures", "model", "curves", "predictions", "scores"})
+            foreign += sorted(names & _FOLDERS)
         if foreign:
             raise ConfigError(
                 [f"output: {target} would be replaced, but holds {', '.join(foreign[:3])}"]
