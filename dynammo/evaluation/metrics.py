@@ -388,8 +388,12 @@ def evaluate_counts(
         raise ValueError(
             f"counts {confusion.shape} of {len(names)} classes, {confusion.sum()} in all"
         )
-    overall = {"negative_flips": negative_flips, "ece": None}
-    overall |= {"open_set_auroc": None, "open_set_fpr95": None}
+    overall = {
+        "negative_flips": negative_flips,
+        "ece": None,
+        "open_set_auroc": None,
+        "open_set_fpr95": None,
+    }
     unknown = np.full(len(names), math.nan)
     by_class = {"auroc": unknown, "calibration": unknown}
     return _document(tasks, *from_counts(confusion), overall, by_class)

@@ -8,7 +8,6 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import TypedDict
 
@@ -21,10 +20,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Array, Map
 from numpy.typing import NDArray
-from PIL import Image
 
 import dynammo
 from dynammo.data.formats.pictures import Source, decode
+from dynammo.reporting.figures import thumbnail
 from tasks.support.mlflow.runs import mlflow_client
 
 SHA256 = "dynammo.sha256"
@@ -236,11 +235,7 @@ def _logged(client: MlflowClient, run_id: str, digest: str) -> LoggedModel | Non
 
 def _encode_example(example: Source) -> str:
     """A small PNG as base64: short enough to read past, and ready to be sent."""
-    image = Image.fromarray(decode(example))
-    image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
-    png = BytesIO()
-    image.save(png, "PNG")
-    return base64.b64encode(png.getvalue()).decode()
+    return base64.b64encode(thumbnail(decode(example), _EXAMPLE_SIDE)).decode()
 
 
 def _version(package: str) -> str:
