@@ -30,7 +30,7 @@ from dynammo.network.features import extract_features
 from dynammo.network.network import Network
 from tasks.evaluate import head_inputs
 from tasks.judge_version import tested_answers
-from tasks.publish_version import registered_as
+from tasks.publish_version import registered_versions
 from tasks.support.mlflow.runs import log_monitoring
 from tasks.support.networks import load_network
 from tasks.support.progress import progress_bar
@@ -122,7 +122,7 @@ def record_monitoring(folder_path: str, found: dict[str, Any]) -> str | None:
     """
     path = Path(folder_path)
     folder = LearnerFolder(path.parent, path.name)
-    if (registered := registered_as(folder, found["version"])) is None:
+    if (registered := registered_versions(folder).get(found["version"])) is None:
         return None
     return log_monitoring(config_of(read_version(folder, found["version"])), registered, found)
 

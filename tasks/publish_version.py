@@ -22,7 +22,7 @@ from tasks.support.mlflow import served_model
 from tasks.support.stage import known_classes, measured
 from tasks.support.version import Version, config_of, read_version
 
-REGISTERED = "registered.json"  # version of the learner -> version of the registered model
+_REGISTERED = "registered.json"  # version of the learner -> version of the registered model
 
 
 def show_version(folder: LearnerFolder) -> None:
@@ -119,6 +119,7 @@ def register_version(folder_path: str, number: int) -> str | None:
         data_hash=version["batches"][-1]["hash"],
         classes=known_classes(version["stage"]),
         summary=summary,
+        learner=folder.name,
     )
     mlflow_runs.finish_runs(runs)
     get_run_logger().info("registered %s version %s", config.model_name, registered)
@@ -165,11 +166,18 @@ def signature_of(folder: LearnerFolder, number: int) -> Path:
     return folder.path / "signatures" / f"{number:04d}.json"
 
 
-def registered_as(folder: LearnerFolder, number: int) -> str | None:
-    """The registered model's version of a version of the learner; none if it is not registered."""
-    noted = folder.path / REGISTERED
-    known: dict[str, str] = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
-    return known.get(str(number))
+def registered_versions(folder: LearnerFolder) -> dict[int, str]:
+    """Versions of the learner -> versions of the registered model, in the MLflow that is in use.
+
+    Others, of an MLflow that the learner was taken to or from, are not among them.
+
+    Raises:
+        TrackingError: MLflow does not answer, or refuses.
+    """
+    if not (noted := _noted(folder)):
+        return {}
+    here = served_model.versions_from(config_of(read_version(folder)).model_name, folder.identity)
+    return {number: made for number, made in noted.items() if made in here}
 
 
 def withdraw(folder: LearnerFolder) -> None:
@@ -178,12 +186,13 @@ def withdraw(folder: LearnerFolder) -> None:
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    noted = folder.path / REGISTERED
+    noted = folder.path / _REGISTERED
     if not noted.is_file():
         return
     name = config_of(read_version(folder)).model_name
+    made = served_model.versions_from(name, folder.identity)
     with mlflow_runs.mlflow_client() as client:
-        for number in json.loads(noted.read_text(encoding="utf-8")).values():
+        for number in sorted(made):
             model = client.get_model_version(name, number)
             repository: Any = get_artifact_repository(
                 str(model.source), tracking_uri=mlflow_runs.tracking_uri()
@@ -193,21 +202,33 @@ def withdraw(folder: LearnerFolder) -> None:
     noted.unlink()
 
 
+def _noted(folder: LearnerFolder) -> dict[int, str]:
+    """What `_publish` noted, in whichever MLflow."""
+    noted = folder.path / _REGISTERED
+    known = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    return {int(number): made for number, made in known.items()}
+
+
 def _publish(folder: LearnerFolder) -> None:
-    """Register the current version in MLflow, unless it is; the alias follows the champion."""
-    pointer = folder.pointer()
-    noted = folder.path / REGISTERED
-    known: dict[str, str] = {}
-    if noted.is_file():
-        known = json.loads(noted.read_text(encoding="utf-8"))
-    current = str(pointer["current"])
-    if current not in known and (made := register_version(str(folder.path), pointer["current"])):
-        known[current] = made
-        write_atomically(noted, to_json(known))
+    """Register the current version in MLflow, unless it is, and the champion, which may have been
+    made beside another MLflow; the alias follows the champion.
+    """
+    pointer, known = folder.pointer(), registered_versions(folder)
+    if elsewhere := _noted(folder).keys() - known.keys():
+        get_run_logger().warning(
+            "%s: version %s was registered in another MLflow: images removed from now on are not "
+            "removed there",
+            folder.name,
+            ", ".join(map(str, sorted(elsewhere))),
+        )
     champion = pointer["champion"]
-    if champion and str(champion) in known:
+    for number in sorted({pointer["current"], champion} - {0} - known.keys()):
+        if made := register_version(str(folder.path), number):
+            known[number] = made
+            write_atomically(folder.path / _REGISTERED, to_json(known))
+    if champion in known:
         version = read_version(folder, champion)
         reason = pointer["champions"][-1]["reason"]
         overruled = None if version["gate"]["passed"] else reason or "promoted"
         model = config_of(version).model_name
-        aliases.promote(model, known[str(champion)], version["gate"], reason=overruled)
+        aliases.promote(model, known[champion], version["gate"], reason=overruled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from dynammo.deploy.signature import (
 )
 from dynammo.errors import SignatureError
 from dynammo.learner.folder import LearnerFolder
-from tasks.publish_version import REGISTERED, model_of, needed_versions, signature_of
+from tasks.publish_version import model_of, needed_versions, registered_versions, signature_of
 from tasks.support.mlflow import runs as mlflow_runs
 from tasks.support.version import config_of, read_version
 
@@ -119,15 +118,13 @@ def _attach(folder: LearnerFolder, key: Path) -> None:
     """Put the signatures into the registered models of the current version and the champion."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    noted = folder.path / REGISTERED
-    if not noted.is_file():
+    if not (known := registered_versions(folder)):
         return
-    known: dict[str, str] = json.loads(noted.read_text(encoding="utf-8"))
     pointer = folder.pointer()
     model = config_of(read_version(folder)).model_name
     with mlflow_runs.mlflow_client() as client, tempfile.TemporaryDirectory() as temporary:
-        for number in {pointer["current"], pointer["champion"]} & {int(own) for own in known}:
-            source = str(client.get_model_version(model, known[str(number)]).source)
+        for number in {pointer["current"], pointer["champion"]} & known.keys():
+            source = str(client.get_model_version(model, known[number]).source)
             repository: Any = get_artifact_repository(
                 source, tracking_uri=mlflow_runs.tracking_uri()
             )

@@ -36,6 +36,7 @@ from flows.support import versions
 from tasks import report_change
 from tasks.compare_versions import Answers
 from tasks.kept_pictures import kept_pictures
+from tasks.publish_version import registered_versions
 from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import Version, find_learner
@@ -329,6 +330,41 @@ def test_a_learner_goes_on_from_the_registry_alone(
     assert state(find_learner("shapes").current()) == state(there.current())
     client = MlflowClient(tracking_uri())
     assert client.get_model_version_by_alias("dynammo-shapes", "champion").version
+
+
+def test_a_learner_goes_on_beside_another_mlflow(
+    here: Path,
+    arrive: Callable[..., Path],
+    migrated_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Which holds a model of the same name, of another learner: no version is taken for it."""
+    settings = {**OVERRIDES, "tracking.register_model": True}
+    batches = [str(arrive(f"batch{n}", names)) for n, names in enumerate(TASKS[:2], start=1)]
+    learn("shapes", batches[0], None, settings)
+    folder = find_learner("shapes")
+    shutil.copy(migrated_database, here / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'other.db'}")
+    client, model = MlflowClient(tracking_uri()), "dynammo-shapes"
+    other = client.create_run(client.create_experiment("other")).info.run_id
+    client.create_registered_model(model)
+    client.create_model_version(model, str(here), run_id=other)
+
+    stays = {**settings, "gate.by_hand": True}  # so the champion stays the first
+    learn("shapes", batches[1], None, stays)
+    assert "version 1 was registered in another MLflow" in caplog.text
+    assert registered_versions(folder) == {1: "2", 2: "3"}
+    assert str(client.get_model_version_by_alias(model, "champion").version) == "2"
+    assert "gate" not in client.get_model_version(model, "1").tags
+
+    # Back beside the first, images are removed from what was registered there then, too.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'mlflow.db'}")
+    assert registered_versions(folder) == {}
+    assert purge("shapes")["removed"] > 0
+    client = MlflowClient(tracking_uri())
+    first = Path(str(client.get_model_version(model, "1").source).removeprefix("file://"))
+    assert (first / "artifacts/model").is_dir() and not (first / "artifacts/learner").exists()
 
 
 def test_a_killed_step_is_gone_on_with(

@@ -18,6 +18,7 @@ from dynammo.evaluation.gate import (
     unmerged_check,
 )
 from tasks.support.mlflow.runs import mlflow_client
+from tasks.support.mlflow.served_model import LEARNER
 
 ALIAS = "champion"
 
@@ -26,12 +27,15 @@ _METRIC = "last_mean_class_recall"
 
 
 class Champion(TypedDict):
-    """The model that carries the alias, and what it was measured on; none where unknown."""
+    """The model that carries the alias, and what it was measured on; none where unknown. `learner`
+    is the name of the one that it is a version of, if it is.
+    """
 
     version: str
     last_mean_class_recall: float | None
     data_hash: str | None
     classes: list[str] | None
+    learner: str | None
 
 
 def gate(
@@ -47,8 +51,8 @@ def gate(
 
     All conditions of `GateConfig` that are about experiments must hold. Without an unmerged variant
     or a champion there is nothing to compare with, and their conditions hold; a champion that the
-    model cannot be compared with stops it. For versions of a learner see
-    `dynammo.evaluation.gate.judge`, which compares answers.
+    model cannot be compared with stops it, and so does a version of a learner, whose next ones take
+    its place (`dynammo.evaluation.gate.judge`).
 
     Args:
         config: the conditions.
@@ -134,12 +138,13 @@ def _champion(client: MlflowClient, model_name: str, run_id: str | None) -> Cham
     tags = version.tags
     if run_id is not None and version.run_id == run_id and _BEFORE in tags:
         before: Champion | None = json.loads(tags[_BEFORE])
-        return before
+        return {**before, "learner": before.get("learner")} if before else None
     return {
         "version": str(number),
         "last_mean_class_recall": float(tags[_METRIC]) if _METRIC in tags else None,
         "data_hash": tags.get("data_hash"),
         "classes": json.loads(tags["classes"]) if "classes" in tags else None,
+        "learner": tags.get(LEARNER),
     }
 
 
@@ -151,7 +156,11 @@ def _against_champion(
     classes: Collection[str],
 ) -> Check:
     passed, other = True, champion and champion["last_mean_class_recall"]
-    if not config.beat_champion:
+    if champion is not None and champion["learner"] is not None:
+        passed = False
+        whose = f"registered version {champion['version']}, of the learner {champion['learner']}"
+        detail = f"the champion is {whose}: no experiment takes its place"
+    elif not config.beat_champion:
         detail = "switched off: not compared"
     elif champion is None:
         detail = "there is no champion yet"

@@ -47,7 +47,7 @@ from dynammo.methods import METHODS
 from tasks.support.mlflow.database import make_database
 from tasks.support.processes import this_process
 
-_RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
+RUN_KEY, _VARIANT, _PARENT = "dynammo.run_key", "dynammo.variant", "mlflow.parentRunId"
 _NOTE = "mlflow.note.content"
 _EXPERIMENT = {
     _NOTE: "A run has a child a method, merged, unmerged, frozen and others: the same metrics, "
@@ -144,7 +144,7 @@ def open_runs(
         TrackingError: see `mlflow_client`.
     """
     common = {
-        _RUN_KEY: run_key,
+        RUN_KEY: run_key,
         "dynammo.version": dynammo.__version__,
         "dynammo.data_hash": data["hash"],
         "mlflow.source.name": "dynammo",
@@ -209,7 +209,7 @@ def open_run(
         run = _known_runs(client, experiment_id, run_key).get(kind)
         if run is None:
             run = client.create_run(experiment_id, run_name=name, tags={PROCESS: this_process()})
-            tags = {_RUN_KEY: run_key, _VARIANT: kind, _NOTE: description}
+            tags = {RUN_KEY: run_key, _VARIANT: kind, _NOTE: description}
             tags |= {"dynammo.version": dynammo.__version__, "mlflow.source.name": "dynammo"}
             client.log_batch(
                 run.info.run_id,
@@ -434,7 +434,7 @@ def _known_runs(client: MlflowClient, experiment_id: str, run_key: str) -> dict[
     """The runs made before, by variant; where there are several, the newest that is not deleted."""
     found = client.search_runs(
         [experiment_id],
-        filter_string=f"tags.`{_RUN_KEY}` = '{run_key}'",
+        filter_string=f"tags.`{RUN_KEY}` = '{run_key}'",
         run_view_type=ViewType.ALL,
     )
     best_last = sorted(found, key=lambda r: (r.info.lifecycle_stage == "active", r.info.start_time))

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 import dynammo
 from dynammo.data.formats.pictures import Source, decode
 from dynammo.reporting.figures import thumbnail
-from tasks.support.mlflow.runs import mlflow_client
+from tasks.support.mlflow.runs import RUN_KEY, mlflow_client
 
-SHA256 = "dynammo.sha256"
+SHA256, LEARNER = "dynammo.sha256", "learner"  # tags of a registered version
 
 _CODE = Path(__file__).with_name("pyfunc_model.py")
 _PACKAGES = (
@@ -151,6 +151,7 @@ def register(
     data_hash: str,
     classes: Sequence[str],
     summary: Mapping[str, float | None],
+    learner: str | None = None,
 ) -> str:
     """Register a logged model, once: the same content from the same run keeps its version.
 
@@ -162,6 +163,7 @@ def register(
         classes: that it tells apart.
         summary: its summary metrics. All three are kept as tags to compare champions by:
             `data_hash`, `classes`, `last_mean_class_recall` and so on.
+        learner: of which it is a version; kept as a tag, too.
 
     Returns:
         The version.
@@ -175,6 +177,7 @@ def register(
         "data_hash": data_hash,
         "classes": json.dumps(list(classes), ensure_ascii=False),
         **metrics,
+        **({LEARNER: learner} if learner else {}),
     }
     with mlflow_client() as client:
         if not client.search_registered_models(f"name = '{model_name}'"):
@@ -203,6 +206,19 @@ def register(
         link = [{"name": model_name, "version": int(number)}]
         client.set_logged_model_tags(model["model_id"], {"mlflow.modelVersions": json.dumps(link)})
         return number
+
+
+def versions_from(model_name: str, run_key: str) -> set[str]:
+    """The versions of a registered model that runs of one key made; none where there is no model.
+
+    Raises:
+        TrackingError: see `tasks.support.mlflow.runs.mlflow_client`.
+    """
+    with mlflow_client() as client:
+        versions = list(client.search_model_versions(f"name = '{model_name}'"))
+        runs = {known.run_id for known in versions if known.run_id}
+        own = {run for run in runs if client.get_run(run).data.tags.get(RUN_KEY) == run_key}
+    return {str(known.version) for known in versions if known.run_id in own}
 
 
 def hash_folder(folder: Path) -> str:

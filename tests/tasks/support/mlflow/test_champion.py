@@ -27,6 +27,7 @@ def champion(**changes: Any) -> Champion:
         "last_mean_class_recall": 0.8,
         "data_hash": HASH,
         "classes": list(reversed(CLASSES)),
+        "learner": None,
     }
     known.update(changes)  # type: ignore[typeddict-item]
     return known
@@ -118,6 +119,16 @@ def test_the_comparison_can_be_switched_off() -> None:
     assert failed(decide(0.75, champion=champion(data_hash="b" * 64), config=off)) == []
 
 
+def test_no_experiment_takes_the_place_of_a_learners_version() -> None:
+    for config in (CONFIG, GateConfig(beat_champion=False)):
+        decision = decide(0.9, champion=champion(learner="skin"), config=config)
+        assert failed(decision) == LOSES
+        assert (
+            "3, of the learner skin: no experiment takes its place"
+            in decision["checks"][-1]["detail"]
+        )
+
+
 def new_version(name: str, tags: dict[str, str], run_id: str | None = None) -> str:
     client = MlflowClient(tracking_uri())
     if not client.search_registered_models(f"name = '{name}'"):
@@ -136,14 +147,16 @@ def test_promotion_moves_the_alias(tracking: Path) -> None:
         "last_mean_class_recall": 0.1,
         "data_hash": HASH,
         "classes": ["naïve", "b"],
+        "learner": None,
     }
-    second = new_version("dynammo-skin8", {})
+    second = new_version("dynammo-skin8", {"learner": "skin8"})
     assert promote("dynammo-skin8", second, PASSED)
     assert current_champion("dynammo-skin8") == {
         "version": second,
         "last_mean_class_recall": None,
         "data_hash": None,
         "classes": None,
+        "learner": "skin8",
     }
     assert current_champion("dynammo-other") is None
 
