@@ -31,6 +31,7 @@ def monitor(
     version: int | None = None,
     false_alarms: float = 0.01,
     reference: str | None = None,
+    evidently: str | None = None,
 ) -> dict[str, Any]:
     """Check a batch of new images.
 
@@ -41,19 +42,22 @@ def monitor(
         false_alarms: the share of batches without any change that may raise an alarm.
         reference: what this gave of a time when all was well, as a JSON file: its answers are what
             the shares of the classes are compared with.
+        evidently: HTML file for Evidently's report (`tasks.report_evidently`).
 
     Returns:
         See `tasks.monitor_learner.monitor_version`.
 
     Raises:
         DataError: images or reference cannot be used.
+        DynammoError: Evidently's report is wanted and cannot be made.
     """
     folder = find_learner(learner)
     number = version or folder.pointer()["champion"]
     if not number:
         raise DataError(f"{learner} has no champion: name a version")
     window = _answers(Path(reference), folder.identity, number) if reference else None
-    found = monitor_version(str(folder.path), number, images, false_alarms, window)
+    path = str(folder.path)
+    found = monitor_version(path, number, images, false_alarms, window, evidently)
     told, logger = ", ".join(found["alarms"]), get_run_logger()
     if told:
         logger.warning("%s, version %d: alarm: %s", learner, number, told)
@@ -67,7 +71,7 @@ def monitor(
         payload={"learner": learner, "version": number, "images": found["images"], "alarms": told},
     )
     try:
-        record_monitoring(str(folder.path), found)
+        record_monitoring(path, found)
     except TrackingError as error:  # what was found is not lost for that
         logger.warning("not recorded in MLflow: %s", error)
     return found

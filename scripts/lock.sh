@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Resolve pyproject.toml with its extras into requirements.lock, from which scripts/install.sh installs
-# everything; only the extras distributed and federated are left out. Pins stay as they are where they can; with
+# everything but the extras distributed, federated and evidently. Pins stay as they are where they can; with
 # --upgrade (or --upgrade-package NAME) they move. Each has the SHA-256 of all its files.
 #
 # One lock serves every platform: the CUDA packages, which only Linux's GPU build of torch needs,

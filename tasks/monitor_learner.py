@@ -11,6 +11,7 @@ import torch
 from prefect import task
 from torch import Tensor
 
+from dynammo.checkpoint import write_atomically
 from dynammo.config import Config
 from dynammo.data.formats.pictures import load_image
 from dynammo.data.marks import mark
@@ -31,6 +32,7 @@ from dynammo.network.network import Network
 from tasks.evaluate import head_inputs
 from tasks.judge_version import tested_answers
 from tasks.publish_version import registered_versions
+from tasks.report_evidently import evidently_report, python_with_evidently
 from tasks.support.mlflow.runs import log_monitoring
 from tasks.support.networks import load_network
 from tasks.support.progress import progress_bar
@@ -58,6 +60,7 @@ def monitor_version(
     images: str,
     false_alarms: float,
     window: dict[str, int] | None = None,
+    evidently: str | None = None,
 ) -> dict[str, Any]:
     """Check new images against those that a version was measured on.
 
@@ -67,6 +70,7 @@ def monitor_version(
         images: a folder, or a CSV with `file` and, if wanted, `class` and `group`.
         false_alarms: see `dynammo.evaluation.monitoring.monitor`.
         window: likewise.
+        evidently: file for Evidently's report on the same images; none if not wanted.
 
     Returns:
         `learner`, `version`, `at`, `images`, `reference_images`, `known` (left out), `unreadable`,
@@ -75,7 +79,10 @@ def monitor_version(
 
     Raises:
         DataError: no image is left, or no class statistics or test images are kept.
+        DynammoError: Evidently's report is wanted and cannot be made.
     """
+    if evidently is not None:
+        python_with_evidently()
     path = Path(folder_path)
     folder = LearnerFolder(path.parent, path.name)
     version = read_version(folder, number)
@@ -85,6 +92,8 @@ def monitor_version(
     arrived = arrive(Path(images), folder, version)
     new, unreadable = look(config, version, arrived, context)
     checks = monitor(reference, new, classes, false_alarms=false_alarms, window=window)
+    if evidently is not None:
+        write_atomically(Path(evidently), evidently_report(reference, new, classes))
     labels = Counter(sample.label for sample in arrived.samples)
     return {
         "format": 1,

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS += [ROOT / "mlflow" / "README.md", ROOT / "CHANGELOG.md"]
 DOCUMENTS += sorted((ROOT / "benchmarks").rglob("*.md"))
+APART = ("federated", "evidently")  # extras with an environment of their own
 
 
 def read(name: str) -> str:
@@ -72,7 +73,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
     wanted = [*project()["dependencies"]]
     for extra, requirements in project()["optional-dependencies"].items():
-        if extra not in ("distributed", "federated"):
+        if extra not in {"distributed", *APART}:
             wanted += requirements
     for requirement in map(Requirement, wanted):
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
@@ -216,7 +217,7 @@ def test_every_import_is_of_a_declared_package() -> None:
     known = set(sys.stdlib_module_names) | {"dynammo", "tasks", "flows", "pydantic_core"}
     extras = project()["optional-dependencies"]
     allowed = [*project()["dependencies"]]
-    allowed += [line for name in ("export", "dicom", "federated") for line in extras[name]]
+    allowed += [line for name in ("export", "dicom", *APART) for line in extras[name]]
     for folders, more in ((["dynammo"], []), (["tasks", "flows"], ["pipeline", "distributed"])):
         for extra in more:
             allowed += extras[extra]
@@ -238,6 +239,6 @@ def test_the_types_ship() -> None:
     assert "py.typed" in settings["package-data"]["*"]
 
 
-def test_the_lock_holds_every_extra_but_one() -> None:
-    extras = set(project()["optional-dependencies"]) - {"distributed", "federated"}
+def test_the_lock_holds_every_extra_but_some() -> None:
+    extras = set(project()["optional-dependencies"]) - {"distributed", *APART}
     assert set(re.findall(r"--extra (\w+)", read("scripts/lock.sh"))) == extras

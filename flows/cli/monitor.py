@@ -35,6 +35,9 @@ def monitor(
         Path | None,
         typer.Option(help="Report (-o) of a good time: the mix of answers to compare with."),
     ] = None,
+    evidently: Annotated[
+        Path | None, typer.Option(help="HTML file for Evidently's report on the same images.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the report.")
     ] = None,
@@ -51,13 +54,15 @@ def monitor(
             raise ConfigError([f"--false-alarms {false_alarms}: expected 0.0001 to 0.5"])
         if not images.exists():
             raise DataError(f"{images}: no such file or folder")
-        if output is not None:
-            check_writable(output)
+        for file in (output, evidently):
+            if file is not None:
+                check_writable(file)
         server.ready()
         from flows.monitor import monitor as flow
 
         good = str(reference.absolute()) if reference else None
-        found = flow(learner, str(images.absolute()), version, false_alarms, good)
+        page = str(evidently.absolute()) if evidently else None
+        found = flow(learner, str(images.absolute()), version, false_alarms, good, page)
         if output is not None:
             write_atomically(output, to_json(found))
         _show(found)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def test_what_is_not_like_the_test_images_is_an_alarm(
-    here: Path, arrive: Callable[..., Path]
+    here: Path, arrive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered = {"tracking.register_model": True, "tracking.onnx_graph": False}
     learn("shapes", str(arrive("batch1", TASKS[0])), None, {**OVERRIDES, **registered})
@@ -58,3 +58,6 @@ def test_what_is_not_like_the_test_images_is_an_alarm(
     assert "monitor/alarms" in {own.key for own in model.metrics}
     told = CliRunner().invoke(app, ["monitor", "shapes", "batch1"])
     assert told.exit_code == 1 and "are known to the learner" in told.output
+    monkeypatch.delenv("DYNAMMO_EVIDENTLY_PYTHON", raising=False)
+    told = CliRunner().invoke(app, [*asked, "--evidently", "page.html"])
+    assert told.exit_code == 1 and "DYNAMMO_EVIDENTLY_PYTHON must name" in told.output
