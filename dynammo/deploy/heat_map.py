@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from dynammo.deploy.predictor import Classifier
+from dynammo.data.formats.pictures import Pixels, load_image
+from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.errors import ConfigError
 from dynammo.network.layouts import intermediate_maps
 from dynammo.network.multilevel import level_features
@@ -58,6 +62,30 @@ def heat_maps(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor
         large = functional.interpolate(per_hundredth, size, mode="bilinear", align_corners=False)
         total += large[:, 0].cpu()
     return total
+
+
+def explained(predictor: Predictor, image: Pixels, label: str) -> bytes:
+    """An image's heat map as a PNG (S, S), over a grey copy of it: red speaks for the class, blue
+    against it; the strongest of either has the full colour.
+
+    Args:
+        predictor: the model.
+        image: (H, W, 3).
+        label: a class that it knows.
+
+    Raises:
+        ConfigError: see `heat_maps`.
+    """
+    picture = load_image(image, predictor.size)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(predictor.device)
+    place = torch.tensor([predictor.classes.index(label)])
+    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
+    opaque = (np.abs(heat) / max(float(np.abs(heat).max()), 1e-12))[..., None]
+    colour = np.where(heat[..., None] > 0, (255, 0, 0), (0, 0, 255))
+    drawn = opaque * colour + (1 - opaque) * picture.mean(axis=2, keepdims=True)
+    file = BytesIO()
+    Image.fromarray(drawn.round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _maps(network: Network, images: Tensor) -> list[Tensor]:

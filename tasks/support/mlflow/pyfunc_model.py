@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,10 @@ from PIL import Image
 from dynammo.data.formats.pictures import Pixels, Source, decode
 from dynammo.deploy.graph import has_graph, load_predictor
 from dynammo.deploy.log import LOG, PredictionLog, hash_pixels
-from dynammo.errors import DataError
+from dynammo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dynammo.deploy.predictor import Predictor
 
 
 class ImageClassifier(PythonModel):
@@ -47,6 +50,8 @@ class ImageClassifier(PythonModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         key = os.environ.get("DYNAMMO_PUBLIC_KEY") or None
         self.predictor = load_predictor(folder, engine, device, public_key=key)
+        self.folder = folder
+        self.explainer: Predictor | None = None  # loads torch, once somebody asks for a heat map
         file = os.environ.get(LOG)
         self.log = PredictionLog(file, self.predictor.model_sha256) if file else None
 
@@ -61,14 +66,17 @@ class ImageClassifier(PythonModel):
                 `dynammo.data.formats.pictures.decode` takes it, or nested lists of the same; or an
                 encoded file (PNG, JPEG, ...), as base64 text or as bytes. Text is never taken for
                 a path.
-            params: unused.
+            params: `heat_map`, whether one is wanted of each image, for which torch is loaded.
 
         Returns:
             For each image `label`, `probability`, `probabilities` (by class name),
-            `prediction_set` and `unknown` (None where the model has no thresholds for it).
+            `prediction_set` and `unknown` (None where the model has no thresholds for it). Where it
+            is wanted, also `heat_map`: a PNG as base64, of the network's size, red where the image
+            speaks for `label` and blue where against it (`dynammo.deploy.heat_map`).
 
         Raises:
             MlflowException: images cannot be read (HTTP 400); every one is named with the reason.
+                Or the network gives no heat maps.
         """
         images, hashes, problems = [], [], []
         sent = list(_images(model_input))
@@ -89,7 +97,22 @@ class ImageClassifier(PythonModel):
         answers = self.predictor.predict(images)
         if self.log:
             self.log.append(list(zip(hashes, answers, strict=True)))
-        return [answer._asdict() for answer in answers]
+        rows = [answer._asdict() for answer in answers]
+        if (params or {}).get("heat_map"):
+            for row, image in zip(rows, images, strict=True):
+                row["heat_map"] = self._heat_map(image, row["label"])
+        return rows
+
+    def _heat_map(self, image: Pixels, label: str) -> str:
+        from dynammo.deploy.heat_map import explained
+        from dynammo.deploy.predictor import Predictor
+
+        self.explainer = self.explainer or Predictor(self.folder)
+        try:
+            content = explained(self.explainer, image, label)
+        except ConfigError as error:
+            raise MlflowException(error.problems[0], error_code=BAD_REQUEST) from None
+        return base64.b64encode(content).decode()
 
 
 def read_image(image: Any, name: str) -> Pixels:

@@ -17,7 +17,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array, Map
 from numpy.typing import NDArray
 
@@ -54,8 +54,10 @@ _SIGNATURE = ModelSignature(
             ColSpec(Map(DataType.double), "probabilities"),
             ColSpec(Array(DataType.string), "prediction_set", required=False),
             ColSpec(DataType.boolean, "unknown", required=False),
+            ColSpec(DataType.string, "heat_map", required=False),
         ]
     ),
+    params=ParamSchema([ParamSpec("heat_map", DataType.boolean, False)]),
 )
 _EXAMPLE_SIDE = 128
 _ABOUT = (
@@ -63,7 +65,7 @@ _ABOUT = (
     "2404.14099). Input: a column `image`, each an array (H x W x 3 or H x W) or a base64-encoded "
     "image file. Output: for each image `label`, `probability`, `probabilities` by class name, "
     "`prediction_set`, the classes that cannot be excluded, and `unknown`, whether it seems to be "
-    "of none."
+    "of none; with the parameter `heat_map`, a PNG as base64 of what speaks for the label."
 )
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from dynammo.config import BackboneConfig
-from dynammo.deploy.heat_map import heat_maps
-from dynammo.deploy.predictor import Classifier
+from dynammo.deploy.heat_map import explained, heat_maps
+from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.errors import ConfigError
 from dynammo.heads.discriminant import linear_discriminant
 from dynammo.heads.linear import new_head
@@ -81,6 +85,21 @@ def test_a_map_is_what_the_log_odds_lose_when_nothing_is_seen_there() -> None:
     torch.testing.assert_close(
         found, expected[0], rtol=0.05, atol=0.02 * float(expected.abs().max())
     )
+
+
+def test_a_drawn_map_is_red_for_the_class_and_blue_against_it(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the strongest: half of the colour, and half of the grey of the picture."""
+    predictor = Predictor(model_folder)
+    heat = torch.zeros(1, predictor.size, predictor.size)
+    heat[0, 0, 0], heat[0, 0, 1] = -2, 1
+    monkeypatch.setattr("dynammo.deploy.heat_map.heat_maps", lambda *_: heat)
+    picture = np.full((predictor.size, predictor.size, 3), (30, 60, 90), dtype=np.uint8)
+    drawn = np.asarray(Image.open(BytesIO(explained(predictor, picture, predictor.classes[0]))))
+    assert drawn[0, 0].tolist() == [0, 0, 255]
+    assert drawn[0, 1].tolist() == [158, 30, 30]
+    assert (drawn[1:] == 60).all()
 
 
 def test_a_network_that_reads_a_class_token_has_no_map() -> None:

@@ -28,6 +28,7 @@ from starlette.testclient import TestClient
 from dynammo.config import load_config
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.graph import GraphPredictor
+from dynammo.deploy.heat_map import explained
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import CheckpointError, DataError
 from tasks.support.mlflow.champion import promote
@@ -156,6 +157,15 @@ def test_the_graph_answers_unless_torch_is_asked_for(
         engine(whole)
 
 
+def test_heat_maps_are_drawn_where_they_are_asked_for(loaded: Any, predictor: Predictor) -> None:
+    table = pd.DataFrame({"image": [encode(picture(1)), picture(2)]})
+    answers = loaded.predict(table, params={"heat_map": True})
+    drawn = [base64.b64decode(answer.pop("heat_map")) for answer in answers]
+    assert_same(answers, predictor, [picture(1), picture(2)])
+    assert drawn[0] == explained(predictor, picture(1), answers[0]["label"])
+    assert Image.open(BytesIO(drawn[1])).size == (predictor.size, predictor.size)
+
+
 def test_every_bad_image_is_named(loaded: Any) -> None:
     truncated = encode(picture(1))[:400]
     images = [picture(1), truncated, encode(picture(2)), None]
@@ -223,6 +233,7 @@ def test_the_logged_model_is_whole_and_without_pickles(registered: Registered) -
         "probabilities",
         "prediction_set",
         "unknown",
+        "heat_map",
     ]
     assert info.run_id == registered.run
 
