@@ -50,7 +50,7 @@ class ImageClassifier(PythonModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         key = os.environ.get("DYNAMMO_PUBLIC_KEY") or None
         self.predictor = load_predictor(folder, engine, device, public_key=key)
-        self.folder = folder
+        self.folder, self.key = folder, key
         self.explainer: Predictor | None = None  # loads torch, once somebody asks for a heat map
         file = os.environ.get(LOG)
         self.log = PredictionLog(file, self.predictor.model_sha256) if file else None
@@ -107,7 +107,10 @@ class ImageClassifier(PythonModel):
         from dynammo.deploy.heat_map import explained
         from dynammo.deploy.predictor import Predictor
 
-        self.explainer = self.explainer or Predictor(self.folder)
+        if self.explainer is None:
+            loaded = load_predictor(self.folder, "torch", public_key=self.key)
+            assert isinstance(loaded, Predictor)
+            self.explainer = loaded
         try:
             content = explained(self.explainer, image, label)
         except ConfigError as error:
