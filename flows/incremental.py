@@ -63,7 +63,7 @@ def incremental(
     try:
         # What each step sees of training images is its own batch; tests are of all tasks.
         tests = [
-            keep_images("test", batch["test"], here)
+            keep_images(config.image, "test", batch["test"], here)
             for batch, here in zip(batches, places, strict=True)
         ]
         stages: list[Stage] = []

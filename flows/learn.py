@@ -89,7 +89,7 @@ def learn(
             check_repeats(before["tests"], before["stage"], config.data.repeats, here)
         backbone = before["backbone"] if before else start(config, own, here)
         stage = learn_batch(config, own, backbone, before["stage"] if before else None, here)
-        tests = keep_tests(before, own, stage, here)
+        tests = keep_tests(config, before, own, stage, here)
         stage = evaluated(config, backbone, stage, was_answered(before), tests, here)
         draft = draft_learnt(folder, before, config, arrival, own, stated, backbone, stage, tests)
         made = write_version(folder, config, judged(folder, config, draft, here), here)

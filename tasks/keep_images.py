@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dynammo.config import ImageConfig
 from tasks.support.caching import step
 from tasks.support.images import Images
 from tasks.support.workspace import Classes, Context, Kept, provenance
 
 
 @step("keep images", task_run_name="keep {split} images {context.label}")
-def keep_images(split: str, classes: Classes, context: Context) -> Kept:
-    """A batch's images of one split as checkpoints, to be used when the batch is gone."""
+def keep_images(image: ImageConfig, split: str, classes: Classes, context: Context) -> Kept:
+    """A batch's images of one split, of the size that `image` says, for when the batch is gone."""
     images, store = Images.of(context), context.checkpoints
     pixels, _ = images.load(split, classes)
     names = classes["names"]
@@ -20,7 +21,7 @@ def keep_images(split: str, classes: Classes, context: Context) -> Kept:
         "groups": groups,
         **images.columns(split, names),
     }
-    meta = provenance(classes=names, images=classes["hash"])
+    meta = provenance(image, classes=names, images=classes["hash"])
     return {
         "names": names,
         "labels": store.save(f"{split}-labels", labels, meta),

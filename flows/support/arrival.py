@@ -122,11 +122,12 @@ def learnt_from(path: Path, folder: LearnerFolder, config: Config, version: Vers
 
 
 def keep_tests(
-    before: Version | None, batch: Batch, stage: Stage, context: Context
+    config: Config, before: Version | None, batch: Batch, stage: Stage, context: Context
 ) -> list[Tested]:
     """The test images of all batches, those of earlier ones as the network sees them now.
 
     Args:
+        config: of the learner.
         before: the version that has learnt the batch.
         batch: what was learnt; its test images are kept.
         stage: after it.
@@ -137,7 +138,7 @@ def keep_tests(
         tests = carry_features(tests, DEPLOYED, drift, context)
     if not batch["test_images"]:
         return tests
-    kept = keep_images("test", batch["test"], context)
+    kept = keep_images(config.image, "test", batch["test"], context)
     return [*tests, {"batch": batch["number"], "kept": kept}]
 
 

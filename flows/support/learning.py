@@ -67,7 +67,7 @@ def learn_batch(
     for name in config.methods:
         stage["methods"][name] = steps_of(name).learn(lesson)
     if any(METHODS[name].about.memory == "all" for name in config.methods):
-        kept = keep_images("train", batch["train"], context)
+        kept = keep_images(config.image, "train", batch["train"], context)
         stage["training"] = [*stage["training"], kept]
     return stage
 

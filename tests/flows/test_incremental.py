@@ -334,6 +334,14 @@ def test_unmerged_alone_is_as_good_as_beside_merged(finished: Project) -> None:
     assert metrics == {"unmerged": finished.read("metrics.json")["unmerged"]}
 
 
+def test_images_of_another_size_are_tested_at_that_size(finished: Project) -> None:
+    """What an earlier run has kept at another size is not taken for it."""
+    new = again(finished.run(methods=["frozen"], image__size=56, output="larger"))
+    assert {f"keep test images {task}" for task in TASKS} <= new
+    kept = [load_file(file)["images"] for file in CHECKPOINTS.folder.glob("test-images-*.s*")]
+    assert [images.shape for images in kept].count((8, 3, 56, 56)) == len(TASKS)
+
+
 def test_features_of_the_last_layer_instead_of_several_levels(
     finished: Project, pictures: Path
 ) -> None:
