@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Resolve pyproject.toml with its extras into requirements.lock, from which scripts/install.sh installs
-# everything but the extras distributed, federated, evidently and backbones. Pins stay as they are where they can;
+# everything but the extras distributed, federated, evidently, backbones and executorch. Pins stay as they are where they can;
 # with --upgrade (or --upgrade-package NAME) they move. Each has the SHA-256 of all its files.
 #
 # One lock serves every platform: the CUDA packages, which only Linux's GPU build of torch needs,

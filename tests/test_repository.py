@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS += [ROOT / "mlflow" / "README.md", ROOT / "CHANGELOG.md"]
 DOCUMENTS += sorted((ROOT / "benchmarks").rglob("*.md"))
-APART = ("federated", "evidently", "backbones")  # extras that the lock leaves out
+APART = ("federated", "evidently", "backbones", "executorch")  # extras that the lock leaves out
 
 
 def read(name: str) -> str:

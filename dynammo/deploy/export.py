@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 import dynammo
 from dynammo.checkpoint import sealed, to_json, write_atomically
@@ -50,8 +51,13 @@ PROBABILITY_TOLERANCE = 1e-3  # or what the source's own rounding makes of it, i
 _ROUNDINGS = 4  # of the source's own that a form's may amount to: its sums are in another order
 
 _EXPORT = "export.json"
-_FILES = {"safetensors": "model.safetensors", "pt2": "model.pt2", "onnx": GRAPH}
-FORMATS = tuple(_FILES)
+_FILES = {
+    "safetensors": "model.safetensors",
+    "pt2": "model.pt2",
+    "onnx": GRAPH,
+    "executorch": "model.pte",
+}
+FORMATS = ("safetensors", "pt2", "onnx")  # by default
 _PREPROCESSING = (
     "RGB as uint8, EXIF orientation applied, transparency on black; resized to image_size x "
     "image_size with Pillow's BICUBIC, the aspect squashed; (batch, 3, height, width). The graph "
@@ -100,12 +106,13 @@ def export_model(
     `graph.json` and `model.json`. `model.pt2` and `model.onnx` take `images`, (B, 3, S, S) uint8
     RGB with any B, and give `logits` and `probabilities`, (B, C) float32; adapters and BatchNorms
     are in their convolutions as far as that goes (`dynammo.network.folding.cheapen`,
-    `dynammo.network.fusion`).
+    `dynammo.network.fusion`). So does `model.pte`, one image at a time
+    (`dynammo.deploy.executorch`).
 
     Args:
         source: a model folder, or a results folder with one called `model`.
         folder: made; an earlier export there is replaced, anything else refused.
-        formats: some of `FORMATS`.
+        formats: safetensors, pt2, onnx, executorch.
         images: pictures to check with, at least two; default: crops of the two photographs that
             come with scikit-learn.
         template: a model folder with the graph of a like network, the `formats` being `onnx` alone:
@@ -152,8 +159,9 @@ def export_model(
         fusions: dict[str, Fusion] = {}
         remaining = None
         if template is None and set(formats) - {"safetensors"}:
-            program, fusions, remaining = _program(predictor.model, predictor.size)
-        for name in FORMATS:
+            fused, fusions = _fused(predictor.model, predictor.size)
+            program, remaining = _program(fused, predictor.size), batch_norms(fused)
+        for name in _FILES:
             path = temporary / _FILES[name]
             if name not in formats:
                 continue
@@ -163,6 +171,8 @@ def export_model(
                 path.write_bytes(save(load_file(model / path.name), text))
             elif name == "pt2":
                 torch.export.save(program, path, extra_files=metadata)
+            elif name == "executorch":
+                path.write_bytes(_executorch(fused, predictor.size, metadata))
             elif template is None:
                 path.write_bytes(_onnx(program, metadata))
             else:
@@ -183,7 +193,7 @@ def export_model(
             report["opset"] = OPSET
         if remaining is not None:
             report["batch_norms_left"] = remaining
-        for name in (name for name in FORMATS if name in formats):
+        for name in (name for name in _FILES if name in formats):
             path = temporary / _FILES[name]
             answer = _in_two_batches(_loaded(name, temporary), pixels)
             report["files"][name] = {
@@ -321,35 +331,44 @@ def _cheapened(model: Classifier) -> Deployed:
     return Deployed(Classifier(cheapen(model.network), model.head_state))
 
 
-def _program(model: Classifier, size: int) -> tuple[ExportedProgram, dict[str, Fusion], int]:
-    """The traced network with adapters and BatchNorms in its convolutions; these, and how many
-    BatchNorms are left.
-    """
+def _fused(model: Classifier, size: int) -> tuple[GraphModule, dict[str, Fusion]]:
+    """The network with adapters and BatchNorms in its convolutions; these."""
     fused, fusions = fuse_batch_norms(_trace(_cheapened(model), size))
     # Its weights are laid out plainly: what torch.export.save cannot write otherwise it warns of.
     for owner in fused.modules():
         for parameter in owner.parameters(recurse=False):
             parameter.data = parameter.data.contiguous()
-    program = _trace(fused, size)
+    return fused, fusions
+
+
+def _program(fused: GraphModule, size: int, batch: int | None = None) -> ExportedProgram:
+    """It traced, without what is this machine's; for any number of images at a time, or for one."""
+    program = _trace(fused, size, batch)
     # Kept, they would be saved as a pickle.
     program.example_inputs = None
     for node in program.graph.nodes:
         # Paths and lines of this machine's files have no business in a published model.
         for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(name, None)
-    return program, fusions, batch_norms(fused)
+    return program
 
 
-def _trace(module: nn.Module, size: int) -> ExportedProgram:
-    blank = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+def _trace(module: nn.Module, size: int, batch: int | None = None) -> ExportedProgram:
+    blank = torch.zeros(batch or 2, 3, size, size, dtype=torch.uint8)
+    shapes = None if batch else {"images": {0: Dim("batch")}}
     try:
         with torch.no_grad():
-            return torch.export.export(
-                module, (blank,), dynamic_shapes={"images": {0: Dim("batch")}}
-            )
+            return torch.export.export(module, (blank,), dynamic_shapes=shapes)
     except Exception as error:  # the network's own code ran, on stand-ins for tensors
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"torch.export cannot trace this network: {reason}") from None
+
+
+def _executorch(fused: GraphModule, size: int, metadata: Mapping[str, str]) -> bytes:
+    from dynammo.deploy.executorch import to_executorch
+
+    texts = {name: text for name, text in metadata.items() if name.isidentifier()}
+    return to_executorch(_program(fused, size, batch=1), texts)
 
 
 def _onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
@@ -424,6 +443,10 @@ def _loaded(name: str, folder: Path) -> Callable[[Tensor], _Outputs]:
     if name == "pt2":
         program = torch.export.load(folder / _FILES[name]).module()
         return lambda images: program(images)
+    if name == "executorch":
+        from dynammo.deploy.executorch import load_executorch
+
+        return load_executorch(folder / _FILES[name])
     session = open_session((folder / _FILES[name]).read_bytes())
 
     def run(images: Tensor) -> _Outputs:

@@ -418,7 +418,10 @@ def export_model(
     format_: Annotated[
         list[str] | None,
         typer.Option(
-            "--format", "-f", help="safetensors, pt2 or onnx; may be repeated. Default: all."
+            "--format",
+            "-f",
+            help="safetensors, pt2 or onnx; may be repeated. Default: these three. executorch, for "
+            'phones, needs: pip install "dynammo[executorch]".',
         ),
     ] = None,
     check: Annotated[
