@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,10 +30,12 @@ def to_executorch(program: ExportedProgram, texts: Mapping[str, str]) -> bytes:
         ExportError: ExecuTorch cannot convert the network.
     """
     try:
-        lowered = to_edge_transform_and_lower(
-            program, partitioner=[XnnpackPartitioner()], constant_methods=dict(texts)
-        )
-        return bytes(lowered.to_executorch().buffer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # torch's own code
+            lowered = to_edge_transform_and_lower(
+                program, partitioner=[XnnpackPartitioner()], constant_methods=dict(texts)
+            )
+            return bytes(lowered.to_executorch().buffer)
     except Exception as error:  # whatever the conversion of any operation raises
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"ExecuTorch cannot convert this network: {reason}") from None
