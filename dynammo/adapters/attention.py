@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 _Gate = Literal["se", "eca", "cbam"]
 
 
 class AttentionAdapter(nn.Module):
-    """A(x) = (g(x) - 1) x: every number is multiplied by a gate g = 2 sigmoid(z).
+    """A(x) = (g(x) - 1) x: every number is multiplied by a gate g = 2 sigmoid(z) = 1 + tanh(z / 2).
 
     Published gates are sigmoid(z), at most 1, in networks trained with them. Here they are twice as
     much, and the last layer before each z is zero at the start: then g = 1, so training starts from
@@ -21,6 +22,9 @@ class AttentionAdapter(nn.Module):
     se: a gate a channel, from the means of all channels; about C^2 / 8 numbers.
     eca: a gate a channel, from the means of its neighbours; `kernel` numbers, 3 for C = 64.
     cbam: a gate a channel, as se from means and maxima; behind it one a place, from its neighbours.
+
+    What is pooled is brought to mean 0 and variance 1, for a frozen network's numbers are of any
+    size, and large ones drive gates to 0 or 2, where no gradient brings them back.
 
     Shape: (B, C, H, W) -> (B, C, H, W), H and W at least 2. In a transformer the map is the square
     of the patches' tokens. Class token and registers have no place in it: they are not pooled, and
@@ -39,7 +43,8 @@ class AttentionAdapter(nn.Module):
         ValueError: an unknown gate, or an option out of range.
         TypeError: an option that the gate does not have.
 
-    Source: SE, arXiv 1709.01507; ECA, arXiv 1910.03151; CBAM, arXiv 1807.06521.
+    Source: SE, arXiv 1709.01507; ECA, arXiv 1910.03151; CBAM, arXiv 1807.06521; 1 + tanh behind a
+    normalisation, from zero: GCT, arXiv 1909.11519.
     """
 
     min_size = 2  # it sees more than one place at a time: tokens come as a square map
@@ -60,7 +65,7 @@ class AttentionAdapter(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """z = W2 ReLU(W1 m + b1) + b2, m (C,) the means over the places.
+    """z = W2 ReLU(W1 n(m) + b1) + b2, m (C,) the means over the places, n the normalisation.
 
     Args:
         channels: C.
@@ -75,21 +80,21 @@ class SqueezeExcitation(nn.Module):
         if reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {reduction}")
         width = max(1, channels // reduction)
-        self.squeeze = nn.Conv2d(channels, width, 1)
-        self.excite = _zero(nn.Conv2d(width, channels, 1))
+        self.squeeze = nn.Linear(channels, width)
+        self.excite = _zero(nn.Linear(width, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> gates (B, C, 1, 1)."""
-        return _gate(self.logits(x.mean((2, 3), keepdim=True)))
+        return _gate(self.logits(x.mean((2, 3))))[:, :, None, None]
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """(B, C, 1, 1) -> z, (B, C, 1, 1)."""
-        z: Tensor = self.excite(self.squeeze(pooled).relu())
+        """(B, C) -> z, (B, C)."""
+        z: Tensor = self.excite(self.squeeze(_normalised(pooled)).relu())
         return z
 
 
 class EfficientChannel(nn.Module):
-    """z_c = sum_i w_i m_(c + i), m the means over the places, i over the channel's neighbours.
+    """z_c = sum_i w_i n(m)_(c + i), m the means over the places, i over the channel's neighbours.
 
     Args:
         channels: C.
@@ -108,15 +113,15 @@ class EfficientChannel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> gates (B, C, 1, 1)."""
-        means = x.mean((2, 3)).unsqueeze(1)
-        return _gate(self.mix(means).transpose(1, 2).unsqueeze(3))
+        z = self.mix(_normalised(x.mean((2, 3)))[:, None])
+        return _gate(z)[:, 0, :, None, None]
 
 
 class Cbam(nn.Module):
     """By channel z = M(means) + M(maxima), M as in `SqueezeExcitation`; then, of what that leaves,
 
-    by place z = K * (mean over the channels, maximum over the channels) + b. Without the BatchNorm
-    that the authors' program has behind K and the paper has not.
+    by place z = K * n(mean over the channels, maximum over the channels) + b, each of the two maps
+    normalised over its places. (The authors' program has a BatchNorm behind K.)
 
     Args:
         channels: C.
@@ -135,11 +140,16 @@ class Cbam(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> gates (B, C, H, W)."""
-        mean, highest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        by_channel = _gate(self.channel.logits(mean) + self.channel.logits(highest))
+        z = self.channel.logits(x.mean((2, 3))) + self.channel.logits(x.amax((2, 3)))
+        by_channel = _gate(z)[:, :, None, None]
         x = by_channel * x
-        summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return by_channel * _gate(self.place(summary))
+        pooled = torch.stack([x.mean(1), x.amax(1)], dim=1)
+        return by_channel * _gate(self.place(_normalised(pooled, axes=2)))
+
+
+def _normalised(pooled: Tensor, axes: int = 1) -> Tensor:
+    """Mean 0 and variance 1 over the last axes."""
+    return functional.layer_norm(pooled, pooled.shape[-axes:])
 
 
 def _gate(z: Tensor) -> Tensor:

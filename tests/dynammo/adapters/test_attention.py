@@ -52,21 +52,35 @@ def noise(size: int) -> Tensor:
     return torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def test_squeeze_and_excitation_by_hand() -> None:
-    adapter = AttentionAdapter(2)
-    fill(adapter, gate__squeeze__weight=[1.0, 1.0], gate__excite__weight=[THREE, -THREE])
-    x = torch.tensor([[[1.0, 5.0], [2.0, 4.0]], [[-2.0, -2.0], [-8.0, 4.0]]])
-    # The means 3 and -2 sum to 1, so z is log 3 and -log 3; of -x ReLU leaves nothing.
-    halves = torch.stack([0.5 * x[0], -0.5 * x[1]])
-    torch.testing.assert_close(adapter(torch.stack([x, -x])), torch.stack([halves, 0 * x]))
+def close(found: Tensor, expected: Tensor) -> None:
+    """Variances have 1e-5 added to them."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def maps(*means: float) -> Tensor:
+    """(1, C, 2, 2), channels of these means."""
+    return torch.tensor(means).view(1, -1, 1, 1) + torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_squeeze_and_excitation_by_hand(size: float) -> None:
+    adapter = AttentionAdapter(4)
+    fill(
+        adapter,
+        gate__squeeze__weight=[0.0, 0.0, 1.0, 0.0],
+        gate__excite__weight=[THREE, -THREE, 0.0, 0.0],
+    )
+    x = size * maps(1, 1, 3, 3)
+    # The means become -1, -1, 1 and 1, whatever their size, and z is log 3, -log 3, 0 and 0.
+    close(adapter(x) / size, x / size * torch.tensor([0.5, -0.5, 0, 0]).view(1, 4, 1, 1))
+    assert not adapter(-x).any()  # of the third's -1 ReLU leaves nothing
 
 
 def test_efficient_channel_attention_by_hand() -> None:
-    adapter = AttentionAdapter(3, gate="eca", kernel=3)
+    adapter = AttentionAdapter(4, gate="eca", kernel=3)
     fill(adapter, gate__mix__weight=[0.0, 0.0, THREE])  # the next channel's mean alone
-    x = torch.tensor([5.0, 1.0, -1.0]).view(1, 3, 1, 1) + torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
-    expected = torch.stack([0.5 * x[0, 0], -0.5 * x[0, 1], 0 * x[0, 2]])
-    torch.testing.assert_close(adapter(x)[0], expected)
+    x = maps(1, 3, 3, 1)  # normalised -1, 1, 1, -1; behind the last there is none
+    close(adapter(x), x * torch.tensor([0.5, 0.5, -0.5, 0]).view(1, 4, 1, 1))
 
 
 @pytest.mark.parametrize(("channels", "kernel"), [(64, 3), (128, 5), (512, 5), (2048, 7), (1, 1)])
@@ -80,14 +94,14 @@ def test_channels_and_then_places_by_hand() -> None:
     fill(
         adapter,
         gate__channel__squeeze__weight=[1.0, 0.0],
-        gate__channel__excite__weight=[THREE / 5, 0.0],
-        gate__place__weight=[THREE, -THREE / 2],
+        gate__channel__excite__weight=[THREE, 0.0],
+        gate__place__weight=[2 * THREE, -THREE],
     )
-    x = torch.tensor([[[0.0, 0.0], [0.0, 4.0]], [[2.0, 2.0], [2.0, 2.0]]])
-    # The first channel's mean 1 and maximum 4 give the gates 1.5 and 1, so its 4 becomes 6. At that
-    # place the channels' mean is 4 and their maximum 6, z = log 3 (4 - 3); elsewhere log 3 (1 - 1).
-    expected = torch.tensor([[[0.0, 0.0], [0.0, 4 * 1.25]], [[0.0, 0.0], [0.0, 2 * 0.5]]])
-    torch.testing.assert_close(adapter(x[None])[0], expected)
+    x = torch.tensor([[[0.0, 0.0], [4.0, 4.0]], [[2.0, 2.0], [2.0, 2.0]]])
+    # Both means are 2, normalised 0; the maxima 4 and 2 become 1 and -1: the gates are 1.5 and 1.
+    # Of 0, 6 and 2, 2 the means are 1 and 4, the maxima 2 and 6: both become -1 and 1.
+    expected = torch.tensor([[[0.0, 0.0], [4 * 1.25, 4 * 1.25]], [[-1.0, -1.0], [1.0, 1.0]]])
+    close(adapter(x[None])[0], expected)
 
 
 def test_a_places_gate_follows_from_its_neighbours() -> None:
@@ -95,9 +109,9 @@ def test_a_places_gate_follows_from_its_neighbours() -> None:
     kernel = torch.zeros(1, 2, 3, 3)
     kernel[0, 0, 1, 0] = THREE  # the mean on the left; beyond the border it is 0
     fill(adapter, gate__place__weight=kernel.tolist())
-    x = torch.tensor([[1.0, -1.0, 2.0], [0.0, 2.0, 1.0]])
-    expected = torch.tensor([[0.0, -1.0 / 2, 2 * -1.0 / 2], [0.0, 0.0, 1 * (18 / 10 - 1)]])
-    torch.testing.assert_close(adapter(x[None, None])[0, 0], expected)
+    x = torch.tensor([[3.0, 1.0, 3.0], [1.0, 1.0, 3.0]])  # normalised 1, -1, 1 and -1, -1, 1
+    gates = torch.tensor([[1.0, 1.5, 0.5], [1.0, 0.5, 0.5]])
+    close(adapter(x[None, None])[0, 0], (gates - 1) * x)
 
 
 @pytest.mark.parametrize(
@@ -122,18 +136,28 @@ def test_it_starts_at_zero_with_a_gradient(gate: Any, last: list[str]) -> None:
 
 
 def test_the_gradient_at_the_start_by_hand() -> None:
-    """d A / d z = x / 2, and z = 3 w: twelve values of 3 give 12 * 3 / 2 * 3."""
-    adapter = AttentionAdapter(3, gate="eca", kernel=1)
-    adapter(torch.full((1, 3, 2, 2), 3.0)).sum().backward()
-    assert [p.grad.item() for p in adapter.parameters()] == [54]
+    """d A / d z = x / 2, and z is w and -w: four values of 3 and of 1 give 4 (3 - 1) / 2."""
+    adapter = AttentionAdapter(2, gate="eca", kernel=1)
+    adapter(maps(3, 1)).sum().backward()
+    assert [p.grad.item() for p in adapter.parameters()] == [pytest.approx(4, rel=1e-4)]
 
 
 def test_averaged_adapters() -> None:
     """Of eca z is averaged: 2 log 3 and 0 make log 3."""
-    adapter = AttentionAdapter(1, gate="eca", kernel=1)
+    adapter = AttentionAdapter(2, gate="eca", kernel=1)
     states = [{"gate.mix.weight": torch.full((1, 1, 1), value)} for value in (2 * THREE, 0.0)]
     adapter.load_state_dict(average(states))
-    torch.testing.assert_close(adapter(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 0.5))
+    x = maps(3, 1)
+    close(adapter(x), x * torch.tensor([0.5, -0.5]).view(1, 2, 1, 1))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_map_of_one_number_has_gates(gate: Any) -> None:
+    """Nothing differs, so nothing is told apart; it must not become NaN."""
+    adapter = AttentionAdapter(3, gate=gate)
+    x = torch.full((1, 3, 4, 4), 7.0)
+    adapter(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in adapter.parameters())
 
 
 @pytest.mark.parametrize("gate", GATES)
