@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # importing the table imports no part
 ADAPTERS: Registry[AdapterFactory] = Registry(
     "adapter",
     {
+        "attention": "dynammo.adapters.attention:AttentionAdapter",
         "bottleneck": "dynammo.adapters.bottleneck:BottleneckAdapter",
         "conv": "dynammo.adapters.conv:ConvAdapter",
         "linear": "dynammo.adapters.linear:LinearAdapter",

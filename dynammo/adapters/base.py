@@ -18,7 +18,8 @@ class AdapterFactory(Protocol):
 
     It may have an attribute `min_size`, the smallest height and width that the adapter takes; 1
     where it has none, and then it must see one place at a time, as a 1x1 convolution does: tokens
-    of a transformer come to it as a map (B, C, N, 1).
+    of a transformer come to it as a map (B, C, N, 1). An adapter that sees other places, too, has 2
+    or more, and is given the patches' tokens as the square that they are.
     """
 
     def __call__(self, channels: int, **options: Any) -> nn.Module:

@@ -154,6 +154,7 @@ def test_the_answers_are_the_models(model: Path, exported: tuple[Path, dict[str,
         ("mobilenetv3_small_100", AdapterConfig(options={"alpha": -0.5}), ("blocks.2",)),
         ("resnet18", AdapterConfig(name="linear"), ()),  # kept in the model: not foldable
         ("regnety_002", AdapterConfig(options={"alpha": 0.5}), ("s3",)),
+        ("test_resnet", AdapterConfig(name="attention", options={"gate": "cbam"}), ()),
     ],
 )
 def test_every_family_can_be_exported(

@@ -53,13 +53,13 @@ POSITIONS = {
     "resnet": ["layer1", "layer2", "layer3", "layer4"],
 }
 ADAPTERS_OF = {
-    "vit": ["linear", "conv", "lora", "ssf", "bottleneck"],
-    "registers": ["conv"],
+    "vit": ["linear", "conv", "lora", "ssf", "bottleneck", "attention"],
+    "registers": ["conv", "attention"],
     "deit": ["bottleneck"],
     "eva": ["linear", "lora"],
-    "swin": ["linear", "conv", "ssf"],
+    "swin": ["linear", "conv", "ssf", "attention"],
     "convnext": ["lora", "ssf"],
-    "resnet": ["lora", "ssf", "bottleneck"],
+    "resnet": ["lora", "ssf", "bottleneck", "attention"],
 }
 
 
