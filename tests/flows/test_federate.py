@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,22 +29,15 @@ from flows.learn import learn
 from flows.promote import promote
 from tasks.support.plans import draft, set_plan
 from tasks.support.version import find_learner, read_version, recall_of
+from tests.flower import FLOWER, ROOT, environment, needs_flower
 from tests.flows.project import CLASSES, PARAMS
 
-ROOT = Path(__file__).parents[2]
 OVERRIDES: dict[str, Any] = {
     **{key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train", "gate")},
     **SETTINGS,
     "tracking.register_model": False,
 }
 K = 4  # of each class there are four test images
-FLOWER = os.environ.get("DYNAMMO_FLOWER_PYTHON", sys.executable)
-HAS_FLOWER = not subprocess.run(
-    [FLOWER, "-c", "import flwr, ray"], check=False, capture_output=True
-).returncode
-needs_flower = pytest.mark.skipif(
-    not HAS_FLOWER, reason="no Flower: set DYNAMMO_FLOWER_PYTHON (docs/how-to/federated.md)"
-)
 
 
 def statistics(folder: LearnerFolder, method: str) -> ClassStatistics:
@@ -224,17 +215,6 @@ def settings_in(here: Path) -> Path:
     config = first_settings("fed", None, OVERRIDES)
     write_atomically(here / "config.json", to_json(config.model_dump(mode="json")))
     return here / "config.json"
-
-
-def environment(here: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "FLWR_HOME": str(here / "flower"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(FLOWER).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 @needs_flower
