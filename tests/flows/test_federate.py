@@ -202,6 +202,28 @@ def test_the_gate_decides_on_what_the_sites_count(here: Path, sites: list[Path])
     assert "counts" not in third and recall_of(folder, third) is None
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_a_site_that_comes_late_and_alone_is_held_back(
+    here: Path, arrive: Callable[..., Path]
+) -> None:
+    """A round's version is of its sites alone; with the others the late site is taken in."""
+    *sites, late = (arrive(name, list(CLASSES[:2])) for name in ("site_a", "site_b", "site_late"))
+    hold(here / "round", sites)
+    assert federate("fed", str(here / "round"))["champion"]
+    hold(here / "late", [late])
+    alone = federate("fed", str(here / "late"))
+    assert (alone["version"], alone["champion"], alone["outcome"]) == (2, False, "failed")
+    version = read_version(find_learner("fed"))
+    assert [own["train_images"] for own in version["batches"]] == [16]
+    wrong = [row for row in version["judgement"]["requirements"] if row["verdict"] == "not met"]
+    assert "learnt from less than champion 1: it has not seen batch 1, 2" in [
+        row["detail"] for row in wrong
+    ]
+    hold(here / "all", [*sites, late])
+    assert federate("fed", str(here / "all"))["champion"]
+    assert len(read_version(find_learner("fed"))["batches"]) == 3
+
+
 def test_subgroups_of_a_federated_learner_are_refused_in_a_plan(
     here: Path, sites: list[Path]
 ) -> None:
