@@ -168,6 +168,8 @@ def hold(
         found = {name: measured(model, state, images) for name, images in judged.items()}
         done.append({"round": number, "seconds": seconds, "from_sites": 0, "to_sites": 0, **found})
         sizes.append(size_of(arrays))
+        recall = 100 * found["validation"]["recall"]
+        print(f"rate {rate:g}, round {number}: {recall:.1f} on validation images", file=sys.stderr)
         last = time.monotonic()
 
     strategy = FedAvg(
