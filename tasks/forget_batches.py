@@ -97,6 +97,14 @@ def forget_batches(
     if adapted is not None:
         adapted, moved, said = _without(config, adapted, batches, merge, context)
         remarks += said
+        # A round that was written before sites could train in several has no count of them.
+        if moved and batches and "round" in version:
+            held = context.checkpoints.load_json(version["round"])
+            if held.get("rounds", 1) > 1:
+                remarks.append(
+                    "the other sites' adapters were trained on from one that the forgotten site "
+                    "had a part in, and stay as they are"
+                )
     methods: dict[str, Learnt] = {}
     drifts: dict[str, Ref] = {}
     for name, method in stage["methods"].items():

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a message")
     parser.add_argument("--learner", type=Path, help="folder of the learner, if there is one")
     parser.add_argument("--epsilon", type=float, default=math.inf, help="of noise on statistics")
+    parser.add_argument("--rounds", type=int, default=1, help="of training")
     given = parser.parse_args()
     try:
         from dynammo.extras import needs
@@ -33,7 +34,10 @@ def main() -> None:
         config = load_config(None, json.loads(given.config.read_text()))
         count = len(given.sites)
         out, learner = given.out.absolute(), given.learner
-        asked = Asked(config, given.min_patients, count, given.timeout, out, learner, given.epsilon)
+        asked = Asked(
+            *(config, given.min_patients, count, given.timeout, out, learner),
+            *(given.epsilon, given.rounds),
+        )
         run_simulation(server_app(asked), client_app(given.sites), count)
     except DynammoError as error:
         sys.exit(f"error: {error}")

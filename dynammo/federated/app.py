@@ -2,8 +2,9 @@
 
 Four messages a site: `introduce` (its name and the hash of its backbone), `train` (its adapter),
 `measure` (its class statistics under the merged adapter), and `evaluate` (what the model that
-follows answers to its test images, in counts). Who does not answer, or wrongly, is left out and
-named; what was merged with it is merged and measured again without it. Who has only not judged
+follows answers to its test images, in counts). In several rounds of training, `train` comes again
+with the merged adapter, from which the site goes on. Who does not answer, or wrongly, is left out
+and named; what was merged with it is merged and measured again without it. Who has only not judged
 stays in, and is named.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dynammo.config import Config, load_config
-from dynammo.errors import DataError, DynammoError
+from dynammo.errors import ConfigError, DataError, DynammoError
 from dynammo.extras import needs
 from dynammo.federated.judge import Model, check_counts, compared_models, judge_site
 from dynammo.federated.merge import (
@@ -107,7 +108,8 @@ def _introduce(
 
 def _train(asked: Mapping[str, Any], content: RecordDict, path: Path, config: Config) -> RecordDict:
     batch = read_site(path, config, asked["min-patients"])
-    adapter = train_site(config, asked["number"], batch)
+    merged = dict(content["adapter"].to_torch_state_dict()) if "adapter" in content else None
+    adapter = train_site(config, asked["number"], batch, asked["round"], merged)
     told = ConfigRecord({"classes": sorted(batch.patients), "images": len(batch.training)})
     return RecordDict({"site": told, "adapter": ArrayRecord(adapter)})
 
@@ -151,7 +153,8 @@ def _model_in(content: RecordDict, name: str) -> Model:
 class Asked:
     """A round: the learner's configuration, the k of classes that cross, how many sites are waited
     for and for how many seconds, the folder that it is written to, the learner's own, whose
-    champion the sites judge beside the new version, and the epsilon of the noise on statistics.
+    champion the sites judge beside the new version, the epsilon of the noise on statistics, and how
+    many rounds of training there are.
     """
 
     config: Config
@@ -161,12 +164,13 @@ class Asked:
     out: Path
     learner: Path | None = None
     epsilon: float = math.inf
+    rounds: int = 1
 
 
 def server_app(asked: Asked | None = None) -> ServerApp:
     """The server's part; without `asked` the run's configuration says what is wanted: `config` (a
     JSON file), `min-patients`, `sites`, `timeout`, `out`, `learner`, a folder or
-    empty, and `epsilon`, perhaps `inf`.
+    empty, `epsilon`, perhaps `inf`, and `rounds`.
     """
     app = ServerApp()
 
@@ -184,6 +188,7 @@ def server_app(asked: Asked | None = None) -> ServerApp:
                 Path(str(run["out"])),
                 Path(str(run["learner"])) if run["learner"] else None,
                 float(run["epsilon"]),
+                int(run["rounds"]),
             ),
         )
 
@@ -195,13 +200,19 @@ def hold_round(grid: Grid, asked: Asked) -> None:
 
     Raises:
         RoundError: no site went through.
+        ConfigError: settings that cannot be federated; no round of training.
     """
     began, config = time.monotonic(), asked.config
     check_federated(config)
+    if asked.rounds < 1:
+        raise ConfigError([f"rounds must be at least 1, got {asked.rounds}"])
     backbone, left_out = backbone_hash(config), list[dict[str, str]]()
     sites: dict[int, SiteSent] = {}
 
-    def leave_out(name: str, reason: str) -> None:
+    def leave_out(name: str, reason: str, merged: bool = False) -> None:
+        """`merged`: others have trained on from what holds its adapter, which nothing takes out."""
+        if merged:
+            reason += "; its adapter of an earlier round is in what the others trained on from"
         log.warning("%s is left out: %s", name, reason)
         left_out.append({"name": name, "reason": reason})
 
@@ -223,20 +234,18 @@ def hold_round(grid: Grid, asked: Asked) -> None:
     for number, own in enumerate(sorted(sites.values(), key=lambda own: own.name), start=1):
         own.number = number
 
-    numbers = {node: {"number": own.number} for node, own in sites.items()}
-    for node, reply in _ask(grid, "train", numbers, asked).items():
-        try:
-            _take_adapter(config, sites[node], reply)
-        except DataError as error:
-            leave_out(sites.pop(node).name, str(error))
+    for turn in range(1, asked.rounds + 1):
+        numbers = {node: {"number": own.number, "round": turn} for node, own in sites.items()}
+        start = {"adapter": ArrayRecord(_merged(config, sites))} if turn > 1 and sites else {}
+        for node, reply in _ask(grid, "train", numbers, asked, start).items():
+            try:
+                _take_adapter(config, sites[node], reply)
+            except DataError as error:
+                leave_out(sites.pop(node).name, str(error), turn > 1)
 
     complete, merged = False, State()
     while sites and not complete:
-        ordered = sorted(sites.values(), key=lambda own: own.number)
-        merged = merge_sites(
-            config, [own.adapter for own in ordered], [own.images for own in ordered]
-        )
-        complete = True
+        merged, complete = _merged(config, sites), True
         wanted: dict[int, dict[str, Any]] = {node: {} for node in sites}
         for node, reply in _ask(
             grid, "query.measure", wanted, asked, {"adapter": ArrayRecord(merged)}
@@ -244,7 +253,7 @@ def hold_round(grid: Grid, asked: Asked) -> None:
             try:
                 _take_statistics(config, sites[node], reply)
             except DataError as error:  # its adapter is in the merged one: once more without it
-                leave_out(sites.pop(node).name, str(error))
+                leave_out(sites.pop(node).name, str(error), asked.rounds > 1)
                 complete = False
     if not sites:
         said = "; ".join(f"{own['name']}: {own['reason']}" for own in left_out)
@@ -264,7 +273,14 @@ def hold_round(grid: Grid, asked: Asked) -> None:
         left_out,
         time.monotonic() - began,
         silent,
+        asked.rounds,
     )
+
+
+def _merged(config: Config, sites: Mapping[int, SiteSent]) -> State:
+    """What the sites' adapters are merged to."""
+    ordered = sorted(sites.values(), key=lambda own: own.number)
+    return merge_sites(config, [own.adapter for own in ordered], [own.images for own in ordered])
 
 
 def _judge(

@@ -48,6 +48,7 @@ def write_round(
     left_out: Sequence[dict[str, str]],
     seconds: float,
     silent: Sequence[dict[str, str]] = (),
+    rounds: int = 1,
 ) -> None:
     """Write `objects/`, and `round.json` last.
 
@@ -61,6 +62,7 @@ def write_round(
         left_out: `name` and `reason` of all others.
         seconds: that it took.
         silent: `name` and `reason` of sites whose part is in, and that did not judge the result.
+        rounds: of training; their adapters are those of the last.
     """
     store = CheckpointStore(folder / "objects")
     ordered = sorted(sites, key=lambda own: own.number)
@@ -89,6 +91,7 @@ def write_round(
         ],
         "left_out": list(left_out),
         "silent": list(silent),
+        "rounds": rounds,
         "seconds": round(seconds, 1),
     }
     write_atomically(folder / "round.json", to_json(document))

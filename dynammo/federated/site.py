@@ -81,18 +81,29 @@ def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
     return SiteBatch(ImageSet(images.root, kept), there, rest)
 
 
-def train_site(config: Config, number: int, batch: SiteBatch) -> State:
-    """The site's adapter: what `learn` trains of a batch of that number from a fresh one.
+def train_site(
+    config: Config, number: int, batch: SiteBatch, turn: int = 1, merged: State | None = None
+) -> State:
+    """The site's adapter: what `learn` trains of a batch of that number from a fresh one; in later
+    rounds of training, from what the sites' adapters were merged to.
 
     Args:
         config: of the learner.
         number: of the batch, from 1; sets the seeds.
         batch: of the site.
+        turn: the round of training, from 1; sets the order of the images.
+        merged: where training starts; none: at a fresh adapter.
+
+    Raises:
+        CheckpointError: the merged adapter does not fit.
     """
     seed = derive_seed(config.seed, "adapter", number)
-    network = _network(config, seed).to(choose_device(config.device))
+    network = _network(config, seed)
+    if merged is not None:
+        network.load_adapter_state(merged)
+    network.to(choose_device(config.device))
     pixels, labels = _load(config, batch)
-    own = derive_seed(config.seed, "train", number)
+    own = derive_seed(config.seed, "train", number, *([turn] if turn > 1 else []))
     settings = config.train.of_adapters
     return train_adapter(network, pixels, labels, len(batch.patients), settings, own).adapter
 

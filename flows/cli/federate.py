@@ -56,6 +56,13 @@ def federate(
             "epsilon."
         ),
     ] = math.inf,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Of a simulated round: how often sites train, each time on from what was merged.",
+        ),
+    ] = 1,
     params: Params = None,
     set_: Set = None,
 ) -> None:
@@ -77,11 +84,11 @@ def federate(
             config = _settings(learner, params, set_)
             if dry_run:
                 for path in batches:
-                    _list(path, config, min_patients)
+                    _list(path, config, min_patients, rounds)
                 return
         server.ready()
         if simulate:
-            _simulate(config, folder, batches, min_patients, learner, epsilon)
+            _simulate(config, folder, batches, min_patients, learner, epsilon, rounds)
         from flows.federate import federate as flow
 
         made = flow(learner, str(folder))
@@ -101,7 +108,7 @@ def _settings(learner: str, params: Path | None, set_: list[str] | None) -> Conf
     return config
 
 
-def _list(path: Path, config: Config, min_patients: int) -> None:
+def _list(path: Path, config: Config, min_patients: int, rounds: int) -> None:
     """What would leave a site, for whoever has to agree to it."""
     from dynammo.federated.judge import patients_tested
     from dynammo.federated.site import crossings, read_site
@@ -115,8 +122,10 @@ def _list(path: Path, config: Config, min_patients: int) -> None:
     out.print(table)
     smallest = min(batch.patients, key=lambda name: batch.patients[name])
     counts = ", ".join(f"{name} {count}" for name, count in batch.patients.items())
+    size = sum(row.bytes * (rounds if row.message == "train" else 1) for row in rows)
+    often = f" (those of train {rounds} times)" if rounds > 1 else ""
     lines = [
-        f"{len(rows)} tensors, {sum(row.bytes for row in rows):,} bytes; and in words the name "
+        f"{len(rows)} tensors{often}, {size:,} bytes; and in words the name "
         f"{path.stem}, the classes' names, and that it has {len(batch.training)} training images",
         f"patients by class: {counts}; fewest: {smallest}, {batch.patients[smallest]}",
     ]
@@ -139,6 +148,7 @@ def _simulate(
     min_patients: int,
     learner: str,
     epsilon: float,
+    rounds: int,
 ) -> None:
     """Hold a round in the Python that has Flower: its pins are not those of Prefect."""
     from dynammo.checkpoint import to_json, write_atomically
@@ -151,6 +161,7 @@ def _simulate(
         command = [python, "-m", "dynammo.federated", str(settings), str(folder)]
         command += [*map(str, sites), "--min-patients", str(min_patients)]
         command += ["--learner", str(find_learner(learner).path), "--epsilon", str(epsilon)]
+        command += ["--rounds", str(rounds)]
         (folder / "round.json").unlink(missing_ok=True)  # of an earlier round
         try:
             ended = subprocess.run(command, check=False).returncode

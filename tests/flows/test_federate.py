@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import json
+import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.deploy.predictor import Predictor
@@ -25,28 +26,22 @@ from dynammo.federated.site import backbone_hash, measure_site, read_site, train
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from dynammo.learner.settings import first_settings
+from flows.cli import app
 from flows.federate import NO_SUBGROUPS, federate
 from flows.forget import forget
 from flows.learn import learn
 from flows.promote import promote
 from tasks.support.plans import draft, set_plan
 from tasks.support.version import find_learner, read_version, recall_of
+from tests.flower import FLOWER, ROOT, environment, needs_flower
 from tests.flows.project import CLASSES, PARAMS
 
-ROOT = Path(__file__).parents[2]
 OVERRIDES: dict[str, Any] = {
     **{key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train", "gate")},
     **SETTINGS,
     "tracking.register_model": False,
 }
 K = 4  # of each class there are four test images
-FLOWER = os.environ.get("DYNAMMO_FLOWER_PYTHON", sys.executable)
-HAS_FLOWER = not subprocess.run(
-    [FLOWER, "-c", "import flwr, ray"], check=False, capture_output=True
-).returncode
-needs_flower = pytest.mark.skipif(
-    not HAS_FLOWER, reason="no Flower: set DYNAMMO_FLOWER_PYTHON (docs/how-to/federated.md)"
-)
 
 
 def statistics(folder: LearnerFolder, method: str) -> ClassStatistics:
@@ -61,8 +56,10 @@ def merged(folder: LearnerFolder) -> dict[str, torch.Tensor]:
     return folder.store.load(adapted["merged"])
 
 
-def hold(folder: Path, sites: list[Path], **more: object) -> None:
-    """What `dynammo.federated.app` does, in this process."""
+def hold(
+    folder: Path, sites: list[Path], rounds: int = 1, once: tuple[str, ...] = (), **more: object
+) -> None:
+    """What `dynammo.federated.app` does, in this process; the sites `once` train once, and go."""
     config = first_settings("fed", None, {**OVERRIDES, **more})
     sent, batches = [], [read_site(path, config, K) for path in sites]
     for number, (path, batch) in enumerate(zip(sites, batches, strict=True), start=1):
@@ -71,6 +68,12 @@ def hold(folder: Path, sites: list[Path], **more: object) -> None:
             SiteSent(path.name, number, sorted(batch.patients), len(batch.training), adapter)
         )
     whole = merge_sites(config, [own.adapter for own in sent], [own.images for own in sent])
+    staying = [pair for pair in zip(sent, batches, strict=True) if pair[0].name not in once]
+    sent, batches = [own for own, _ in staying], [batch for _, batch in staying]
+    for turn in range(2, rounds + 1):
+        for own, batch in staying:
+            own.adapter = train_site(config, own.number, batch, turn, whole)
+        whole = merge_sites(config, [own.adapter for own in sent], [own.images for own in sent])
     for own, batch in zip(sent, batches, strict=True):
         found = measure_site(config, whole, batch)
         own.statistics = {name: value.state() for name, value in found.items()}
@@ -79,7 +82,7 @@ def hold(folder: Path, sites: list[Path], **more: object) -> None:
     model, others = Model(names, whole, head), compared_models(find_learner("fed"))
     for own, batch in zip(sent, batches, strict=True):
         own.tests = judge_site(config, model, others, batch, K)
-    write_round(folder, config, K, sent, whole, backbone_hash(config), [], 0.0)
+    write_round(folder, config, K, sent, whole, backbone_hash(config), [], 0.0, rounds=rounds)
 
 
 @pytest.fixture
@@ -121,6 +124,21 @@ def test_the_learner_is_that_of_the_batches_one_after_another(
     assert names == ["amber", "birch", "ember", "fern"]
     for got, wanted in zip(statistics(fed, "frozen"), left, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_forgetting_leaves_of_a_site_after_several_rounds_of_training(
+    here: Path, sites: list[Path]
+) -> None:
+    for name, rounds in (("fed", 1), ("further", 2)):
+        hold(here / name, sites, rounds=rounds)
+        federate(name, str(here / name))
+    assert not torch.equal(
+        *(merged(find_learner(own))["layer1.mix.weight"] for own in ("fed", "further"))
+    )
+    left = "adapters were trained on from one that the forgotten site had a part in"
+    assert not any(left in remark for remark in forget("fed", [2])["remarks"])
+    assert any(left in remark for remark in forget("further", [2])["remarks"])
 
 
 def answers(folder: LearnerFolder, batches: list[Path]) -> dict[str, tuple[str, str]]:
@@ -184,6 +202,28 @@ def test_the_gate_decides_on_what_the_sites_count(here: Path, sites: list[Path])
     assert "counts" not in third and recall_of(folder, third) is None
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_a_site_that_comes_late_and_alone_is_held_back(
+    here: Path, arrive: Callable[..., Path]
+) -> None:
+    """A round's version is of its sites alone; with the others the late site is taken in."""
+    *sites, late = (arrive(name, list(CLASSES[:2])) for name in ("site_a", "site_b", "site_late"))
+    hold(here / "round", sites)
+    assert federate("fed", str(here / "round"))["champion"]
+    hold(here / "late", [late])
+    alone = federate("fed", str(here / "late"))
+    assert (alone["version"], alone["champion"], alone["outcome"]) == (2, False, "failed")
+    version = read_version(find_learner("fed"))
+    assert [own["train_images"] for own in version["batches"]] == [16]
+    wrong = [row for row in version["judgement"]["requirements"] if row["verdict"] == "not met"]
+    assert "learnt from less than champion 1: it has not seen batch 1, 2" in [
+        row["detail"] for row in wrong
+    ]
+    hold(here / "all", [*sites, late])
+    assert federate("fed", str(here / "all"))["champion"]
+    assert len(read_version(find_learner("fed"))["batches"]) == 3
+
+
 def test_subgroups_of_a_federated_learner_are_refused_in_a_plan(
     here: Path, sites: list[Path]
 ) -> None:
@@ -207,11 +247,10 @@ def test_a_round_that_was_changed_is_refused(here: Path) -> None:
         read_round(here)
 
 
-def same_round(here: Path, sites: list[Path]) -> None:
-    """What Flower brought of two sites is what this process makes of them; the third is named."""
-    hold(here / "expected", sites[:2])
+def same_round(here: Path) -> None:
+    """What Flower brought of two sites is what this process made of them; the third is named."""
     got, wanted = read_round(here / "round"), read_round(here / "expected")
-    assert got["merged"] == wanted["merged"]
+    assert (got["merged"], got["rounds"]) == (wanted["merged"], wanted["rounds"])
     for own, expected in zip(got["sites"], wanted["sites"], strict=True):
         assert own["name"] == expected["name"] and own["bytes"] > 0
         assert own["adapter"] == expected["adapter"]
@@ -220,21 +259,41 @@ def same_round(here: Path, sites: list[Path]) -> None:
     assert [own["name"] for own in got["left_out"]] == ["site_c"]
 
 
+def test_a_dry_run_counts_the_adapter_in_every_round_of_training(sites: list[Path]) -> None:
+    settings = [part for key in ("image", "backbone") for part in own_settings(key)]
+    rows = {}
+    for rounds in (1, 3):
+        said = CliRunner().invoke(
+            app,
+            ["federate", "fed", "--dry-run", str(sites[0]), "--rounds", str(rounds), *settings],
+        )
+        assert said.exit_code == 0, said.output
+        rows[rounds] = said.output
+    adapter = sum(
+        int(line.split()[-1].replace(",", ""))
+        for line in rows[1].splitlines()
+        if line.split()[:1] == ["train"]
+    )
+
+    def total(rounds: int) -> int:
+        (found,) = re.findall(r"tensors.*?, ([\d,]+) bytes", rows[rounds])
+        return int(found.replace(",", ""))
+
+    assert total(3) - total(1) == 2 * adapter > 0
+
+
+def own_settings(section: str) -> list[str]:
+    return [
+        part
+        for name, value in OVERRIDES[section].items()
+        for part in ("-s", f"{section}.{name}={json.dumps(value)}")
+    ]
+
+
 def settings_in(here: Path) -> Path:
     config = first_settings("fed", None, OVERRIDES)
     write_atomically(here / "config.json", to_json(config.model_dump(mode="json")))
     return here / "config.json"
-
-
-def environment(here: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "FLWR_HOME": str(here / "flower"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(FLOWER).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 @needs_flower
@@ -250,7 +309,89 @@ def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) 
         check=True,
         env=environment(here),
     )
-    same_round(here, sites)
+    hold(here / "expected", sites[:2])
+    same_round(here)
+
+
+ROUNDS = """
+import json
+import sys
+from pathlib import Path
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from dynammo.config import load_config
+from dynammo.errors import ConfigError
+from dynammo.federated.app import Asked, client_app, hold_round
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 9
+settings, out, least, *sites = sys.argv[1:]
+asked_to_train, crossed = [], 0
+
+
+class Grid:
+    # In this process; the last node is gone when it is to train again.
+    def __init__(self):
+        self.app = client_app(sites)
+
+    def get_node_ids(self):
+        return range(len(sites))
+
+    def send_and_receive(self, messages, timeout):
+        global crossed
+        for number, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = str(number)
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            if kind == "train":
+                asked_to_train.append(node)
+            if node == len(sites) - 1 and asked_to_train.count(node) == 2:
+                yield Message(Error(3, "Node Unavailable"), reply_to=message)
+                continue
+            context = Context(7, node, {"partition-id": node}, RecordDict(), {})
+            reply = self.app(message, context)
+            if node == 0:
+                records = reply.content.array_records.values()
+                crossed += sum(len(own.data) for it in records for own in it.values())
+            yield reply
+
+
+config = load_config(None, json.loads(Path(settings).read_text()))
+for rounds in (3, 0):
+    try:
+        hold_round(Grid(), Asked(config, int(least), len(sites), 10.0, Path(out), rounds=rounds))
+    except ConfigError as error:
+        print(json.dumps(error.problems))
+    else:
+        print(json.dumps([asked_to_train, crossed]))
+"""
+
+
+@needs_flower
+def test_several_rounds_of_training_and_a_site_that_goes_between_them(
+    here: Path, sites: list[Path]
+) -> None:
+    settings = settings_in(here)
+    done = subprocess.run(
+        [FLOWER, "-c", ROUNDS, str(settings), str(here / "round"), str(K), *map(str, sites)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(here),
+    )
+    assert not done.returncode, done.stderr
+    (trained, crossed), refused = map(json.loads, done.stdout.splitlines())
+    assert refused == ["rounds must be at least 1, got 0"]
+    assert trained == [0, 1, 2, 0, 1, 2, 0, 1]
+    hold(here / "expected", sites, rounds=3, once=("site_c",))
+    same_round(here)
+    document = read_round(here / "round")
+    assert document["rounds"] == 3 and document["sites"][0]["bytes"] == crossed
+    (left,) = document["left_out"]
+    assert left["reason"] == (
+        "failed (Node Unavailable); its adapter of an earlier round is in what the others trained "
+        "on from"
+    )
 
 
 GONE = """
@@ -327,7 +468,8 @@ def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[
             process.terminate()
         for process in started:
             process.wait(30)
-    same_round(here, sites)
+    hold(here / "expected", sites[:2])
+    same_round(here)
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ import torch
 
 from dynammo.config import Config
 from dynammo.data.samples import ImageSet, Sample
-from dynammo.errors import ConfigError, DataError
+from dynammo.errors import CheckpointError, ConfigError, DataError
 from dynammo.federated.judge import Counts, Model, check_counts, patients_tested
 from dynammo.federated.merge import (
     SETTINGS,
@@ -75,6 +75,26 @@ def test_a_site_sends_what_was_listed_and_holds_small_classes_back(
         check_statistics(config, 3, size, state)
     with pytest.raises(DataError, match="not finite"):
         check_adapter(config, {name: value * torch.nan for name, value in adapter.items()})
+
+
+def test_a_further_round_of_training_starts_at_the_merged_adapter(
+    site: Path, config: Config
+) -> None:
+    batch = read_site(site, config, 5)
+    first = train_site(config, 1, batch)
+    train = config.train.model_copy(update={"learning_rate": 1e-30, "weight_decay": 0.0})
+    still = config.model_copy(update={"train": train})
+    # Where training does not move, its end is its start, whatever the number of the site.
+    second = train_site(still, 2, batch, 2, first)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-20)
+    fresh = train_site(still, 1, batch)
+    assert any(not torch.equal(fresh[name], value) for name, value in first.items())
+    # The order of the images is another one in each round.
+    again = train_site(config, 1, batch, 2, fresh)
+    assert any(not torch.equal(again[name], value) for name, value in first.items())
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train_site(config, 1, batch, 2, {"weight": torch.zeros(1)})
 
 
 def test_nothing_is_sent_where_no_class_has_enough_patients(site: Path, config: Config) -> None:
