@@ -15,6 +15,7 @@ from dynammo.errors import DynammoError
 
 _COMMAND = "from flows.command import app; app()"
 _LINES = 200
+_LAST_SECONDS = 2
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,6 +32,7 @@ class Jobs:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._command = ""
 
@@ -57,11 +59,14 @@ class Jobs:
                 errors="replace",
                 env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
             )
-            threading.Thread(target=self._follow, args=[self._process], daemon=True).start()
+            self._reader = threading.Thread(target=self._follow, args=[self._process], daemon=True)
+            self._reader.start()
 
     def state(self) -> dict[str, object]:
         """`command` (empty before the first), `lines`, and `status`: none while it runs."""
         status = self._process.poll() if self._process else 0
+        if status is not None and self._reader is not None:
+            self._reader.join(_LAST_SECONDS)  # the last lines may still have to be read
         return {"command": self._command, "lines": list(self._lines), "status": status}
 
     def stop(self) -> None:

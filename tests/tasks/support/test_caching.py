@@ -151,7 +151,7 @@ def test_changed_code_runs_what_uses_it_again(
         ({"head.epochs": 3}, HEADS | {"trust adapter"}),
         ({"merge.rule": "ties"}, {"merge adapters"}),
         ({"merge.options": {"keep": 0.5}}, {"merge adapters"}),
-        ({"image.size": 64}, NETWORK | RENORMALISED),
+        ({"image.size": 64}, NETWORK | RENORMALISED | {"keep images"}),
         ({"adapter.name": "conv"}, NETWORK),
         ({"adapter.options": {"bias": False}}, NETWORK),
         ({"preset": "paper"}, NETWORK | RENORMALISED),
