@@ -83,6 +83,7 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "passed": version["gate"]["passed"],
         "waits": waits(pointer, number, version),
         "modifications": version["steps"][-1]["modifications"],
+        "gone": _gone(folder, version),
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,
         "batches": [{**own} for own in version["batches"] if own["hash"] not in known],
@@ -93,6 +94,16 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "software": version["versions"],
         "notes": version["notes"],
     }
+
+
+def _gone(folder: LearnerFolder, version: Version) -> list[str]:
+    """Classes that the champion of then knows and the version does not."""
+    if not (champion := version["judgement"]["champion"]):
+        return []
+    now = known_classes(version["stage"])
+    return [
+        name for name in known_classes(read_version(folder, champion)["stage"]) if name not in now
+    ]
 
 
 def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:

@@ -55,7 +55,8 @@ class Changed(NamedTuple):
 class ChangeReport(TypedDict):
     """All that the report says.
 
-    `waits`: it passed, and a person has to put it into use. `batches` are those learnt since the
+    `waits`: it passed, and a person has to put it into use. `gone` are classes that the champion
+    knows and the version does not. `batches` are those learnt since the
     champion; `evidence` from SHA-256 to file name in the learner; `standing` the changes of
     champion that concern the version.
     """
@@ -68,6 +69,7 @@ class ChangeReport(TypedDict):
     passed: bool
     waits: bool
     modifications: list[str]
+    gone: list[str]
     judgement: Judgement
     plan: dict[str, Any] | None
     batches: list[dict[str, Any]]
@@ -99,7 +101,12 @@ def sentence(report: ChangeReport) -> str:
     """What the update did, in a few plain words."""
     judgement, number = report["judgement"], report["version"]
     names = list(judgement["classes"])
-    change = judgement["comparison"]
+    change, gone = judgement["comparison"], ""
+    if report["gone"]:
+        gone = (
+            f" It can no longer name {_listed(report['gone'])}: such an image is called something "
+            "else, or of no known class."
+        )
     if change is None or change["overall"]["difference"] is None:
         values = [
             own["new"]["value"]
@@ -108,16 +115,16 @@ def sentence(report: ChangeReport) -> str:
         ]
         known = f"Version {number} of {report['learner']} knows {_listed(names)}"
         if not values:
-            return f"{known}; how well is not known, for there are no test images."
+            return f"{known}; how well is not known, for there are no test images.{gone}"
         mean = percent(sum(values) / len(values))
-        return f"{known}; of the test images of the average class it finds {mean} %."
+        return f"{known}; of the test images of the average class it finds {mean} %.{gone}"
     overall = change["overall"]
     new = [name for name in names if name not in change["classes"]]
     old = f"version {judgement['champion']}"
     what = f"adds {_listed(new)} to {old}" if new else f"changes {old}"
     return (
-        f"Version {number} of {report['learner']} {what}. Of the classes that both know it finds "
-        f"{percent(overall['new'])} % of an average class's test images; {old} finds "
+        f"Version {number} of {report['learner']} {what}.{gone} Of the classes that both know it "
+        f"finds {percent(overall['new'])} % of an average class's test images; {old} finds "
         f"{percent(overall['old'])} %. Of {overall['images']} images, {overall['negative_flips']} "
         "were right before and are wrong now, and "
         f"{sum(own.gained for own in changed_classes(change))} the other way round."

@@ -242,6 +242,8 @@ def test_a_forgotten_class_can_come_back(taught: LearnerFolder) -> None:
     assert current["forgotten"]["classes"] == ["birch"]
     assert set(metrics(folder, 4)["per_class"]) == set(CLASSES) - {"birch"}
     assert current["gate"]["passed"]  # it was meant
+    page = (folder.path / "reports/0004.html").read_text()
+    assert "It can no longer name birch: such an image is called something else" in page
     assert Predictor(folder.path / "model").classes == [own for own in CLASSES if own != "birch"]
 
 

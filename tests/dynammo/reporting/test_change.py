@@ -120,6 +120,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "standing": [],
         "rollback": 1,
         "retention": "images",
+        "gone": [],
         "software": {"torch": "2"},
         "notes": [],
         **more,
@@ -199,6 +200,12 @@ def test_what_the_first_page_says() -> None:
         f"Version 3 of skin adds {NEW} to version 2. Of the classes that both know it finds 70.0 % "
         "of an average class's test images; version 2 finds 90.0 %. Of 20 images, 5 were right "
         "before and are wrong now, and 1 the other way round."
+    )
+    less = document()
+    less["gone"] = ["wart", "scar"]
+    assert sentence(less).startswith(
+        f"Version 3 of skin adds {NEW} to version 2. It can no longer name wart and scar: such an "
+        "image is called something else, or of no known class. Of the classes that both know"
     )
     assert verdict(document()) == (
         "This kind of change was agreed on, but a limit of the plan is not kept: version 2 stays "
