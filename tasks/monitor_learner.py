@@ -81,8 +81,9 @@ def monitor_version(
         DataError: no image is left, or no class statistics or test images are kept.
         DynammoError: Evidently's report is wanted and cannot be made.
     """
-    if evidently is not None:
-        python_with_evidently()
+    python = (
+        python_with_evidently() if evidently is not None else ""
+    )  # before minutes are spent on images
     path = Path(folder_path)
     folder = LearnerFolder(path.parent, path.name)
     version = read_version(folder, number)
@@ -93,7 +94,7 @@ def monitor_version(
     new, unreadable = look(config, version, arrived, context)
     checks = monitor(reference, new, classes, false_alarms=false_alarms, window=window)
     if evidently is not None:
-        write_atomically(Path(evidently), evidently_report(reference, new, classes))
+        write_atomically(Path(evidently), evidently_report(python, reference, new, classes))
     labels = Counter(sample.label for sample in arrived.samples)
     return {
         "format": 1,

@@ -59,10 +59,11 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
     plan = plan_of(folder, judgement["plan"]) if judgement["plan"] else None
     pointer = folder.pointer()
     others = {judgement["champion"], judgement["authorised"] or 0} - {0}
-    documents = [read_version(folder, other) for other in sorted(others)]
-    known = {own["hash"] for other in documents for own in other["batches"]}
+    documents = {other: read_version(folder, other) for other in sorted(others)}
+    known = {own["hash"] for other in documents.values() for own in other["batches"]}
     files = {
-        ref["sha256"]: f"objects/{ref['path']}" for ref in references_in([version, *documents])
+        ref["sha256"]: f"objects/{ref['path']}"
+        for ref in references_in([version, *documents.values()])
     }
     document = (folder.path / "versions" / f"{number:04d}.json").read_bytes()
     evidence = {hashlib.sha256(document).hexdigest(): f"versions/{number:04d}.json"}
@@ -83,7 +84,7 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "passed": version["gate"]["passed"],
         "waits": waits(pointer, number, version),
         "modifications": version["steps"][-1]["modifications"],
-        "gone": _gone(folder, version),
+        "gone": _gone(documents.get(judgement["champion"]), version),
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,
         "batches": [{**own} for own in version["batches"] if own["hash"] not in known],
@@ -96,14 +97,11 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
     }
 
 
-def _gone(folder: LearnerFolder, version: Version) -> list[str]:
+def _gone(champion: Version | None, version: Version) -> list[str]:
     """Classes that the champion of then knows and the version does not."""
-    if not (champion := version["judgement"]["champion"]):
-        return []
     now = known_classes(version["stage"])
-    return [
-        name for name in known_classes(read_version(folder, champion)["stage"]) if name not in now
-    ]
+    before = known_classes(champion["stage"]) if champion else []
+    return [name for name in before if name not in now]
 
 
 def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:

@@ -40,18 +40,18 @@ def python_with_evidently() -> str:
     return python
 
 
-def evidently_report(reference: Seen, new: Seen, classes: Sequence[str]) -> bytes:
+def evidently_report(python: str, reference: Seen, new: Seen, classes: Sequence[str]) -> bytes:
     """An HTML page: have answers, or distances to the nearest class, drifted?
 
     Args:
+        python: what `python_with_evidently` gave.
         reference: held-out images.
         new: those to compare.
         classes: names.
 
     Raises:
-        DynammoError: Evidently is not there, or fails.
+        DynammoError: Evidently fails.
     """
-    python = python_with_evidently()
     tables = {
         name: {
             "answer": [classes[answer] for answer in seen.answers],

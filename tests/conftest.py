@@ -113,26 +113,8 @@ def tracking(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as `save_model` writes it; its answers mean nothing."""
-    from dynammo.config import AdapterConfig, BackboneConfig
-    from dynammo.deploy.predictor import save_model
-    from dynammo.heads.linear import new_head
-    from dynammo.network.backbones import pretrained_weights
-    from dynammo.network.network import build_network
+    from tests.models import random_model
 
-    folder = tmp_path_factory.mktemp("model")
-    backbone, adapter = BackboneConfig(name="test_resnet", pretrained=False), AdapterConfig()
-    weights = pretrained_weights(backbone, seed=1)
-    network = build_network(backbone, weights, 64, adapter, seed=1)
     classes = ["melanoma", "naevus", "keratosis"]
-    save_model(
-        folder,
-        backbone=backbone,
-        size=64,
-        adapter=adapter,
-        backbone_weights=weights,
-        adapter_weights=network.adapter_state(),
-        head=new_head(network.feature_size, len(classes), seed=1),
-        classes=classes,
-        provenance={"data": "d" * 64},
-    )
-    return folder
+    folder = tmp_path_factory.mktemp("model")
+    return random_model(folder, classes, provenance={"data": "d" * 64})

@@ -1,10 +1,10 @@
-"""Model folders: changed ones, with or without their hashes made anew, and a graph made by hand."""
+"""Model folders: of random weights, changed ones, and a graph made by hand."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,40 @@ import onnx
 from safetensors.torch import load_file, save
 
 from dynammo.checkpoint import sealed
+from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.deploy.predictor import save_model
+from dynammo.heads.linear import new_head
+from dynammo.network.backbones import pretrained_weights
+from dynammo.network.network import build_network
 from dynammo.state import State
+
+TINY = BackboneConfig(name="test_resnet", pretrained=False)
+
+
+def random_model(
+    folder: Path,
+    classes: Sequence[str],
+    backbone: BackboneConfig = TINY,
+    adapter: AdapterConfig | None = None,
+    seed: int = 1,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """A model for 64 pixels as `save_model` writes it; its answers mean nothing."""
+    adapter = adapter or AdapterConfig()
+    weights = pretrained_weights(backbone, seed=seed)
+    network = build_network(backbone, weights, 64, adapter, seed=seed)
+    save_model(
+        folder,
+        backbone=backbone,
+        size=64,
+        adapter=adapter,
+        backbone_weights=weights,
+        adapter_weights=network.adapter_state(),
+        head=new_head(network.feature_size, len(classes), seed=seed),
+        classes=classes,
+        provenance=provenance or {},
+    )
+    return folder
 
 
 def reseal(folder: Path, change: Mapping[str, object], tensors: State | None = None) -> None:

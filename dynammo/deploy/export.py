@@ -160,7 +160,9 @@ def export_model(
         remaining = None
         if template is None and set(formats) - {"safetensors"}:
             fused, fusions = _fused(predictor.model, predictor.size)
-            program, remaining = _program(fused, predictor.size), batch_norms(fused)
+            remaining = batch_norms(fused)
+        if template is None and {"pt2", "onnx"} & set(formats):
+            program = _program(fused, predictor.size)
         for name in _FILES:
             path = temporary / _FILES[name]
             if name not in formats:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -64,6 +65,14 @@ def heat_maps(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor
     return total
 
 
+def heat_map(predictor: Predictor, picture: Pixels, label: str) -> NDArray[np.float32]:
+    """(S, S): `heat_maps` of one picture (S, S, 3) and a class that the model knows."""
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(predictor.device)
+    place = torch.tensor([predictor.classes.index(label)])
+    found: NDArray[np.float32] = heat_maps(predictor.model, pixels, place)[0].numpy()
+    return found
+
+
 def explained(predictor: Predictor, image: Pixels, label: str) -> bytes:
     """An image's heat map as a PNG (S, S), over a grey copy of it: red speaks for the class, blue
     against it; the strongest of either has the full colour.
@@ -77,9 +86,7 @@ def explained(predictor: Predictor, image: Pixels, label: str) -> bytes:
         ConfigError: see `heat_maps`.
     """
     picture = load_image(image, predictor.size)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(predictor.device)
-    place = torch.tensor([predictor.classes.index(label)])
-    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
+    heat = heat_map(predictor, picture, label)
     opaque = (np.abs(heat) / max(float(np.abs(heat).max()), 1e-12))[..., None]
     colour = np.where(heat[..., None] > 0, (255, 0, 0), (0, 0, 255))
     drawn = opaque * colour + (1 - opaque) * picture.mean(axis=2, keepdims=True)

@@ -38,18 +38,14 @@ def explain(
     Raises:
         DataError: the model knows no such class.
     """
-    import torch
-
-    from dynammo.deploy.heat_map import heat_maps
+    from dynammo.deploy.heat_map import heat_map
     from dynammo.deploy.similar import most_alike
 
     (answer,) = predictor.predict([image])
     shown = label or answer.label
     if shown not in predictor.classes:
         raise DataError(f"the model knows no class {shown!r}")
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    place = torch.tensor([predictor.classes.index(shown)])
-    heat = heat_maps(predictor.model, pixels, place)[0].numpy()
+    heat = heat_map(predictor, image, shown)
     alike = [] if remembered is None else most_alike(predictor, image, remembered)
     return draw_heat_map(image, heat, f"{shown}, {answer.probabilities[shown]:.1%}", alike), shown
 

@@ -7,31 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.deploy import export
-from dynammo.deploy.predictor import Predictor, save_model
-from dynammo.heads.linear import new_head
-from dynammo.network.backbones import pretrained_weights
-from dynammo.network.network import build_network
+from dynammo.deploy.predictor import Predictor
 from flows.cli import app
+from tests.models import random_model
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    config, adapter = BackboneConfig(name="test_resnet", pretrained=False), AdapterConfig()
-    weights = pretrained_weights(config, seed=0)
-    network = build_network(config, weights, 64, adapter)
-    save_model(
-        tmp_path / "results" / "model",
-        backbone=config,
-        size=64,
-        adapter=adapter,
-        backbone_weights=weights,
-        adapter_weights=network.adapter_state(),
-        head=new_head(network.feature_size, 2, seed=0),
-        classes=["a", "b"],
-        provenance={},
-    )
+    random_model(tmp_path / "results" / "model", ["a", "b"], seed=0)
     return tmp_path / "results"
 
 

@@ -50,11 +50,13 @@ def test_a_page_that_cannot_be_made_is_an_error_in_one_line(
     python.chmod(0o755)
     monkeypatch.setenv(PYTHON, str(python))
     with pytest.raises(DynammoError, match=r"^Evidently failed: broken$"):
-        evidently_report(seen(20, 0), seen(10, 0), ["a", "b"])
+        evidently_report(python_with_evidently(), seen(20, 0), seen(10, 0), ["a", "b"])
 
 
 @pytest.mark.skipif(not EVIDENTLY, reason=f"no Evidently: set {PYTHON} (docs/how-to/monitoring.md)")
 def test_the_page_says_what_has_drifted() -> None:
-    page = evidently_report(seen(200, 0), seen(100, 3), ["amber", "birch"]).decode()
+    page = evidently_report(
+        python_with_evidently(), seen(200, 0), seen(100, 3), ["amber", "birch"]
+    ).decode()
     assert "Drift is detected for 50.0% of columns (1 out of 2)" in page
     assert "distance to the nearest class" in page

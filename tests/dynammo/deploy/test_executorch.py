@@ -11,12 +11,10 @@ import torch
 
 from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.deploy.export import export_model, sample_pixels
-from dynammo.deploy.predictor import Predictor, save_model
+from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ExportError
 from dynammo.extras import MissingExtra
-from dynammo.heads.linear import new_head
-from dynammo.network.backbones import pretrained_weights
-from dynammo.network.network import build_network
+from tests.models import random_model
 
 NEEDS_EXECUTORCH = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None,
@@ -49,20 +47,11 @@ def test_it_answers_as_the_model_and_says_what_it_is(tmp_path: Path) -> None:
 
     from dynammo.deploy.executorch import load_executorch
 
-    model = tmp_path / "model"
-    backbone, adapter = BackboneConfig(pretrained=False, levels=3), AdapterConfig(name="linear")
-    weights = pretrained_weights(backbone, seed=1)
-    network = build_network(backbone, weights, 64, adapter, seed=1)
-    save_model(
-        model,
-        backbone=backbone,
-        size=64,
-        adapter=adapter,
-        backbone_weights=weights,
-        adapter_weights=network.adapter_state(),
-        head=new_head(network.feature_size, 3, seed=1),
-        classes=["melanoma", "naevus", "keratosis"],
-        provenance={},
+    model = random_model(
+        tmp_path / "model",
+        ["melanoma", "naevus", "keratosis"],
+        BackboneConfig(pretrained=False, levels=3),
+        AdapterConfig(name="linear"),
     )
     report = export_model(model, tmp_path / "export", ["executorch"])
     assert list(report["files"]) == ["executorch"]

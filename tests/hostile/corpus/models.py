@@ -17,16 +17,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from dynammo.config import AdapterConfig, BackboneConfig
 from dynammo.deploy.graph import GraphPredictor
-from dynammo.deploy.predictor import Predictor, save_model
-from dynammo.heads.linear import new_head
-from dynammo.network.backbones import pretrained_weights
-from dynammo.network.network import build_network
+from dynammo.deploy.predictor import Predictor
 from tasks.support.mlflow.pyfunc_model import ImageClassifier
 from tests.hostile.corpus.judging import Case
 from tests.hostile.corpus.pictures import encoded, odd
-from tests.models import graph_folder, reseal
+from tests.models import graph_folder, random_model, reseal
 
 UNUSABLE = "holds no usable model: "
 REGIONS = 20
@@ -38,20 +34,8 @@ VALUES: dict[str, Any] = {"a list": [], "a number": 3.5, "a text": "x", "a map":
 def _kept() -> tempfile.TemporaryDirectory[str]:
     """A model and a graph, made once."""
     kept = tempfile.TemporaryDirectory()
-    backbone, adapter = BackboneConfig(name="test_resnet", pretrained=False), AdapterConfig()
-    weights = pretrained_weights(backbone, seed=1)
-    network = build_network(backbone, weights, 64, adapter, seed=1)
-    save_model(
-        Path(kept.name) / "model",
-        backbone=backbone,
-        size=64,
-        adapter=adapter,
-        backbone_weights=weights,
-        adapter_weights=network.adapter_state(),
-        head=new_head(network.feature_size, 3, seed=1),
-        classes=["a", "b", "c"],
-        provenance={"data": "d" * 64},
-    )
+    provenance = {"data": "d" * 64}
+    random_model(Path(kept.name) / "model", ["a", "b", "c"], provenance=provenance)
     graph_folder(Path(kept.name) / "graph")
     return kept
 
