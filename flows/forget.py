@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.support.revision import check_known, draft_revised, gone, tests_left
+from flows.support.revision import check_known, draft_revised, gone, taken_for, tests_left
 from flows.support.versions import (
     evaluated,
     finish_killed,
@@ -55,8 +55,9 @@ def forget(
         left = forget_batches(config, old, ledger_of(folder, old), batches, classes, here)
         tests = tests_left(folder, old, left, batches, here)
         stage = evaluated(config, old["backbone"], left.stage, None, tests, here)
+        now = taken_for(folder, old, config, left, here.named("forgotten"))
         told = _told(batches, classes, gone(old, left))
-        draft = draft_revised(folder, old, config, left, stage, tests, batches, told, "forget")
+        draft = draft_revised(folder, old, config, left, stage, tests, batches, told, "forget", now)
         made = write_version(folder, config, judged(folder, config, draft, here), here)
     return {**made, "remarks": left.remarks}
 

@@ -50,7 +50,7 @@ def merge(
         stage = evaluated(config, old["backbone"], left.stage, None, tests, here)
         told = f"merge batches {', '.join(map(str, batches))}" + (f" by {rule}" if rule else "")
         kind = "retrain_same_classes"
-        draft = draft_revised(folder, old, config, left, stage, tests, [], told, kind)
+        draft = draft_revised(folder, old, config, left, stage, tests, [], told, kind, {})
         made = write_version(folder, config, judged(folder, config, draft, here), here)
     return {**made, "remarks": left.remarks}
 

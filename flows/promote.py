@@ -52,6 +52,7 @@ def promote(
             f"version {version} did not pass the gate and needs a reason to be champion: {failed}"
         )
     with folder.lock():
+        was = folder.pointer()["champion"]
         if back:
             folder.rollback(version)
         else:
@@ -59,6 +60,7 @@ def promote(
         show_version(folder)
         if signer:
             sign_learner(folder, signer)
-        if report_of(folder, version).is_file():  # says now that the version is champion, and why
-            write_change_report(folder, version)
+        for number in {was, version}:  # both say now which is in use since when, and why
+            if report_of(folder, number).is_file():
+                write_change_report(folder, number)
     return {"learner": learner, "champion": version}

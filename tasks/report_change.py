@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from dynammo.checkpoint import check_writable, references_in
 from dynammo.errors import ConfigError
-from dynammo.learner.folder import LearnerFolder
-from dynammo.reporting.change import ChangeReport, Flip, write_change
+from dynammo.learner.folder import Change, LearnerFolder
+from dynammo.reporting.change import ChangeReport, Flip, Standing, write_change
 from dynammo.reporting.figures import thumbnail
 from tasks.compare_versions import answers_of
+from tasks.judge_version import counted_answers
 from tasks.support.plans import plan_of
 from tasks.support.stage import known_classes
 from tasks.support.version import Version, config_of, context_in, read_version, waits
@@ -85,11 +88,12 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "waits": waits(pointer, number, version),
         "modifications": version["steps"][-1]["modifications"],
         "gone": _gone(documents.get(judgement["champion"]), version),
+        "taken_for": {**_missed(folder, version), **version.get("taken_for", {})},
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,
         "batches": [{**own} for own in version["batches"] if own["hash"] not in known],
         "evidence": evidence,
-        "standing": [{**own} for own in pointer["champions"] if own["version"] == number],
+        "standing": _standing(pointer["champions"], number),
         "rollback": back,
         "retention": config_of(version).retention.test,
         "software": version["versions"],
@@ -102,6 +106,37 @@ def _gone(champion: Version | None, version: Version) -> list[str]:
     now = known_classes(version["stage"])
     before = known_classes(champion["stage"]) if champion else []
     return [name for name in before if name not in now]
+
+
+def _standing(champions: Sequence[Change], number: int) -> list[Standing]:
+    """When a version came into use and, but for the last, which one took its place and when."""
+    return [
+        {**own, "until": then["at"] if then else None, "then": then["version"] if then else None}
+        for own, then in zip_longest(champions, champions[1:])
+        if own["version"] == number
+    ]
+
+
+def _missed(folder: LearnerFolder, version: Version) -> dict[str, dict[str, int]]:
+    """Of each class that the version knows, what its test images that it does not find are called,
+    and how many of them; of what sites counted, too.
+    """
+    names, context = known_classes(version["stage"]), context_in(folder, config_of(version))
+    counted = counted_answers(version, context)
+    if counted is not None:
+        pairs = Counter(zip(counted.targets.tolist(), counted.predicted.tolist(), strict=True))
+        answers = Counter({(names[a], names[b]): images for (a, b), images in pairs.items()})
+    else:
+        answers = Counter(
+            pair
+            for own in answers_of(version, context).values()
+            for pair in zip(own.actual, own.predicted, strict=True)
+        )
+    found: dict[str, dict[str, int]] = {}
+    for (actual, called), images in answers.most_common():
+        if actual in names and actual != called:
+            found.setdefault(actual, {})[called] = images
+    return found
 
 
 def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:

@@ -161,7 +161,6 @@ def judge(
     forgotten: Collection[str] = (),
     learnt_from_less: str | None = None,
     not_comparable: str | None = None,
-    unmerged: float | None = None,
 ) -> Decision:
     """Decide whether a new version of a learner may become champion: all conditions must hold.
 
@@ -198,7 +197,6 @@ def judge(
         forgotten: the classes that were removed on purpose: their loss is named and allowed.
         learnt_from_less: what the new version saw less of than the champion, in words.
         not_comparable: why the two cannot be compared, in words.
-        unmerged: mean class recall of the unmerged variant, if it was evaluated.
 
     Raises:
         ValueError: something is said about a champion, and there is none.
@@ -208,7 +206,6 @@ def judge(
     return decide(
         [
             recall_check(config, recall),
-            unmerged_check(config, recall, unmerged),
             _comparable(champion, comparison, not_comparable),
             _class_loss(config, champion, comparison),
             _kept(champion, lost_classes, forgotten),

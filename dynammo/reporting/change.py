@@ -18,12 +18,13 @@ from matplotlib.lines import Line2D
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.evaluation.gate import Comparison
 from dynammo.evaluation.plan import ENOUGH
-from dynammo.evaluation.protocol import Judgement, Requirement
+from dynammo.evaluation.protocol import Judgement, Requirement, worse_ends
 from dynammo.reporting.figures import WIDTH, data_uri, dress, to_png
 from dynammo.reporting.report import NOTHING, percent, template
 
 _OLD, _NEW, _BAD = "#666666", "#0072B2", "#D55E00"
 _REASONS = 3  # so many the first page names
+_NAMED = 3  # so many classes that images are taken for
 _IN_PLAIN_WORDS = {
     "passed": "This kind of change was agreed on, and every limit of the plan is kept",
     "failed": "This kind of change was agreed on, but a limit of the plan is not kept",
@@ -52,13 +53,26 @@ class Changed(NamedTuple):
     flips: list[Flip]
 
 
+class Standing(TypedDict):
+    """A time in which a version was in use: from when, `reason` if it was against the gate, and
+    until when, and which version came `then`; none of both as long as it is.
+    """
+
+    version: int
+    at: str
+    reason: str | None
+    until: str | None
+    then: int | None
+
+
 class ChangeReport(TypedDict):
     """All that the report says.
 
     `waits`: it passed, and a person has to put it into use. `gone` are classes that the champion
-    knows and the version does not. `batches` are those learnt since the
-    champion; `evidence` from SHA-256 to file name in the learner; `standing` the changes of
-    champion that concern the version.
+    knows and the version does not. `taken_for` is, of a class, what its test images that are not
+    found are called, and how many: most first, and of a class that is gone where it was measured.
+    `batches` are those learnt since the champion; `evidence` from SHA-256 to file name in the
+    learner; `standing` tells when the version was in use.
     """
 
     learner: str
@@ -70,11 +84,12 @@ class ChangeReport(TypedDict):
     waits: bool
     modifications: list[str]
     gone: list[str]
+    taken_for: dict[str, dict[str, int]]
     judgement: Judgement
     plan: dict[str, Any] | None
     batches: list[dict[str, Any]]
     evidence: dict[str, str]
-    standing: list[dict[str, Any]]
+    standing: list[Standing]
     rollback: int
     retention: str
     software: dict[str, str]
@@ -107,6 +122,7 @@ def sentence(report: ChangeReport) -> str:
             f" It can no longer name {_listed(report['gone'])}: such an image is called something "
             "else, or of no known class."
         )
+        gone += "".join(_taken(name, report["taken_for"].get(name)) for name in report["gone"])
     if change is None or change["overall"]["difference"] is None:
         values = [
             own["new"]["value"]
@@ -117,18 +133,50 @@ def sentence(report: ChangeReport) -> str:
         if not values:
             return f"{known}; how well is not known, for there are no test images.{gone}"
         mean = percent(sum(values) / len(values))
-        return f"{known}; of the test images of the average class it finds {mean} %.{gone}"
+        return (
+            f"{known}. It finds {mean} % of their test images, each class weighing the same.{gone}"
+        )
     overall = change["overall"]
     new = [name for name in names if name not in change["classes"]]
     old = f"version {judgement['champion']}"
     what = f"adds {_listed(new)} to {old}" if new else f"changes {old}"
     return (
-        f"Version {number} of {report['learner']} {what}.{gone} Of the classes that both know it "
-        f"finds {percent(overall['new'])} % of an average class's test images; {old} finds "
-        f"{percent(overall['old'])} %. Of {overall['images']} images, {overall['negative_flips']} "
-        "were right before and are wrong now, and "
-        f"{sum(own.gained for own in changed_classes(change))} the other way round."
+        f"Version {number} of {report['learner']} {what}.{gone}{_found(new, judgement)} Of the "
+        f"classes that both know it finds {percent(overall['new'])} % of the test images, each "
+        f"class weighing the same; {old} finds {percent(overall['old'])} %. Of these "
+        f"{overall['images']} images, {overall['negative_flips']} were right before and are wrong "
+        f"now, and {sum(own.gained for own in changed_classes(change))} the other way round."
     )
+
+
+def _found(new: Sequence[str], judgement: Judgement) -> str:
+    """` Of what is new, it finds 80.0 % of 20 test images of b.`; empty without new classes."""
+    told = []
+    for name in new:
+        own = judgement["classes"][name]["new"]
+        if own["value"] is None:
+            told.append(f"how much of {name} it finds is not known, for there are no test images")
+        else:
+            told.append(f"it finds {percent(own['value'])} % of {_images(own['images'])} of {name}")
+    return f" Of what is new, {_listed(told)}." if told else ""
+
+
+def _taken(name: str, taken: Mapping[str, int] | None) -> str:
+    """` Of 24 test images of wart, it takes 15 for scar and 9 for mole.`; empty if not measured."""
+    if not taken:
+        return ""
+    return f" Of {_images(sum(taken.values()))} of {name}, it takes {called(taken)}."
+
+
+def called(taken: Mapping[str, int]) -> str:
+    """`15 for scar, 9 for mole and 2 for others`: at most three classes by name."""
+    told = [f"{images} for {name}" for name, images in [*taken.items()][:_NAMED]]
+    others = sum([*taken.values()][_NAMED:])
+    return _listed([*told, *([f"{others} for others"] if others else [])])
+
+
+def _images(images: int) -> str:
+    return "1 test image" if images == 1 else f"{images} test images"
 
 
 def changed_classes(comparison: Comparison | None, flips: Sequence[Flip] = ()) -> list[Changed]:
@@ -148,11 +196,11 @@ def changed_classes(comparison: Comparison | None, flips: Sequence[Flip] = ()) -
 
 
 def _flipped(changed: Sequence[Changed]) -> str:
-    """`No longer right: MEL (3). Newly right: MEL (1), NV (2).`; empty where no answer flipped."""
-    lost = [f"{own.name} ({own.lost})" for own in changed if own.lost]
-    gained = [f"{own.name} ({own.gained})" for own in changed if own.gained]
+    """`No longer right: 3 of MEL. Newly right: 1 of MEL and 2 of NV.`; empty where none flipped."""
+    lost = [f"{own.lost} of {own.name}" for own in changed if own.lost]
+    gained = [f"{own.gained} of {own.name}" for own in changed if own.gained]
     told = {"No longer right": lost, "Newly right": gained}
-    return " ".join(f"{which}: {', '.join(own)}." for which, own in told.items() if own)
+    return " ".join(f"{which}: {_listed(own)}." for which, own in told.items() if own)
 
 
 def _newly_right(flip: Flip) -> bool:
@@ -165,8 +213,8 @@ def verdict(report: ChangeReport) -> str:
     if judgement["plan"]:
         said = _IN_PLAIN_WORDS[judgement["outcome"]]
     else:
-        passed = "passed" if report["passed"] else "not passed"
-        said = f"No plan is in force; the gate's settings are {passed}"
+        kept = "every limit" if report["passed"] else "not every limit"
+        said = f"No plan is in force; {kept} of the settings is kept"
     number = report["version"]
     stays = (
         f"version {judgement['champion']} stays in use"
@@ -176,12 +224,32 @@ def verdict(report: ChangeReport) -> str:
     if report["waits"]:
         order = f"dynammo promote {report['learner']} {number}"
         return f"{said}. Version {number} waits for a person to run {order}; until then {stays}."
-    if report["passed"]:
-        return f"{said}: version {number} goes into use."
-    if report["standing"]:
-        why = report["standing"][0]["reason"]
-        return f"{said}: version {number} was put into use all the same, for this reason: {why}"
-    return f"{said}: {stays}."
+    if not report["standing"]:
+        never = f"version {number} was not put into use" if report["passed"] else stays
+        return f"{said}: {never}."
+    first, last = report["standing"][0], report["standing"][-1]
+    came = f"version {number} came into use on {_day(first['at'])}"
+    if first["reason"] and not report["passed"]:
+        came = f"{came} all the same, for this reason: {first['reason'].rstrip('.')}"
+    if last["until"]:
+        came = f"{came}. Since {_day(last['until'])} version {last['then']} is in use instead"
+    return f"{said}: {came}."
+
+
+def nearest(report: ChangeReport) -> str:
+    """What is closest to its limit of what is kept; empty unless a version passes limits that are
+    numbers.
+    """
+    met = [row for row in report["judgement"]["requirements"] if row["verdict"] == "met"]
+    ends = worse_ends(met)
+    if not report["passed"] or not ends:
+        return ""
+    closest = min(ends, key=lambda name: abs(ends[name][0] - ends[name][1]))
+    return _reason(next(row for row in met if row["name"] == closest))
+
+
+def _day(at: str) -> str:
+    return at.partition("T")[0]
 
 
 def reasons(report: ChangeReport) -> list[str]:
@@ -291,7 +359,9 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
     judgement = report["judgement"]
     changed = changed_classes(judgement["comparison"], flips)
     labels = {digest: f"E{place}" for place, digest in enumerate(report["evidence"], start=1)}
-    return template("change.html.j2", interval=interval_text, limit=_limit, png=data_uri).render(
+    return template(
+        "change.html.j2", called=called, interval=interval_text, limit=_limit, png=data_uri
+    ).render(
         report=report,
         judgement=judgement,
         outcome=judgement["outcome"],
@@ -299,6 +369,7 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         sentence=sentence(report),
         verdict=verdict(report),
         reasons=reasons(report),
+        nearest=nearest(report),
         picture=to_png(recalls(judgement)),
         labels=labels,
         changed=changed,

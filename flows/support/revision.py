@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from dynammo.config import Config
 from dynammo.learner.folder import LearnerError, LearnerFolder
+from dynammo.learner.settings import DEPLOYED
+from flows.support.versions import evaluated
+from tasks.compare_versions import answers_of
 from tasks.forget_batches import Left
 from tasks.retain import carry_features
 from tasks.support.kept import select_tests
@@ -59,6 +63,38 @@ def tests_left(
     return tests
 
 
+def taken_for(
+    folder: LearnerFolder,
+    old: Version,
+    config: Config,
+    left: Left,
+    context: Context,
+) -> dict[str, dict[str, int]]:
+    """Of each class that is known no more, what its test images are called now, and how many of
+    them; without those that have none. The images are gone once the version is written.
+
+    Args:
+        folder: of the learner.
+        old: the version that something was taken out of.
+        config: of the version.
+        left: what is left of it.
+        context: places.
+    """
+    lost = gone(old, left)
+    tests = old["tests"]
+    for method, drift in left.drifts.items():
+        tests = carry_features(tests, method, drift, context)
+    deployed: Stage = {**left.stage, "methods": {DEPLOYED: left.stage["methods"][DEPLOYED]}}
+    stage = evaluated(config, old["backbone"], deployed, None, tests, context)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in lost}
+    measured: Version = {**old, "stage": stage, "tests": tests}
+    for answers in answers_of(measured, context).values():
+        for actual, called in zip(answers.actual, answers.predicted, strict=True):
+            if actual in counts:
+                counts[actual][called] += 1
+    return {name: dict(own.most_common()) for name, own in counts.items() if own}
+
+
 def gone(old: Version, left: Left) -> list[str]:
     """The classes that are known no more."""
     known = set(known_classes(left.stage))
@@ -75,6 +111,7 @@ def draft_revised(
     batches: Sequence[int],
     operation: str,
     modification: str,
+    taken_for: dict[str, dict[str, int]],
 ) -> Draft:
     """The version that is made of what is left: its `stage`, measured, and its test images.
 
@@ -108,4 +145,5 @@ def draft_revised(
         },
         tests=tests,
         notes=left.remarks,
+        taken_for=taken_for,
     )

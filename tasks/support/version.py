@@ -49,7 +49,8 @@ class Forgotten(TypedDict):
 class Content(TypedDict):
     """What a step makes of a learner: `operation`, in words, and what there is after it.
 
-    `stage` is measured on `tests`; `notes` say what a user should know of it.
+    `stage` is measured on `tests`; `notes` say what a user should know of it. `taken_for` is, of a
+    class that this step took out, how many of its test images are called what now.
     """
 
     operation: str
@@ -59,6 +60,7 @@ class Content(TypedDict):
     forgotten: Forgotten
     tests: list[Tested]
     notes: list[str]
+    taken_for: NotRequired[dict[str, dict[str, int]]]
 
 
 class Draft(Content):

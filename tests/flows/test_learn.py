@@ -244,6 +244,10 @@ def test_a_forgotten_class_can_come_back(taught: LearnerFolder) -> None:
     assert current["gate"]["passed"]  # it was meant
     page = (folder.path / "reports/0004.html").read_text()
     assert "It can no longer name birch: such an image is called something else" in page
+    taken = json.loads((folder.path / "reports/0004.json").read_text())["taken_for"]["birch"]
+    assert sum(taken.values()) == metrics(folder, 3)["per_class"]["birch"]["support"]
+    assert set(taken) <= set(CLASSES) - {"birch"}
+    assert f"Of {sum(taken.values())} test images of birch, it takes" in page
     assert Predictor(folder.path / "model").classes == [own for own in CLASSES if own != "birch"]
 
 
@@ -271,6 +275,8 @@ def test_the_champion_stays_where_the_gate_does_not_pass(
     assert folder.pointer()["champions"][-1]["reason"] == "the ward needs the new classes"
     assert len(Predictor(folder.path / "model").classes) == 4
     promote("shapes", 1, back=True)
+    left = (folder.path / "reports/0002.html").read_text()
+    assert "the ward needs the new classes. Since" in left and "version 1 is in use instead" in left
     assert folder.pointer()["current"] == folder.pointer()["champion"] == 1
     learn("shapes", str(arrive("batch3", TASKS[2])))
     assert folder.version(3)["parent"] == 1

@@ -70,7 +70,7 @@ def test_a_version_waits_and_is_signed_by_who_promotes_it(
     # No reason is needed, and the same command signs: the model answers, and learning goes on.
     dynammo(*promote, "--key", here / "key")
     assert (folder.pointer()["champion"], aliases()) == (1, {"champion": "1"})
-    assert WAITS not in report.read_text() and "<dt>champion</dt>" in report.read_text()
+    assert WAITS not in report.read_text() and "<dt>in use</dt>" in report.read_text()
     dynammo("predict", "--model", folder.path / "model", here / "batch1", "-o", here / "a.csv")
     check_signed(folder, None)
 

@@ -237,7 +237,6 @@ def detail(decision: Decision, name: str) -> str:
 
 CHECKS = [
     "min_last_recall",
-    "max_gap_to_unmerged",
     "comparable",
     "max_class_loss",
     "classes_kept",
@@ -246,24 +245,22 @@ CHECKS = [
 
 
 @pytest.mark.parametrize(
-    ("recall", "unmerged", "failing"),
+    ("recall", "failing"),
     [
-        (0.5, None, []),
-        (0.49, None, ["min_last_recall"]),
-        (None, None, ["min_last_recall"]),
-        (float("nan"), None, ["min_last_recall"]),
-        (0.1 + 0.4 - 1e-12, None, []),
-        (0.75, 0.8, []),  # 0.8 - 0.75 is 0.05 but for rounding
-        (0.74, 0.8, ["max_gap_to_unmerged"]),
+        (0.5, []),
+        (0.49, ["min_last_recall"]),
+        (None, ["min_last_recall"]),
+        (float("nan"), ["min_last_recall"]),
+        (0.1 + 0.4 - 1e-12, []),
     ],
 )
 def test_without_a_champion_the_first_version_is_judged_by_itself(
-    recall: float | None, unmerged: float | None, failing: list[str]
+    recall: float | None, failing: list[str]
 ) -> None:
-    decision = judge(CONFIG, recall, None, champion=None, unmerged=unmerged)
+    decision = judge(CONFIG, recall, None, champion=None)
     assert [check["name"] for check in decision["checks"]] == CHECKS
     assert failed(decision) == failing
-    assert {check["detail"] for check in decision["checks"][2:]} == {"there is no champion yet"}
+    assert {check["detail"] for check in decision["checks"][1:]} == {"there is no champion yet"}
 
 
 def test_a_version_that_loses_nothing_passes() -> None:

@@ -15,6 +15,7 @@ from dynammo.reporting import figures
 from dynammo.reporting.change import (
     ChangeReport,
     Flip,
+    nearest,
     reasons,
     recalls,
     sentence,
@@ -37,6 +38,8 @@ def change(old: float, new: float, flips: int) -> dict[str, Any]:
 
 
 def requirement(name: str, limit: float, own: dict[str, Any], verdict: str) -> dict[str, Any]:
+    if verdict == "met":
+        own = {**own, "low": limit + 0.01}
     return {
         "name": name,
         "requirement": f"{name.partition('.')[0]} for {name.partition('.')[2]}, at least",
@@ -121,6 +124,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
         "rollback": 1,
         "retention": "images",
         "gone": [],
+        "taken_for": {"nevus": {NEW: 4, "wart": 1, "mole": 1}},
         "software": {"torch": "2"},
         "notes": [],
         **more,
@@ -145,7 +149,8 @@ def test_the_page_is_self_contained_escaped_and_complete(tmp_path: Path) -> None
         "Not passed",
         "90.0 (70.0 to 100.0)",
         "-20.0 (-30.0 to -10.0)",
-        "<code>dynammo rollback skin 1</code>",
+        "To go back to version 1: <code>dynammo rollback skin 1</code>",
+        "4 for b &amp; &lt;w&gt;, 1 for wart and 1 for mole",
         "complaints",
         "A. Example, 2027",
         "f" * 64,
@@ -188,7 +193,7 @@ def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
         )
     )
     assert heading < page.index("data:image/png;base64,cGljdHVyZQ==") < lost < gained
-    assert "<p>No longer right: nevus (5). Newly right: nevus (1).</p>" in page
+    assert "<p>No longer right: 5 of nevus. Newly right: 1 of nevus.</p>" in page
     assert "<h3>mole" not in page and "<p>mole: none.</p>" in page
     assert "cGljdHVyZQ" not in (tmp_path / "3.json").read_text()
     without = written(own, tmp_path / "4.html")
@@ -197,15 +202,18 @@ def test_pictures_are_in_the_page_and_not_in_the_json(tmp_path: Path) -> None:
 
 def test_what_the_first_page_says() -> None:
     assert sentence(document()) == (
-        f"Version 3 of skin adds {NEW} to version 2. Of the classes that both know it finds 70.0 % "
-        "of an average class's test images; version 2 finds 90.0 %. Of 20 images, 5 were right "
-        "before and are wrong now, and 1 the other way round."
+        f"Version 3 of skin adds {NEW} to version 2. Of what is new, it finds 80.0 % of 20 test "
+        f"images of {NEW}. Of the classes that both know it finds 70.0 % of the test images, each "
+        "class weighing the same; version 2 finds 90.0 %. Of these 20 images, 5 were right before "
+        "and are wrong now, and 1 the other way round."
     )
     less = document()
     less["gone"] = ["wart", "scar"]
+    less["taken_for"] = {"wart": {"nevus": 9, NEW: 4, "mole": 2, "burn": 2, "corn": 1}}
     assert sentence(less).startswith(
         f"Version 3 of skin adds {NEW} to version 2. It can no longer name wart and scar: such an "
-        "image is called something else, or of no known class. Of the classes that both know"
+        "image is called something else, or of no known class. Of 18 test images of wart, it takes "
+        f"9 for nevus, 4 for {NEW}, 2 for mole and 3 for others. Of what is new, it finds 80.0 %"
     )
     assert verdict(document()) == (
         "This kind of change was agreed on, but a limit of the plan is not kept: version 2 stays "
@@ -218,9 +226,13 @@ def test_what_the_first_page_says() -> None:
     few["judgement"]["requirements"][0]["measured"] = None
     assert reasons(few) == ["sensitivity for nevus, at least 0.6: 0.700"]
     assert reasons(document("passed")) == []
+    assert [nearest(document(outcome)) for outcome in ("failed", "passed")] == [
+        "",
+        "nevus: 70.0 % of its images are found, but it may be only 61.0 %; 60.0 % are asked for",
+    ]
     assert verdict(document("passed")) == (
-        "This kind of change was agreed on, and every limit of the plan is kept: version 3 goes "
-        "into use."
+        "This kind of change was agreed on, and every limit of the plan is kept: version 3 was not "
+        "put into use."
     )
     assert verdict(document("outside")) == (
         "This kind of change was not agreed on: version 2 stays in use."
@@ -232,10 +244,10 @@ def test_what_the_first_page_says() -> None:
     without = document()
     without["judgement"] = {**without["judgement"], "plan": None, "comparison": None}
     assert sentence(without) == (
-        f"Version 3 of skin knows nevus and {NEW}; of the test images of the average class it "
-        "finds 75.0 %."
+        f"Version 3 of skin knows nevus and {NEW}. It finds 75.0 % of their test images, each "
+        "class weighing the same."
     )
-    assert verdict(without).startswith("No plan is in force; the gate's settings are not passed")
+    assert verdict(without).startswith("No plan is in force; not every limit of the settings is")
 
 
 def test_who_put_a_version_into_use_is_said(tmp_path: Path) -> None:
@@ -245,9 +257,15 @@ def test_who_put_a_version_into_use_is_said(tmp_path: Path) -> None:
         "stays in use."
     )
     assert "<strong>Passed, waits for a person</strong>" in written(waiting, tmp_path / "3.html")
-    then = {"version": 3, "at": "2027-01-02", "reason": "the ward needs it"}
-    assert verdict(document("failed", standing=[then])).endswith(
-        "not kept: version 3 was put into use all the same, for this reason: the ward needs it"
+    then = {"version": 3, "at": "2027-01-02T08:00:00+00:00", "reason": "the ward needs it"}
+    in_use = {**then, "until": None, "then": None}
+    assert verdict(document("failed", standing=[in_use])).endswith(
+        "not kept: version 3 came into use on 2027-01-02 all the same, for this reason: the ward "
+        "needs it."
+    )
+    replaced = {**then, "reason": None, "until": "2027-01-05T08:00:00+00:00", "then": 1}
+    assert verdict(document("passed", standing=[replaced])).endswith(
+        "kept: version 3 came into use on 2027-01-02. Since 2027-01-05 version 1 is in use instead."
     )
 
 
