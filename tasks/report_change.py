@@ -133,7 +133,7 @@ def _missed(folder: LearnerFolder, version: Version) -> dict[str, dict[str, int]
             for pair in zip(own.actual, own.predicted, strict=True)
         )
     found: dict[str, dict[str, int]] = {}
-    for (actual, called), images in answers.most_common():
+    for (actual, called), images in answers.items():
         if actual in names and actual != called:
             found.setdefault(actual, {})[called] = images
     return found

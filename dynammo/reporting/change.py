@@ -70,7 +70,7 @@ class ChangeReport(TypedDict):
 
     `waits`: it passed, and a person has to put it into use. `gone` are classes that the champion
     knows and the version does not. `taken_for` is, of a class, what its test images that are not
-    found are called, and how many: most first, and of a class that is gone where it was measured.
+    found are called, and how many; of a class that is gone, of all, where it was measured.
     `batches` are those learnt since the champion; `evidence` from SHA-256 to file name in the
     learner; `standing` tells when the version was in use.
     """
@@ -170,8 +170,9 @@ def _taken(name: str, taken: Mapping[str, int] | None) -> str:
 
 def called(taken: Mapping[str, int]) -> str:
     """`15 for scar, 9 for mole and 2 for others`: at most three classes by name."""
-    told = [f"{images} for {name}" for name, images in [*taken.items()][:_NAMED]]
-    others = sum([*taken.values()][_NAMED:])
+    ordered = sorted(taken.items(), key=lambda own: (-own[1], own[0]))  # JSON has them by name
+    told = [f"{images} for {name}" for name, images in ordered[:_NAMED]]
+    others = sum(images for _, images in ordered[_NAMED:])
     return _listed([*told, *([f"{others} for others"] if others else [])])
 
 

@@ -92,7 +92,7 @@ def taken_for(
         for actual, called in zip(answers.actual, answers.predicted, strict=True):
             if actual in counts:
                 counts[actual][called] += 1
-    return {name: dict(own.most_common()) for name, own in counts.items() if own}
+    return {name: dict(own) for name, own in counts.items() if own}
 
 
 def gone(old: Version, left: Left) -> list[str]:
