@@ -50,6 +50,7 @@ NO_SUBGROUPS = (
     "subgroups are not compared: retention.subgroups keeps columns of test images, and no test "
     "image crossed"
 )
+NO_CLINICAL = "clinical columns are not gone by: sites send no counts of them"
 
 
 @flow(name="dynammo-federate", flow_run_name="{learner}: federate", on_failure=[notify])
@@ -143,7 +144,12 @@ def federate(learner: str, held: str) -> dict[str, Any]:
                 classes=[own for own in gone["classes"] if own not in known],
             ),
             tests=[],
-            notes=[UNCALIBRATED, *([NO_SUBGROUPS] * bool(config.retention.subgroups)), *absent],
+            notes=[
+                UNCALIBRATED,
+                *([NO_SUBGROUPS] * bool(config.retention.subgroups)),
+                *([NO_CLINICAL] * bool(config.clinical.names)),
+                *absent,
+            ],
         )
         version = judged(folder, config, {**draft, **sent}, here)  # type: ignore[typeddict-item]
         made = write_version(folder, config, version, here)

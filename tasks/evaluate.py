@@ -9,7 +9,8 @@ from prefect import get_run_logger
 from torch import Tensor, nn
 
 from dynammo.checkpoint import Ref
-from dynammo.config import AdapterConfig, ArchitectureConfig, ImageConfig
+from dynammo.clinical import evidence
+from dynammo.config import AdapterConfig, ArchitectureConfig, ClinicalConfig, ImageConfig
 from dynammo.evaluation import appearance
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.heads.linear import Scores, least_others_scores, unified_scores
@@ -20,7 +21,7 @@ from dynammo.network.folding import deployed_network
 from dynammo.network.network import build_network, build_unmerged_network
 from dynammo.state import State
 from tasks.support.caching import step
-from tasks.support.images import targets_of
+from tasks.support.images import kept_columns, targets_of
 from tasks.support.workspace import Context, Kept, provenance
 
 
@@ -45,6 +46,8 @@ def evaluate(
     features: list[Ref],
     heads: list[Ref],
     previous: Ref | None,
+    clinical: ClinicalConfig | None,
+    counts: Ref | None,
     context: Context,
 ) -> Evaluated:
     """Predict every test image as the variant would, and compute all metrics.
@@ -60,6 +63,8 @@ def evaluate(
         features: of all test images; one entry, or one an adapter.
         heads: likewise.
         previous: the variant's predictions after the task before, for negative flips.
+        clinical: the columns that one head's answers go by, too.
+        counts: of these, if there are any.
         context: places.
     """
     store = context.checkpoints
@@ -71,6 +76,8 @@ def evaluate(
         scores = least_others_scores(inputs, states)
     else:
         scores = kept_scores(variant, inputs[0], states[0], tests, targets, context)
+        if clinical is not None and counts is not None:
+            scores = _with_columns(scores, clinical, counts, tests, context)
     meta = provenance(
         architecture,
         image,
@@ -80,6 +87,7 @@ def evaluate(
         images=[test["labels"] for test in tests],
         features=features,
         heads=heads,
+        counts=counts,
     )
     weights = sum(state["weight"].numel() for state in states)
     cost = _cost(architecture, image, kind, variant, stage, weights)
@@ -90,6 +98,18 @@ def evaluate(
     return measure(
         variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context, pictures
     )
+
+
+def _with_columns(
+    scores: Scores, clinical: ClinicalConfig, counts: Ref, tests: list[Kept], context: Context
+) -> Scores:
+    """Answers that go by what is known beside the images (`dynammo.clinical`), too."""
+    known = evidence(context.checkpoints.load_json(counts), clinical.names, clinical.weight)
+    shares = torch.from_numpy(
+        known.fused(scores.probabilities.double().numpy(), kept_columns(tests, context))
+    )
+    confidence, predicted = shares.max(dim=1)
+    return Scores(predicted, shares.to(scores.probabilities), confidence, confidence)
 
 
 def _appearance(tests: list[Kept], context: Context) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from prefect import task
 
 from dynammo.checkpoint import Ref
+from dynammo.clinical import Counts, add, chosen
 from dynammo.config import Config
 from dynammo.data.marks import rows
 from dynammo.heads import HEAD_RULES
@@ -28,7 +29,16 @@ from tasks.merge_adapters import merge_adapters
 from tasks.support.images import remembered
 from tasks.support.kept import select_exemplars
 from tasks.support.networks import load_network
-from tasks.support.stage import Adapted, Learnt, Part, Stage, known_classes, learnt
+from tasks.support.stage import (
+    Adapted,
+    Clinical,
+    CountedPart,
+    Learnt,
+    Part,
+    Stage,
+    known_classes,
+    learnt,
+)
 from tasks.support.version import Version
 from tasks.support.workspace import Context, provenance
 
@@ -137,6 +147,8 @@ def forget_batches(
                 adapted = {**adapted, "exemplars": found["exemplars"]}
     tasks = [own for names in stage["tasks"] if (own := [name for name in names if name in kept])]
     rest: Stage = {**stage, "tasks": tasks, "adapted": adapted, "methods": methods}
+    if "clinical" in stage:
+        rest["clinical"] = _counts_left(stage["clinical"], stage, remaining, kept, context)
     return Left(rest, drifts, remarks)
 
 
@@ -306,6 +318,30 @@ def _refit(
         statistics=statistics,
         parts=parts,
     )
+
+
+def _counts_left(
+    clinical: Clinical,
+    stage: Stage,
+    remaining: Sequence[int],
+    kept: Sequence[str],
+    context: Context,
+) -> Clinical:
+    """What is known beside images, without forgotten batches and classes. Exact."""
+    store, parts = context.checkpoints, []
+    counts: Counts = {"classes": 0, "categories": {}, "numbers": {}}
+    for part in clinical["parts"]:
+        classes = [name for name in part["classes"] if name in kept and part["batch"] in remaining]
+        if classes:
+            places = [part["classes"].index(name) for name in classes]
+            own = chosen(store.load_json(part["counts"]), places)
+            counts = add(counts, own, [kept.index(name) for name in classes], len(kept))
+            ref = store.save_json("batch-column-counts", {**own})
+            parts.append(CountedPart(batch=part["batch"], classes=classes, counts=ref))
+    if not clinical["parts"]:  # retention keeps none: only classes can be taken out
+        known = known_classes(stage)
+        counts = chosen(store.load_json(clinical["counts"]), [known.index(name) for name in kept])
+    return {"counts": store.save_json("column-counts", {**counts}), "parts": parts}
 
 
 def add_up(

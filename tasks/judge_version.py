@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config, TrackingConfig, layered
-from dynammo.data.marks import COLUMN, read_texts
 from dynammo.evaluation.gate import Check, Decision, compare
 from dynammo.evaluation.gate import decide as decision
 from dynammo.evaluation.honesty import Honesty, measure_honesty, unknown_limits
@@ -30,14 +28,15 @@ from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
 from tasks.compare_versions import CONFIDENCE, Other, compare_with, counts_of, groups_of
 from tasks.evaluate import as_predictions
+from tasks.support.images import kept_columns
 from tasks.support.kept import hash_without
 from tasks.support.plans import hash_of_tests, plan_of
 from tasks.support.stage import known_classes
-from tasks.support.version import Draft, Tested, Version, read_version
+from tasks.support.version import Draft, Tested, Version, config_of, read_version
 from tasks.support.workspace import Context
 
 # A change of these is a modification that no plan of this form allows.
-_SETTINGS = ("seed", "image", "backbone", "adapter", "train", "memory", "merge", "head")
+_SETTINGS = ("seed", "image", "backbone", "adapter", "train", "memory", "merge", "head", "clinical")
 _NO_RESULT = ("train.cache_mb",)  # changes no result
 # Conditions of the gate that no limit of a plan takes the place of.
 _ALWAYS = ("comparable", "classes_kept", "learnt_from_no_less")
@@ -78,7 +77,7 @@ def judge_version(
     classes = known_classes(version["stage"])
     predictions, groups, evidence = tested_answers(version, context)
     looks = tested_looks(version, config.tracking, context)
-    columns = tested_columns(version, context) if predictions else {}
+    columns = _subgroups(config, version, context) if predictions else {}
     counted = counted_answers(version, context)
     if counted:
         groups, evidence = [None] * len(counted.targets), [version["counts"]["sha256"]]
@@ -123,7 +122,7 @@ def judge_version(
             champion=against,
             authorised=since,
             steps=_since(version, authorised.number),
-            settings=_changed(first["config"], config.model_dump(mode="json")),
+            settings=_changed(config_of(first), config),
             test_hash=hash_of_tests(version["tests"], [test["batch"] for test in first["tests"]]),
             left_of_tests=_left_of_tests(folder, first, version, plan.locked_test),
             counted=counted,
@@ -230,25 +229,11 @@ def tested_looks(version: Draft, tracking: TrackingConfig, context: Context) -> 
     return looks if limits is not None and limits.appearance is not None else None
 
 
-def tested_columns(version: Draft, context: Context) -> dict[str, list[str]]:
-    """Further columns kept of the test images: a text an image, empty where none was given, or
-    where a batch came before the column was kept.
-    """
-    found: dict[str, list[str]] = {}
-    done = 0
-    for test in version["tests"]:
-        state = context.checkpoints.load(test["kept"]["labels"])
-        kept = {
-            name.removeprefix(COLUMN): read_texts(values)
-            for name, values in state.items()
-            if name.startswith(COLUMN)
-        }
-        for name in kept.keys() - found.keys():
-            found[name] = [""] * done
-        done += len(state["labels"])
-        for name, texts in found.items():
-            texts += kept.get(name, [""] * len(state["labels"]))
-    return dict(sorted(found.items()))
+def _subgroups(config: Config, version: Draft, context: Context) -> dict[str, list[str]]:
+    """Columns of the test images to compare subgroups by: not those that are numbers."""
+    columns = kept_columns([test["kept"] for test in version["tests"]], context)
+    only = set(config.clinical.numbers) - set(config.retention.subgroups)
+    return {name: values for name, values in columns.items() if name not in only}
 
 
 def _honesty(
@@ -279,9 +264,11 @@ def _since(version: Draft, authorised: int) -> list[Step] | None:
     return steps[starts[-1] :] if starts else None
 
 
-def _changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changed(then: Config, now: Config) -> list[str]:
     """Dotted names of settings that differ, of those that results depend on."""
-    was, is_now = (layered({name: own[name] for name in _SETTINGS}) for own in (then, now))
+    was, is_now = (
+        layered(own.model_dump(mode="json", include={*_SETTINGS})) for own in (then, now)
+    )
     names = [*was, *(name for name in is_now if name not in was)]
     return [name for name in names if was.get(name) != is_now.get(name) and name not in _NO_RESULT]
 

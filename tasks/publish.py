@@ -21,10 +21,11 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 import dynammo
 from dynammo.checkpoint import CheckpointStore, Ref, check_writable, to_json, write_atomically
+from dynammo.clinical import Counts, evidence
 from dynammo.config import Config, TrackingConfig
 from dynammo.data.samples import read_manifest
 from dynammo.deploy.graph import copy_graph
-from dynammo.deploy.manifest import Appearance, PredictionSets, Unknown
+from dynammo.deploy.manifest import Appearance, Clinical, PredictionSets, Unknown
 from dynammo.deploy.predictor import save_model
 from dynammo.errors import ConfigError, DynammoError
 from dynammo.evaluation.gate import Change, Outcome, compare
@@ -136,6 +137,7 @@ def save_merged(
         head=store.load(head),
         classes=known_classes(stage),
         **thresholds(stage["methods"]["merged"], config.tracking, store),
+        clinical=_clinical(config, stage, store),
         provenance={
             "data": data_hash,
             **({"learner": learner} if learner else {}),
@@ -182,6 +184,15 @@ def thresholds(merged: Learnt, tracking: TrackingConfig, store: CheckpointStore)
             unknown_limits(scores, targets, looks, alarm, tracking.unknown_by_class), alarm
         ),
     }
+
+
+def _clinical(config: Config, stage: Stage, store: CheckpointStore) -> Clinical | None:
+    """What columns beside the image say; none where none are counted."""
+    if "clinical" not in stage or not config.clinical.names:
+        return None
+    counts: Counts = store.load_json(stage["clinical"]["counts"])
+    found = evidence(counts, config.clinical.names, config.clinical.weight)
+    return Clinical.model_validate(found._asdict())
 
 
 def _unknown(limits: UnknownLimits | None, alarm: float) -> Unknown | None:

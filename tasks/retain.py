@@ -106,4 +106,7 @@ def _strip(stage: Stage, *, parts: bool, predictions: bool) -> Stage:
         }
         for name, learnt in stage["methods"].items()
     }
-    return {**stage, "adapted": adapted, "methods": methods}
+    found: Stage = {**stage, "adapted": adapted, "methods": methods}
+    if "clinical" in stage and not parts:
+        found["clinical"] = {**stage["clinical"], "parts": []}
+    return found

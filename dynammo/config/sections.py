@@ -342,6 +342,34 @@ class MemoryConfig(Section):
         return self
 
 
+class ClinicalConfig(Section):
+    """What is known of a patient beside the image (docs/how-to/data.md): columns of a batch's CSV,
+    whose values a learner counts class by class (`dynammo.clinical`).
+    """
+
+    categories: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="columns with a few different values, such as sex or site"
+    )
+    numbers: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="columns with numbers, such as age"
+    )
+    weight: float = Field(
+        0.75, gt=0, le=1, description="how far they are believed; 1: as if they were independent"
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """All of the columns."""
+        return [*self.categories, *self.numbers]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ClinicalConfig:
+        taken = ["file", "split", "class", "group"]
+        if twice := [name for name in self.names if [*taken, *self.names].count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is named twice, or no clinical column")
+        return self
+
+
 class RetentionConfig(Section):
     """What a learner keeps of the images it has seen, and for how long (docs/how-to/learner.md).
 
@@ -532,6 +560,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     memory: MemoryConfig = MemoryConfig(size=40)
     retention: RetentionConfig = RetentionConfig()
+    clinical: ClinicalConfig = ClinicalConfig()
     merge: MergeConfig = MergeConfig()
     head: HeadConfig = HeadConfig()
     gate: GateConfig = GateConfig()

@@ -9,13 +9,15 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo.clinical import Columns, Evidence
 from dynammo.data.formats.pictures import Pixels, load_image
 from dynammo.errors import DataError
 from dynammo.evaluation.strangeness import UnknownLimits
@@ -48,6 +50,7 @@ class Answering(ABC):
         size: images are resized to size x size pixels.
         thresholds: of prediction sets, one a class; None: there are none.
         unknown: from where on an image is of no known class; None: there is no such limit.
+        clinical: what columns beside the image say; None: the image answers alone.
         model_sha256: of `model.json`, which says what the model is made of.
         fast_jpeg: whether big JPEGs are decoded at less than their size (`load_image`).
     """
@@ -56,6 +59,7 @@ class Answering(ABC):
     size: int
     thresholds: list[float | None] | None
     unknown: UnknownLimits | None
+    clinical: Evidence | None = None
     model_sha256: str
     fast_jpeg: bool = False
 
@@ -74,6 +78,7 @@ class Answering(ABC):
         images: Sequence[Any],
         batch_size: int = 32,
         progress: Callable[[int, int], None] | None = None,
+        columns: Columns | None = None,
     ) -> list[Answer]:
         """Classify images.
 
@@ -82,20 +87,27 @@ class Answering(ABC):
                 `dynammo.data.formats.pictures.decode`.
             batch_size: images at a time.
             progress: called with (images done, images).
+            columns: what is known beside the images: of each column a text an image, empty where
+                it is missing. Those that the model does not go by are not looked at.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image cannot be read, or a column's number is none.
         """
         answers: list[Answer] = []
         for start in range(0, len(images), batch_size):
             chosen = images[start : start + batch_size]
             batch = [load_image(image, self.size, self.fast_jpeg) for image in chosen]
-            answers.extend(self._answers(batch))
+            own = {
+                name: values[start : start + len(batch)] for name, values in (columns or {}).items()
+            }
+            answers.extend(self._answers(batch, own))
             if progress is not None:
                 progress(len(answers), len(images))
         return answers
 
-    def stream(self, images: Iterable[Any]) -> Iterator[Answer | DataError]:
+    def stream(
+        self, images: Iterable[Any], rows: Iterable[Mapping[str, str]] = ()
+    ) -> Iterator[Answer | DataError]:
         """Classify images one after another, in their order, however many there are.
 
         Threads decode what comes next while a batch is classified; at most two of the largest
@@ -104,15 +116,24 @@ class Answering(ABC):
 
         Args:
             images: as `predict` takes them.
+            rows: what is known beside each of them, by column; all or none. Numbers are numbers.
 
         Yields:
             For each image its answer, or the error that says why it cannot be read: the images
             after it are answered all the same.
         """
-        size = BatchSize()
+        size, beside = BatchSize(), iter(rows)
         for batch in _batches(self.decoded(images), size):
             begun = time.perf_counter()
-            answers = self._answers([one for one in batch if not isinstance(one, DataError)])
+            known = [*islice(beside, len(batch))] or [{}] * len(batch)
+            readable = [
+                (one, row)
+                for one, row in zip(batch, known, strict=True)
+                if not isinstance(one, DataError)
+            ]
+            names = self.clinical.names if self.clinical else []
+            own = {name: [row.get(name, "") for _, row in readable] for name in names}
+            answers = self._answers([one for one, _ in readable], own)
             size.took(len(batch), time.perf_counter() - begun)
             yield from (one if isinstance(one, DataError) else next(answers) for one in batch)
 
@@ -136,11 +157,13 @@ class Answering(ABC):
         except DataError as error:
             return error
 
-    def _answers(self, batch: Sequence[Pixels]) -> Iterator[Answer]:
+    def _answers(self, batch: Sequence[Pixels], columns: Columns) -> Iterator[Answer]:
         if not batch:
             return iter(())
         pixels = np.stack(batch)
         scores = self.scores(pixels)
+        if self.clinical is not None and any(map(any, columns.values())):
+            scores = self.clinical.fused(scores, columns).astype(np.float64)
         rows = scores.tolist()
         best = (max(range(len(row)), key=row.__getitem__) for row in rows)
         strange: list[bool | None] = [None] * len(rows)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo.checkpoint import unsealed
+from dynammo.clinical import Evidence
 from dynammo.data.checks import problems_of_names
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.answers import Answering
@@ -156,7 +157,8 @@ class GraphPredictor(Answering):
         folder = Path(folder)
         try:
             stored = read_graph(folder)
-            self.classes, self.size, self.thresholds, self.unknown = _described(stored.manifest)
+            described = _described(stored.manifest)
+            self.classes, self.size, self.thresholds, self.unknown, self.clinical = described
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session, self.provider = open_session(stored.graph, threads), "cpu"
             self._check_shapes()
@@ -264,9 +266,9 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 def _described(
     content: bytes,
-) -> tuple[list[str], int, list[float | None] | None, UnknownLimits | None]:
+) -> tuple[list[str], int, list[float | None] | None, UnknownLimits | None, Evidence | None]:
     """Class names, size of the images, thresholds of prediction sets and of "none of the classes I
-    know", from `model.json`.
+    know", and what columns beside the image say, from `model.json`.
     """
     try:
         document = unsealed(content)
@@ -284,14 +286,15 @@ def _described(
     unknown = document.get("unknown")
     try:
         limit = None if unknown is None else UnknownLimits.read(unknown)
+        beside = document.get("clinical") and Evidence.read(document["clinical"], len(classes))
     except CheckpointError as error:
         raise CheckpointError(f"{MANIFEST}: {error}") from None
     sets = document.get("prediction_sets")
     if sets is None:
-        return classes, size, None, limit
+        return classes, size, None, limit, beside
     thresholds = sets.get("thresholds") if isinstance(sets, dict) else None
     if not isinstance(thresholds, list) or len(thresholds) != len(classes):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: expected a threshold a class")
     if not all(t is None or (isinstance(t, float) and 0 <= t <= 1) for t in thresholds):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: thresholds are in 0..1, or null")
-    return classes, size, thresholds, limit
+    return classes, size, thresholds, limit, beside

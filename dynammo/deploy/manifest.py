@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save
 
 from dynammo.checkpoint import unsealed
+from dynammo.clinical import Evidence
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.config.sections import Section
 from dynammo.data.checks import problems_of_names
@@ -69,6 +70,14 @@ class Unknown(Section):
     appearance: Appearance | None = None
 
 
+class Clinical(Section):
+    """What columns beside the image say of each class (`dynammo.clinical.Evidence`)."""
+
+    weight: float
+    categories: dict[str, dict[str, list[float]]]
+    numbers: dict[str, list[list[float]]]
+
+
 class Manifest(Section):
     """What `model.json` says."""
 
@@ -80,6 +89,7 @@ class Manifest(Section):
     classes: list[str] = Field(min_length=1)
     prediction_sets: PredictionSets | None = None  # none where no test image was kept
     unknown: Unknown | None = None  # none likewise, or of too few
+    clinical: Clinical | None = None
     provenance: dict[str, Any]
 
     @field_validator("classes")
@@ -93,6 +103,8 @@ class Manifest(Section):
     def _one_threshold_a_class(self) -> Manifest:
         if self.prediction_sets and len(self.prediction_sets.thresholds) != len(self.classes):
             raise ValueError("prediction_sets: expected a threshold a class")
+        if self.clinical:
+            Evidence.read(self.clinical.model_dump(), len(self.classes))
         return self
 
 

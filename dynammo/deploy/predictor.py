@@ -18,10 +18,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynammo.checkpoint import sealed, write_atomically
+from dynammo.clinical import Evidence
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.answers import Answering
 from dynammo.deploy.manifest import (
+    Clinical,
     DeployedAdapter,
     Manifest,
     PredictionSets,
@@ -91,6 +93,7 @@ def save_model(
     provenance: Mapping[str, Any],
     prediction_sets: PredictionSets | None = None,
     unknown: Unknown | None = None,
+    clinical: Clinical | None = None,
 ) -> list[str]:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
@@ -109,6 +112,7 @@ def save_model(
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
         prediction_sets: their thresholds, where there were images to find them on.
         unknown: the threshold of "none of the classes I know", likewise.
+        clinical: what columns beside the image say, where they are counted.
 
     Returns:
         What kept adapters from being folded, a line each; nothing where all were.
@@ -144,6 +148,7 @@ def save_model(
             classes=list(classes),
             prediction_sets=prediction_sets,
             unknown=unknown,
+            clinical=clinical,
             provenance=dict(provenance),
         )
     except ValidationError as error:
@@ -193,6 +198,8 @@ class Predictor(Answering):
         self.thresholds = sets.thresholds if sets else None
         unknown = self.manifest.unknown
         self.unknown = UnknownLimits.read(unknown.model_dump()) if unknown else None
+        beside = self.manifest.clinical
+        self.clinical = Evidence.read(beside.model_dump(), len(self.classes)) if beside else None
         adapter = self.manifest.adapter
         network = build_network(
             self.manifest.backbone,

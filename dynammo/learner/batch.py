@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dynammo.clinical import number
+from dynammo.config import ClinicalConfig
 from dynammo.data.marks import mark
 from dynammo.data.samples import ImageSet, Sample, list_samples
 from dynammo.data.sources import csv_manifest, folder
@@ -16,7 +18,12 @@ from dynammo.learner.ledger import Ledger, check_splits
 
 
 def load_batch(
-    path: Path, test_share: float, ledger: Ledger, key: str, columns: Sequence[str] = ()
+    path: Path,
+    test_share: float,
+    ledger: Ledger,
+    key: str,
+    subgroups: Sequence[str] = (),
+    clinical: ClinicalConfig | None = None,
 ) -> tuple[ImageSet, int]:
     """List a batch's images.
 
@@ -27,16 +34,19 @@ def load_batch(
         test_share: of the images of a class that comes without test images, so many are split off.
         ledger: what was learnt before.
         key: under which it is written.
-        columns: further ones of the CSV, which test images keep.
+        subgroups: columns of the CSV that test images keep.
+        clinical: further ones, which all images have until they are counted.
 
     Returns:
         The batch, and how many of its images were left out since they had been learnt before.
 
     Raises:
         DataError: see the sources; a class has no training images; an image or a group was of the
-            other split before; everything was learnt before.
+            other split before; everything was learnt before; a clinical number is none.
     """
-    listed = list_labelled(path, columns)
+    asked = clinical.names if clinical else []
+    listed = list_labelled(path, [*dict.fromkeys([*subgroups, *asked])])
+    _check_numbers(path, listed, clinical.numbers if clinical else [])
     seen_files, seen_groups = ledger.seen()
     bare = classes_without_test(listed)
 
@@ -55,8 +65,13 @@ def load_batch(
         if sample.group and (group := mark(key, sample.group)) in seen_groups
     }
     result = split_off(ImageSet(listed.root, new), test_share, known)
-    if columns:  # no more is kept than what versions are measured by
-        fewer = [s if s.split == "test" else replace(s, columns=()) for s in result.samples]
+    if subgroups:  # no more is kept than what versions are measured by
+        fewer = [
+            replace(
+                own, columns=tuple(c for c in own.columns if own.split == "test" or c[0] in asked)
+            )
+            for own in result.samples
+        ]
         result = ImageSet(result.root, tuple(fewer))
     check_splits(result.samples, ledger, key)
     trained = {sample.label for sample in result.samples if sample.split == "train"}
@@ -77,10 +92,23 @@ def list_labelled(path: Path, columns: Sequence[str] = ()) -> ImageSet:
         return csv_manifest.read(path, default_split="train", columns=columns)
     if columns:
         raise DataError(
-            f"{path} is a folder, and retention.subgroups keeps {', '.join(columns)} of test "
-            "images: expected a CSV with these columns"
+            f"{path} is a folder, and the learner asks for {', '.join(columns)} of each image "
+            "(retention.subgroups, clinical): expected a CSV with these columns"
         )
     return _folders(path)
+
+
+def _check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
+    problems = []
+    for sample in listed.samples:
+        for name, value in sample.columns:
+            if name in names and value:
+                try:
+                    number(value, name)
+                except DataError as error:
+                    problems.append(f"{path}: {sample.file}: {error}")
+    if problems:
+        raise DataError(problems)
 
 
 def classes_without_test(image_set: ImageSet) -> set[str]:

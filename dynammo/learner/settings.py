@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "device",
     "train",
     "retention",
+    "clinical",  # images without a column say nothing of it
     "gate",
     "tracking",
     "data.repeats",

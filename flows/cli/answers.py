@@ -15,12 +15,13 @@ from textwrap import indent
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from dynammo.checkpoint import written_atomically
+from dynammo.clinical import read_rows
 from dynammo.data.checks import problems_of_columns
 from dynammo.errors import ConfigError, DataError
 from dynammo.extras import needs
 
 if TYPE_CHECKING:
-    from dynammo.deploy.answers import Answer
+    from dynammo.deploy.answers import Answer, Answering
 
     Write = Callable[[str, Answer | DataError], None]
 
@@ -46,6 +47,27 @@ def format_of(output: Path | None, asked: Format | None) -> Format:
     found = asked or (Format(suffix) if suffix in set(Format) else Format.csv)
     if found is Format.parquet and output is None:
         raise ConfigError(["parquet is no text: give it a file with --output"])
+    return found
+
+
+def clinical_of(
+    path: Path | None, predictor: Answering, files: Sequence[Path]
+) -> list[dict[str, str]]:
+    """What a CSV says of each image, by column; of images that it does not list nothing.
+
+    Raises:
+        ConfigError: the model goes by images alone.
+        DataError: of the CSV (`dynammo.clinical.read_rows`), or it lists none of the images.
+    """
+    if path is None:
+        return []
+    if predictor.clinical is None:
+        raise ConfigError(["--clinical: this model goes by images alone"])
+    rows = read_rows(path, predictor.clinical)
+    found = [rows.get(file.absolute(), {}) for file in files]
+    if not any(found):
+        asked = ", ".join(predictor.clinical.names)
+        raise DataError(f"{path} says nothing of these images: expected file and some of {asked}")
     return found
 
 

@@ -150,6 +150,12 @@ def predict(
         Path | None,
         typer.Option("--codes", help="Of classes in reports, CSV: class,code,scheme,meaning."),
     ] = None,
+    clinical: Annotated[
+        Path | None,
+        typer.Option(
+            "--clinical", help="CSV with file and columns such as age, which the model has learnt."
+        ),
+    ] = None,
     fast_jpeg: Annotated[
         bool,
         typer.Option(
@@ -168,6 +174,7 @@ def predict(
         from dynammo.data.formats.pictures import HashedFile
         from dynammo.deploy.graph import has_graph, load_predictor
         from dynammo.deploy.log import PredictionLog
+        from flows.cli.answers import clinical_of
         from flows.cli.reports import Reports
 
         form = format_of(output, format_)
@@ -178,6 +185,7 @@ def predict(
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
         predictor.fast_jpeg = fast_jpeg
+        beside = clinical_of(clinical, predictor, files)
         reports = Reports(dicom_sr, fhir, codes, model, predictor)
         logged = PredictionLog(log, predictor.model_sha256) if log else None
         bad: list[DataError] = []
@@ -189,7 +197,7 @@ def predict(
             # Hashed for the log and reports alone.
             hashed = logged or reports
             sources: list[Path | HashedFile] = [HashedFile(f) if hashed else f for f in files]
-            stream = zip(sources, predictor.stream(sources), strict=True)
+            stream = zip(sources, predictor.stream(sources, beside), strict=True)
             for done, (file, answer) in enumerate(stream, start=1):
                 if isinstance(answer, DataError):
                     bad.append(answer)

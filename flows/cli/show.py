@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dynammo.clinical import read_rows
 from dynammo.config import Config
 from dynammo.data.sources.csv_manifest import load as load_csv
 from dynammo.data.sources.folder import image_files
@@ -104,7 +105,14 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
     unknown = sorted({label for _, label in labelled} - set(predictor.classes))
     if unknown:
         raise DataError(f"{data}: the model has not learnt {unknown}; it knows {predictor.classes}")
-    answers = predictor.predict([file for file, _ in labelled], progress=progress)
+    files, columns = [file for file, _ in labelled], {}
+    if predictor.clinical is not None and data.is_file():
+        rows = read_rows(data, predictor.clinical)
+        columns = {
+            name: [rows.get(file.absolute(), {}).get(name, "") for file in files]
+            for name in predictor.clinical.names
+        }
+    answers = predictor.predict(files, progress=progress, columns=columns)
     index = {name: position for position, name in enumerate(predictor.classes)}
     confidence = np.array([answer.probability for answer in answers])
     predictions = Predictions(

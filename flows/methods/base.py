@@ -67,13 +67,15 @@ class Lesson(Configured):
 class Exam(Configured):
     """What methods are measured on after a batch.
 
-    `tasks` are all classes by task, those not learnt yet last; `learnt` how many of them are.
+    `tasks` are all classes by task, those not learnt yet last; `learnt` how many of them are;
+    `counts` of what is known beside images, where it is.
     """
 
     backbone: Ref
     tasks: list[list[str]]
     learnt: int
     tests: list[Kept]
+    counts: Ref | None
     context: Context
 
 

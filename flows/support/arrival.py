@@ -97,7 +97,7 @@ def read_batch(
     ledger = ledger_of(folder, before) if before else Ledger.empty()
     key = folder.key if before else "00" * 32
     images, left_out = load_batch(
-        path, config.data.test_share, ledger, key, config.retention.subgroups
+        path, config.data.test_share, ledger, key, config.retention.subgroups, config.clinical
     )
     if left_out:
         get_run_logger().warning("%d images are left out: they have been learnt before", left_out)
@@ -116,7 +116,12 @@ def learnt_from(path: Path, folder: LearnerFolder, config: Config, version: Vers
     parent = version["parent"]
     ledger = ledger_of(folder, read_version(folder, parent)) if parent else Ledger.empty()
     images, _ = load_batch(
-        path, config.data.test_share, ledger, folder.key, config.retention.subgroups
+        path,
+        config.data.test_share,
+        ledger,
+        folder.key,
+        config.retention.subgroups,
+        config.clinical,
     )
     return images.content_hash
 

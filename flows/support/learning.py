@@ -14,9 +14,10 @@ from dynammo.methods import METHODS
 from flows.methods import steps_of
 from flows.methods.adapting import adapt
 from flows.methods.base import Exam, Lesson
+from tasks.count_columns import count_columns
 from tasks.keep_images import keep_images
 from tasks.prepare_backbone import prepare_backbone, renormalise_backbone, weights_hash
-from tasks.support.stage import Stage, known_classes
+from tasks.support.stage import Clinical, CountedPart, Stage, known_classes
 from tasks.support.workspace import Context, Kept
 from tasks.version_data import Batch
 
@@ -69,7 +70,28 @@ def learn_batch(
     if any(METHODS[name].about.memory == "all" for name in config.methods):
         kept = keep_images(config.image, "train", batch["train"], context)
         stage["training"] = [*stage["training"], kept]
+    if config.clinical.names or (before and "clinical" in before):
+        stage["clinical"] = _counted(lesson)
     return stage
+
+
+def _counted(lesson: Lesson) -> Clinical:
+    """What is known beside the images, the batch's included."""
+    asked, was = lesson.config.clinical, lesson.before.get("clinical") if lesson.before else None
+    found = count_columns(
+        asked.categories,
+        asked.numbers,
+        lesson.known,
+        lesson.classes,
+        was["counts"] if was else None,
+        lesson.context,
+    )
+    part: CountedPart = {
+        "batch": lesson.batch["number"],
+        "classes": lesson.classes["names"],
+        "counts": found["batch"],
+    }
+    return {"counts": found["counts"], "parts": [*(was["parts"] if was else []), part]}
 
 
 def evaluate_methods(
@@ -94,7 +116,8 @@ def evaluate_methods(
         context: places.
     """
     learnt = len(stage["tasks"])
-    exam = Exam(config, backbone, [*stage["tasks"], *later], learnt, tests, context)
+    counts = stage["clinical"]["counts"] if "clinical" in stage else None
+    exam = Exam(config, backbone, [*stage["tasks"], *later], learnt, tests, counts, context)
     return {
         **stage,
         "methods": {

@@ -41,7 +41,7 @@ CODE = (
     *("tasks.train_adapter", "tasks.merge_adapters", "tasks.select_exemplars", "tasks.fit_head"),
     *("tasks.evaluate", "tasks.merge_inputs", "tasks.learn_method", "tasks.extract_features"),
     *("tasks.update_statistics", "tasks.version_data", "tasks.prepare_backbone"),
-    *("tasks.keep_images", "tasks.trust_adapter"),
+    *("tasks.keep_images", "tasks.trust_adapter", "tasks.count_columns"),
 )
 # What these say is in the key by value already: settings, and the names of the parts chosen.
 _BY_VALUE = {

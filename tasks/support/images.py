@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynammo.checkpoint import Ref
-from dynammo.data.marks import COLUMN, digests, mark, texts
+from dynammo.data.marks import COLUMN, digests, mark, read_texts, texts
 from dynammo.data.samples import ImageSet, Sample, read_manifest, subset_hash
 from dynammo.data.store import ImageStore
 from dynammo.errors import DataError
@@ -79,6 +79,27 @@ def remembered(memory: Ref, context: Context) -> tuple[Tensor, Tensor]:
     kept = context.checkpoints.load(memory)
     counts = kept["counts"]
     return kept["images"], torch.arange(len(counts)).repeat_interleave(counts)
+
+
+def kept_columns(tests: Sequence[Kept], context: Context) -> dict[str, list[str]]:
+    """Further columns kept of test images, set after set: a text an image, empty where none was
+    given, or where a set came before the column was kept.
+    """
+    found: dict[str, list[str]] = {}
+    done = 0
+    for test in tests:
+        state = context.checkpoints.load(test["labels"])
+        kept = {
+            name.removeprefix(COLUMN): read_texts(values)
+            for name, values in state.items()
+            if name.startswith(COLUMN)
+        }
+        for name in kept.keys() - found.keys():
+            found[name] = [""] * done
+        done += len(state["labels"])
+        for name, texts_ in found.items():
+            texts_ += kept.get(name, [""] * len(state["labels"]))
+    return dict(sorted(found.items()))
 
 
 def targets_of(tests: Sequence[Kept], classes: Sequence[str], context: Context) -> list[Tensor]:

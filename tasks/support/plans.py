@@ -44,7 +44,8 @@ def set_plan(folder: LearnerFolder, path: Path, key: str | None = None) -> Plan:
             problems.append("locked_test must be null: the sites keep the test images")
         elif plan.locked_test not in (None, found):
             problems.append(f"locked_test: the champion's test images have the hash {found}")
-        kept = config_of(version).retention.subgroups
+        config = config_of(version)
+        kept = [*config.retention.subgroups, *config.clinical.names]
         problems += [
             f"limits.subgroups: {name!r} is not kept of the champion's test images "
             f"(retention.subgroups: {', '.join(kept) or 'nothing'})"

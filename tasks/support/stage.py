@@ -93,12 +93,29 @@ def learnt(
     }
 
 
+class CountedPart(TypedDict):
+    """A batch's share of the counts."""
+
+    batch: int
+    classes: list[str]
+    counts: Ref
+
+
+class Clinical(TypedDict):
+    """What is known beside images: `counts` of all classes (`dynammo.clinical`), and `parts` of
+    these, one a batch, as far as they are kept.
+    """
+
+    counts: Ref
+    parts: list[CountedPart]
+
+
 class Stage(TypedDict):
     """The state after `number` batches. The next one needs nothing else.
 
     `tasks` are the classes that each batch brought, of those that brought any. `adapted` is none
     where no method needs adapters; `methods` has an entry for each; `training` are all training
-    images, where a method needs them.
+    images, where a method needs them; `clinical`, where columns are counted.
     """
 
     number: int
@@ -106,6 +123,7 @@ class Stage(TypedDict):
     adapted: Adapted | None
     methods: dict[str, Learnt]
     training: list[Kept]
+    clinical: NotRequired[Clinical]
 
 
 def known_classes(stage: Stage | None) -> list[str]:

@@ -172,7 +172,7 @@ def test_subgroups_are_kept_compared_and_forgotten(here: Path, arrive: Callable[
         return target
 
     settings = {**OVERRIDES, "retention.subgroups": ["sex"]}
-    with pytest.raises(DataError, match=r"batch0 is a folder, and retention\.subgroups keeps sex"):
+    with pytest.raises(DataError, match=r"batch0 is a folder, and the learner asks for sex"):
         learn("shapes", str(arrive("batch0", TASKS[0])), None, settings)
     learn("shapes", str(listed("batch1", TASKS[0])), None, settings)
     folder = find_learner("shapes")

@@ -74,8 +74,8 @@ def read(
         )
     if missing := [name for name in columns if name not in header]:
         raise DataError(
-            f"{path} line 1: missing columns {', '.join(missing)}, which are kept for subgroups "
-            f"(retention.subgroups); got {','.join(header)}"
+            f"{path} line 1: missing columns {', '.join(missing)}, which the learner asks for "
+            f"(retention.subgroups, clinical); got {','.join(header)}"
         )
     if not lines:
         raise DataError(f"{path}: no images listed")

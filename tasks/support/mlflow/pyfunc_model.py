@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
+from dynammo.clinical import Evidence
 from dynammo.data.formats.pictures import Pixels, Source, decode
 from dynammo.deploy.graph import has_graph, load_predictor
 from dynammo.deploy.log import LOG, PredictionLog, hash_pixels
@@ -65,7 +67,8 @@ class ImageClassifier(PythonModel):
             model_input: a row an image. An image is an array, as
                 `dynammo.data.formats.pictures.decode` takes it, or nested lists of the same; or an
                 encoded file (PNG, JPEG, ...), as base64 text or as bytes. Text is never taken for
-                a path.
+                a path. Columns that the model goes by beside the image, such as age
+                (`dynammo.clinical`), may be left out.
             params: `heat_map`, whether one is wanted of each image, for which torch is loaded.
 
         Returns:
@@ -76,7 +79,7 @@ class ImageClassifier(PythonModel):
 
         Raises:
             MlflowException: images cannot be read (HTTP 400); every one is named with the reason.
-                Or the network gives no heat maps.
+                Or a column's number is none, or the network gives no heat maps.
         """
         images, hashes, problems = [], [], []
         sent = list(_images(model_input))
@@ -94,7 +97,11 @@ class ImageClassifier(PythonModel):
                 problems.append(str(error))
         if problems:
             raise MlflowException("; ".join(problems), error_code=BAD_REQUEST)
-        answers = self.predictor.predict(images)
+        try:
+            columns = _columns(model_input, self.predictor.clinical, len(sent))
+            answers = self.predictor.predict(images, columns=columns)
+        except DataError as error:
+            raise MlflowException(str(error), error_code=BAD_REQUEST) from None
         if self.log:
             self.log.append(list(zip(hashes, answers, strict=True)))
         rows = [answer._asdict() for answer in answers]
@@ -152,6 +159,24 @@ def _images(table: pd.DataFrame) -> Iterator[Any]:
             yield from cell
         else:
             yield cell
+
+
+def _columns(table: pd.DataFrame, known: Evidence | None, images: int) -> dict[str, list[str]]:
+    """What is known beside each image, as texts; empty where a cell is.
+
+    Raises:
+        DataError: a row has several images.
+    """
+    names = [name for name in (known.names if known else []) if name in table]
+    if names and len(table) != images:
+        raise DataError(f"{', '.join(names)}: expected one image a row")
+    return {name: [_text(cell) for cell in table[name]] for name in names}
+
+
+def _text(cell: Any) -> str:
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return ""
+    return f"{cell:g}" if isinstance(cell, float) else str(cell).strip()
 
 
 def _from_base64(text: str, name: str) -> bytes:

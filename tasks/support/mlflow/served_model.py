@@ -45,20 +45,18 @@ _PACKAGES = (
     "torchvision",
 )
 # An image is an array or a text, and no other of MLflow's types admits both.
-_SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(AnyType(), "image")]),  # type: ignore[no-untyped-call]
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "probability"),
-            ColSpec(Map(DataType.double), "probabilities"),
-            ColSpec(Array(DataType.string), "prediction_set", required=False),
-            ColSpec(DataType.boolean, "unknown", required=False),
-            ColSpec(DataType.string, "heat_map", required=False),
-        ]
-    ),
-    params=ParamSchema([ParamSpec("heat_map", DataType.boolean, False)]),
+_ANY = AnyType()  # type: ignore[no-untyped-call]
+_OUTPUTS = Schema(
+    [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Map(DataType.double), "probabilities"),
+        ColSpec(Array(DataType.string), "prediction_set", required=False),
+        ColSpec(DataType.boolean, "unknown", required=False),
+        ColSpec(DataType.string, "heat_map", required=False),
+    ]
 )
+_PARAMS = ParamSchema([ParamSpec("heat_map", DataType.boolean, False)])
 _EXAMPLE_SIDE = 128
 _ABOUT = (
     "Tells classes of images apart that it learnt one task after another (DynaMMo, arXiv "
@@ -110,6 +108,7 @@ def log_model(
             f"{digest} {hash_folder(learner / 'versions')}".encode()
         ).hexdigest()
     input_example = pd.DataFrame({"image": [_encode_example(example)]})
+    columns = _columns(folder)
     with mlflow_client() as client:
         model = _logged(client, run_id, digest)
         if model is None:
@@ -130,7 +129,11 @@ def log_model(
                     artifacts=artifacts,
                     code_paths=[str(Path(dynammo.__file__).parent)],
                     pip_requirements=[f"{name}=={_version(name)}" for name in _PACKAGES],
-                    signature=_SIGNATURE,
+                    signature=ModelSignature(
+                        inputs=Schema([ColSpec(_ANY, "image"), *columns]),
+                        outputs=_OUTPUTS,
+                        params=_PARAMS,
+                    ),
                     input_example=input_example,
                     mlflow_model=Model(
                         artifact_path=model.artifact_location,
@@ -143,6 +146,13 @@ def log_model(
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return {"model_id": model.model_id, "uri": f"models:/{model.model_id}", "sha256": digest}
+
+
+def _columns(folder: Path) -> list[ColSpec]:
+    """What a model folder's answers go by beside the image; each row may leave it out."""
+    document = json.loads((folder / "model.json").read_bytes()).get("clinical") or {}
+    names = [*document.get("categories", ()), *document.get("numbers", ())]
+    return [ColSpec(_ANY, name, required=False) for name in names]
 
 
 def register(

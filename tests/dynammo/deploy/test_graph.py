@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from dynammo.deploy.answers import Answer, BatchSize
 from dynammo.deploy.graph import GraphPredictor, copy_graph, load_predictor, softmax
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import CheckpointError, ConfigError, DataError
-from tests.models import BY_COLOUR, graph_folder, record, reseal_graph
+from tests.models import BY_COLOUR, graph_folder, record, reseal, reseal_graph
 
 
 @pytest.fixture
@@ -163,6 +164,47 @@ def test_a_stream_answers_in_order_whatever_is_bad(folder: Path) -> None:
         assert isinstance(one, DataError) or one.label == labels[index % 3]
     assert list(predictor.stream([])) == []
     assert [type(one) for one in predictor.stream([b"", b""])] == [DataError, DataError]
+
+
+CLINICAL = {
+    "weight": 0.5,
+    "categories": {"sex": {"f": [0.0, 2.0, 0.0]}},
+    "numbers": {"age": [[40.0, 60.0, 40.0], [100.0, 100.0, 100.0]]},
+}
+
+
+def test_what_is_known_beside_images_is_gone_by(folder: Path, model_folder: Path) -> None:
+    """By both engines, image by image; without it they answer as if there were no columns."""
+    reseal_graph(folder, clinical=CLINICAL)
+    copy = shutil.copytree(model_folder, folder.parent / "torch")
+    reseal(copy, {"clinical": CLINICAL})
+    images = [np.full((16, 16, 3), value, np.uint8) for value in (9, 90, 200)]
+    images[1][..., 0] = 0
+    columns = {"sex": ["f", "", "f"], "age": ["60", "60", ""], "other": ["x"] * 3}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for predictor in (GraphPredictor(folder), Predictor(copy)):
+        alone = predictor.predict(images)
+        assert predictor.predict(images, columns={"sex": ["", "", ""]}) == alone
+        beside = predictor.predict(images, columns=columns, batch_size=2)
+        # w (log p(v | c) - log p(v | other)): 0.5 (2 + 400 / 200), 0.5 * 400 / 200, 0.5 * 2
+        for was, now, gain in zip(alone, beside, (2.0, 1.0, 1.0), strict=True):
+            before, after = (np.log([*own.probabilities.values()]) for own in (was, now))
+            assert (after - before)[1] - (after - before)[0] == pytest.approx(gain)
+            assert (after - before)[2] == pytest.approx((after - before)[0])
+        # An image that cannot be read takes its row with it.
+        found = [*predictor.stream([images[0], b"bad", *images[1:]], [rows[0], {}, *rows[1:]])]
+        assert isinstance(found.pop(1), DataError)
+        for own, expected in zip(found, beside, strict=True):
+            assert isinstance(own, Answer)
+            assert own.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+        with pytest.raises(DataError, match="age: 'old' is no number"):
+            predictor.predict(images[:1], columns={"age": ["old"]})
+    wrong = {**CLINICAL, "weight": 2}
+    reseal_graph(folder, clinical=wrong)
+    reseal(copy, {"clinical": wrong})
+    for load in (GraphPredictor, Predictor):
+        with pytest.raises(CheckpointError, match="clinical: expected a weight"):
+            load(folder if load is GraphPredictor else copy)
 
 
 def test_a_stream_holds_few_images_and_ends_its_threads(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dynammo.config import ClinicalConfig
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.errors import DataError
 from dynammo.learner.batch import load_batch, split_off
@@ -135,6 +136,19 @@ def test_test_images_alone_keep_further_columns(tmp_path: Path) -> None:
     assert len(kept) == 4
     assert kept == {file: (("sex", "fm"[int(file[0]) % 2]),) for file in kept}
     assert all(own.columns == () for own in batch.samples if own.split == "train")
+    clinical = ClinicalConfig(numbers=["age"])
+    aged = [f"{line},{20 + number}" for number, line in enumerate(lines)]
+    (tmp_path / "batch.csv").write_text("\n".join(["file,class,sex,age", *aged]))
+    batch, _ = load_batch(tmp_path / "batch.csv", 0.5, EMPTY, KEY, ["sex"], clinical)
+    names = {own.split: [name for name, _ in own.columns] for own in batch.samples}
+    assert names == {"train": ["age"], "test": ["sex", "age"]}
+    (tmp_path / "batch.csv").write_text("file,class,age\n0.png,a,old\n1.png,a,nan\n2.png,a,\n")
+    with pytest.raises(DataError) as caught:
+        load_batch(tmp_path / "batch.csv", 0.5, EMPTY, KEY, [], clinical)
+    assert [own.partition(": ")[2] for own in caught.value.problems] == [
+        "0.png: age: 'old' is no number",
+        "1.png: age: 'nan' is no number",
+    ]
     write(tmp_path / "folder", "a/1.png")
-    with pytest.raises(DataError, match=r"is a folder, and retention\.subgroups keeps sex"):
+    with pytest.raises(DataError, match=r"is a folder, and the learner asks for sex"):
         load_batch(tmp_path / "folder", 0.0, EMPTY, KEY, ["sex"])

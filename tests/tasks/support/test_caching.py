@@ -181,6 +181,7 @@ def test_a_changed_setting_runs_what_uses_it_again(
 
 def test_every_step_is_looked_at() -> None:
     assert {task.name for task in STEPS} == NETWORK | BACKBONES | {
+        "count columns",
         "keep images",
         "merge adapters",
         "select exemplars",

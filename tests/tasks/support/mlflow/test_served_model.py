@@ -213,6 +213,34 @@ def test_a_lone_image_is_not_taken_for_a_batch_of_its_rows(loaded: Any) -> None:
         loaded.predict({"image": picture(1)})
 
 
+def test_columns_beside_the_image_may_be_sent_or_left_out(
+    registered: Registered, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    clinical = {
+        "weight": 1.0,
+        "categories": {"ward": {"3": [0.0, 3.0, 0.0]}},
+        "numbers": {"age": [[40.0, 60.0, 40.0], [100.0, 100.0, 100.0]]},
+    }
+    reseal(folder, {"clinical": clinical})
+    model = log_model(registered.run, folder, NAME, picture(0))
+    names = mlflow.models.get_model_info(model["uri"]).signature.inputs.input_names()
+    assert names == ["image", "ward", "age"]
+    served, image = mlflow.pyfunc.load_model(model["uri"]), picture(1)
+    known = pd.DataFrame({"image": [image, image], "ward": [3, None], "age": [60, None]})
+    both, alone = served.predict(known)
+    (without,) = served.predict(pd.DataFrame({"image": [image]}))
+    assert alone["probabilities"] == pytest.approx(without["probabilities"], abs=1e-6)
+    found, before = ([*own["probabilities"].values()] for own in (both, alone))
+    gain = np.log(found) - np.log(before)
+    assert gain[1] - gain[0] == pytest.approx(3 + 400 / 200)
+    with pytest.raises(MlflowException, match="age: 'old' is no number"):
+        served.predict(pd.DataFrame({"image": [image], "age": ["old"]}))
+    packed = pd.DataFrame({"image": [[encode(image), encode(image)]], "age": [60]})
+    with pytest.raises(MlflowException, match="age: expected one image a row"):
+        served.predict(packed)
+
+
 def test_the_logged_model_is_whole_and_without_pickles(registered: Registered) -> None:
     model = MlflowClient(tracking_uri()).get_logged_model(registered.model["model_id"])
     folder = Path(model.artifact_location.removeprefix("file://"))
