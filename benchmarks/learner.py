@@ -37,7 +37,7 @@ from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.sources import csv_manifest, folder
 from dynammo.learner.folder import LearnerFolder
 
-PROGRAM = [sys.executable, "-c", "from flows.cli import app; app()"]
+PROGRAM = [sys.executable, "-c", "from flows.command import app; app()"]
 ROOT = Path(__file__).resolve().parents[1]
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["flows.cli", "flows.learn", "flows.forget"])
