@@ -54,7 +54,7 @@ cli.app = command_line
 class Doomed:
     def __del__(self, leave=os._exit):
         leave(139)  # as what happens when the interpreter is taken down
-doomed = Doomed()
+sys.doomed = Doomed()
 app()
 """
 
