@@ -7,6 +7,7 @@ its test images, which the monitor compares with; batches for it are drawn from 
 that share no image, clean and changed, and of a held-back class put into the clean ones.
 
     python benchmarks/monitor.py FOLDER WORK --hold SCC --hold VASC    # FOLDER with manifest.csv
+    python benchmarks/monitor.py FOLDER WORK --hold SCC --hold VASC --batches 7    # larger ones
 
 WORK is made; a learner that is there already is used again.
 """
@@ -36,7 +37,6 @@ from tasks.monitor_learner import Arrived, held_out, look
 from tasks.support.stage import known_classes
 from tasks.support.version import config_of, context_in, find_learner, read_version
 
-BATCHES = 20
 CHANGES: dict[str, Any] = {
     "clean": None,
     "blur, radius 1": lambda picture: picture.filter(ImageFilter.GaussianBlur(1)),
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--hold", action="append", default=[], metavar="CLASS")
+    parser.add_argument("--batches", type=int, default=20)
     given = parser.parse_args()
     source = csv_manifest.load(given.folder.absolute())
     given.work.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def main() -> None:
                    parts["new"])
         for name, change in CHANGES.items()
     }  # fmt: skip
-    batches = groups_apart(parts["new"])
+    batches = groups_apart(parts["new"], given.batches)
     sizes = [len(own) for own in batches]
     print(f"{given.folder.name}: {len(reference.answers)} held-out images, batches of {sizes}")
     for name, own in found.items():
@@ -113,19 +114,19 @@ def changed(root: Path, samples: list[Sample], change: Any) -> Path:
     return target
 
 
-def groups_apart(samples: list[Sample]) -> list[np.ndarray[Any, Any]]:
+def groups_apart(samples: list[Sample], count: int) -> list[np.ndarray[Any, Any]]:
     """Rows of the batches: groups in random order, dealt out."""
     names = sorted({own.group or own.file for own in samples})
     random.Random(1).shuffle(names)
-    batch = {name: place % BATCHES for place, name in enumerate(names)}
+    batch = {name: place % count for place, name in enumerate(names)}
     owner = np.array([batch[own.group or own.file] for own in samples])
-    return [np.flatnonzero(owner == number) for number in range(BATCHES)]
+    return [np.flatnonzero(owner == number) for number in range(count)]
 
 
 def taken(seen: Seen, rows: Any) -> Seen:
     """Some of the images."""
-    *arrays, groups = seen
-    return Seen(*(own[rows] for own in arrays), [groups[row] for row in rows])  # type: ignore[misc]
+    *arrays, groups = seen  # pictures are kept here: each is an array
+    return Seen(*(own[rows] for own in arrays), [groups[row] for row in rows])  # type: ignore
 
 
 def mixed(clean: Seen, rows: Any, held: Seen, share: float, seed: int) -> Seen:
@@ -135,7 +136,7 @@ def mixed(clean: Seen, rows: Any, held: Seen, share: float, seed: int) -> Seen:
     keep = taken(clean, random_.permutation(rows)[count:])
     extra = taken(held, random_.permutation(len(held.answers))[:count])
     *pairs, groups = zip(keep, extra, strict=True)
-    return Seen(*map(np.concatenate, pairs), [*groups[0], *groups[1]])  # type: ignore[misc]
+    return Seen(*map(np.concatenate, pairs), [*groups[0], *groups[1]])  # type: ignore
 
 
 def report(name: str, batches: list[Any]) -> None:

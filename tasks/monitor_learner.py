@@ -19,8 +19,10 @@ from dynammo.data.samples import Sample, list_samples
 from dynammo.data.sources import csv_manifest
 from dynammo.data.sources.folder import image_files
 from dynammo.errors import DataError
-from dynammo.evaluation.metrics import Integers
+from dynammo.evaluation import appearance
+from dynammo.evaluation.metrics import Floats, Integers
 from dynammo.evaluation.monitoring import Seen, monitor
+from dynammo.evaluation.strangeness import strangeness
 from dynammo.heads.linear import unified_scores
 from dynammo.heads.mahalanobis import residuals
 from dynammo.heads.scaling import head_features
@@ -158,14 +160,14 @@ def held_out(config: Config, version: Version, context: Context) -> Seen:
     head = store.load(own["heads"][0])
     features = head_inputs(DEPLOYED, torch.cat(parts), head, tests, sizes, context)
     known = predictions.targets < predictions.classes
-    predicted = predictions.predicted
-    if "clinical" in version["stage"]:  # new images come alone: these are compared by image, too
-        predicted = _answers(features, head)
+    assert own["evaluated"] is not None and own["evaluated"]["predictions"] is not None
+    saved = store.load(own["evaluated"]["predictions"])
     return _seen(
         features[torch.from_numpy(known)],
+        head,
         ClassStatistics.of(store.load(own["statistics"])),
         config,
-        predicted[known],
+        saved["appearance"].numpy()[known] if "appearance" in saved else None,
         predictions.targets[known],
         [group for group, mine in zip(groups, known, strict=True) if mine],
     )
@@ -207,7 +209,7 @@ def look(config: Config, version: Version, arrived: Arrived, context: Context) -
         ClassStatistics.of(store.load(own["statistics"])),
     )
     index = {name: place for place, name in enumerate(known_classes(version["stage"]))}
-    parts, targets, groups, problems = [], [], [], []
+    parts, looks, targets, groups, problems = [], [], [], [], []
     with progress_bar("look", "image") as progress:
         for start in range(0, len(arrived.samples), _AT_A_TIME):
             pixels = []
@@ -220,21 +222,14 @@ def look(config: Config, version: Version, arrived: Arrived, context: Context) -
                 targets.append(index.get(sample.label, -1))
                 groups.append(mark(context.key, sample.group).hex() if sample.group else None)
             if pixels:
+                looks.append(appearance.measure(np.stack(pixels)))
                 batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
                 parts.append(head_features(extract_features(network, batch), head))
             progress(start + len(pixels), len(arrived.samples))
     if not parts:
         raise DataError(problems)
-    features = torch.cat(parts)
-    answers = _answers(features, head)
-    return _seen(features, statistics, config, answers, np.array(targets), groups), len(problems)
-
-
-def _answers(features: Tensor, head: State) -> Integers:
-    """(N,): by the image alone."""
-    plain = {name: value for name, value in head.items() if name != "power"}
-    found: Integers = unified_scores(features, plain).predicted.numpy()
-    return found
+    found = torch.cat(parts), head, statistics, config, np.concatenate(looks)
+    return _seen(*found, np.array(targets), groups), len(problems)
 
 
 def _network(config: Config, version: Version, context: Context) -> Network:
@@ -246,14 +241,26 @@ def _network(config: Config, version: Version, context: Context) -> Network:
 
 def _seen(
     features: Tensor,
+    head: State,
     statistics: ClassStatistics,
     config: Config,
-    answers: Integers,
+    looks: Floats | None,
     targets: Integers,
     groups: list[str | None],
 ) -> Seen:
+    """By the images alone: what may be known beside them is not at hand for new ones."""
     moved = residuals(features, statistics, config.head.shrinkage).numpy()
-    return Seen(moved, np.square(moved).sum(axis=1), answers, targets, groups)
+    plain = {name: value for name, value in head.items() if name != "power"}
+    scores = unified_scores(features, plain)
+    return Seen(
+        moved,
+        np.square(moved).sum(axis=1),
+        strangeness(scores.probabilities.numpy()),
+        looks,
+        scores.predicted.numpy(),
+        targets,
+        groups,
+    )
 
 
 def _counts(seen: Seen, classes: list[str]) -> dict[str, int]:

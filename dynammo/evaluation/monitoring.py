@@ -15,10 +15,11 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo.evaluation import appearance
 from dynammo.evaluation.intervals import numbered
 from dynammo.evaluation.metrics import Floats, Integers
 
-FAR = 0.95  # further from its class than this share of all images that were answered alike
+FAR = 0.95  # stranger than this share of the images that the model was measured on
 _LEAST = 10  # draws for the smallest p-value that may matter
 _CHUNK = 1 << 24  # numbers at a time
 
@@ -27,12 +28,16 @@ class Seen(NamedTuple):
     """What a model makes of N images.
 
     `residuals` (N, D), the image's features minus the nearest class's mean, whitened;
-    `distances` (N,), their squared length; `answers` (N,), the class given, in [0, C); `targets`
-    (N,), the class known, -1 where it is not; `groups`, N labels of patients, None of nobody's.
+    `distances` (N,), their squared length; `strangeness` (N,) of the answers
+    (`dynammo.evaluation.strangeness`); `looks` (N, K), of the pictures' appearance, none where the
+    pictures are not kept; `answers` (N,), the class given, in [0, C); `targets` (N,), the class
+    known, -1 where it is not; `groups`, N labels of patients, None of nobody's.
     """
 
     residuals: Floats
     distances: Floats
+    strangeness: Floats
+    looks: Floats | None
     answers: Integers
     targets: Integers
     groups: Sequence[str | None]
@@ -65,8 +70,10 @@ def monitor(
       light, blur.
     - `distance`: its median to the nearest class; tested is its whole distribution among images
       that are answered alike, by Kolmogorov and Smirnov's statistic.
-    - `unknown`: the share further from every class than 95 % of the images answered alike. A new
-      disease, artefacts.
+    - `unknown`: the share of answers that are stranger than 95 % of the reference's; tested is the
+      mean of -log(1 - rank), which the strangest dominate. A new disease like the known ones.
+    - `appearance`: the same of how far the pictures look from those of the classes. A new disease
+      unlike them, artefacts. Only where the reference's pictures are kept.
     - `answers`: the share of answers that are of other classes than before (total variation);
       tested by Pearson's chi-squared. Another mix of diseases, too.
     - `recall of ...`: of each class with known labels; only a loss counts.
@@ -87,19 +94,26 @@ def monitor(
         for c in range(len(classes))
         if (new.targets == c).any() and (reference.targets == c).any()
     ]
-    draws = math.ceil(_LEAST * (4 + len(measured)) / false_alarms)
+    strange = {"unknown": (reference.strangeness, new.strangeness)}
+    if reference.looks is not None and new.looks is not None:
+        looked = appearance.fit(reference.looks, reference.targets)
+        own = appearance.distances_of_others(reference.looks, reference.targets)
+        strange["appearance"] = (own, looked.distance(new.looks))
+    draws = math.ceil(_LEAST * (3 + len(strange) + len(measured)) / false_alarms)
     fresh = np.repeat([False, True], [len(reference.answers), len(new.answers)])
     answers = np.concatenate([reference.answers, new.answers])
     distances = np.concatenate([reference.distances, new.distances])
     moved = np.concatenate([reference.residuals, new.residuals])
     owner, ranks = _owners(reference.groups, new.groups), _ranks(distances, answers)
-    order, far, shares = np.argsort(ranks), ranks > FAR, _shares(answers, len(classes))
+    order, shares = np.argsort(ranks), _shares(answers, len(classes))
+    tails = np.stack([_tail(np.concatenate(pair)) for pair in strange.values()], axis=1)
     last = np.append(np.diff(ranks[order]) > 0, True)  # of equal ones, where all have come
 
     def inputs(weights: Floats) -> Floats:
         features = np.square(weights @ moved).sum(axis=1)
         distance = np.abs(np.cumsum(weights[:, order], axis=1)[:, last]).max(axis=1)
-        return np.stack([features, distance, weights @ far, np.square(weights @ shares).sum(1)], 1)
+        mixed = np.square(weights @ shares).sum(axis=1)
+        return np.column_stack([features, distance, mixed, weights @ tails])
 
     p_values = _p_values(inputs, fresh, owner, draws).tolist()
     before = np.bincount(reference.answers, minlength=len(classes))
@@ -107,7 +121,7 @@ def monitor(
         before = np.array([window.get(name, 0) for name in classes])
         earlier = np.repeat(np.arange(len(classes)), before)
         mixed = _shares(np.concatenate([earlier, new.answers]), len(classes))
-        (p_values[3],) = _p_values(
+        (p_values[2],) = _p_values(
             lambda weights: np.square(weights @ mixed).sum(axis=1)[:, None],
             np.repeat([False, True], [len(earlier), len(new.answers)]),
             _owners([None] * len(earlier), new.groups),
@@ -117,9 +131,11 @@ def monitor(
     values: list[tuple[str, float | None, float]] = [
         ("features", None, float(np.linalg.norm(_weights(fresh[None]) @ moved))),
         ("distance", float(np.median(reference.distances)), float(np.median(new.distances))),
-        ("unknown", far[~fresh].mean(), far[fresh].mean()),
         ("answers", None, np.abs(now / now.sum() - before / before.sum()).sum() / 2),
     ]
+    for name, (was, is_now) in strange.items():
+        limit = np.quantile(was, FAR)
+        values.append((name, (was > limit).mean(), (is_now > limit).mean()))
     right = (answers == np.concatenate([reference.targets, new.targets])).astype(float)
     for c in measured:
         mine = np.concatenate([reference.targets, new.targets]) == c
@@ -129,13 +145,15 @@ def monitor(
     return [
         {
             "name": name,
-            "before": None if was is None else float(was),
-            "now": float(is_now),
+            "before": None if of_old is None else float(of_old),
+            "now": float(of_new),
             "p": p,
             "adjusted": adjusted,
             "alarm": adjusted <= false_alarms,
         }
-        for (name, was, is_now), p, adjusted in zip(values, p_values, holm(p_values), strict=True)
+        for (name, of_old, of_new), p, adjusted in zip(
+            values, p_values, holm(p_values), strict=True
+        )
     ]
 
 
@@ -209,6 +227,14 @@ def _ranks(distances: Floats, answers: Integers) -> Floats:
         among = np.sort(distances[own])
         ranks[own] = np.searchsorted(among, distances[own], side="right") / len(among)
     return ranks
+
+
+def _tail(values: Floats) -> Floats:
+    """(N,): -log of the share of values that are as high."""
+    order = np.sort(values)
+    above = len(values) - np.searchsorted(order, values, side="left")
+    tail: Floats = -np.log(above / len(values))
+    return tail
 
 
 def _shares(answers: Integers, classes: int) -> Floats:

@@ -20,7 +20,7 @@ def seen(images: int, distance: float) -> Seen:
     chance = np.random.default_rng(images)
     answers = chance.integers(0, 2, images)
     distances = chance.normal(distance, 1, images)
-    return Seen(distances[:, None], distances, answers, answers, [None] * images)
+    return Seen(distances[:, None], distances, distances, None, answers, answers, [None] * images)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dynammo.evaluation.appearance import KINDS
 from dynammo.evaluation.monitoring import Check, Seen, holm, monitor
 
 CLASSES = ["a", "b"]
@@ -20,7 +21,9 @@ def seen(seed: int, images: int, *, shift: float = 0, wide: float = 1, per_group
     targets = random.integers(2, size=images)
     answers = np.where(random.random(images) < 0.8, targets, 1 - targets)
     names = [f"{seed} {group}" for group in groups]
-    return Seen(moved, np.square(moved).sum(1), answers, targets, names)
+    distances = np.square(moved).sum(1)
+    looks = random.normal(size=(images, KINDS))
+    return Seen(moved, distances, distances - 100, looks, answers, targets, names)
 
 
 def alarms(checks: list[Check]) -> list[str]:
@@ -37,11 +40,11 @@ def test_what_changed_is_named() -> None:
     reference = seen(0, 200)
     assert alarms(monitor(reference, seen(1, 60), CLASSES)) == []
     assert "features" in alarms(monitor(reference, seen(1, 60, shift=0.7), CLASSES))
-    assert {"distance", "unknown"} <= {*alarms(monitor(reference, seen(1, 60, wide=2), CLASSES))}
+    assert "distance" in alarms(monitor(reference, seen(1, 60, wide=2), CLASSES))
     new = seen(1, 60)
     one = new._replace(answers=np.zeros(60, dtype=int), targets=np.full(60, -1))
     checks = monitor(reference, one, CLASSES)
-    assert "answers" in alarms(checks) and len(checks) == 4  # no label, no recall
+    assert "answers" in alarms(checks) and len(checks) == 5  # no label, no recall
     wrong = new._replace(answers=1 - new.targets)
     found = {check["name"]: check for check in monitor(reference, wrong, CLASSES)}
     assert found["recall of a"]["alarm"] and found["recall of a"]["now"] == 0
@@ -53,7 +56,22 @@ def test_another_mix_may_be_the_one_to_compare_with() -> None:
     reference, new = seen(0, 200), seen(1, 60)._replace(answers=np.zeros(60, dtype=int))
     checks = monitor(reference, new, CLASSES, window={"a": 500, "b": 3})
     assert "answers" not in alarms(checks)
-    assert checks[3]["now"] == pytest.approx(3 / 503)
+    assert checks[2]["now"] == pytest.approx(3 / 503)
+
+
+def test_a_fifth_that_is_strange_or_looks_otherwise_is_seen() -> None:
+    reference, new = seen(0, 300), seen(1, 60)
+    few = np.arange(60) < 12
+    strange = new._replace(strangeness=np.where(few, 0.0, new.strangeness))
+    assert alarms(monitor(reference, strange, CLASSES)) == ["unknown"]
+    assert new.looks is not None
+    other = new._replace(looks=new.looks + 3 * few[:, None])
+    found = monitor(reference, other, CLASSES)
+    assert alarms(found) == ["appearance"]
+    (own,) = (check for check in found if check["name"] == "appearance")
+    assert own["before"] == pytest.approx(0.05, abs=0.01) and own["now"] >= 0.2
+    blind = monitor(reference._replace(looks=None), other, CLASSES)
+    assert "appearance" not in {check["name"] for check in blind}
 
 
 @pytest.mark.parametrize("per_group", [1, 10])
