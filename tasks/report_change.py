@@ -109,10 +109,14 @@ def _gone(champion: Version | None, version: Version) -> list[str]:
 
 
 def _standing(champions: Sequence[Change], number: int) -> list[Standing]:
-    """When a version came into use and, but for the last, which one took its place and when."""
+    """When a version came into use and, but for the last, which one took its place and when. What
+    it was already it did not become again.
+    """
+    versions = [0, *(own["version"] for own in champions)]
+    came = [own for own, was in zip(champions, versions, strict=False) if own["version"] != was]
     return [
         {**own, "until": then["at"] if then else None, "then": then["version"] if then else None}
-        for own, then in zip_longest(champions, champions[1:])
+        for own, then in zip_longest(came, came[1:])
         if own["version"] == number
     ]
 

@@ -319,7 +319,9 @@ def _arrivals(plan: Plan, measured: Measured) -> Iterator[Requirement]:
             "test_images": (came["test_images"], named.test_images, "test images"),
             "patients": (came["patients"], named.patients, "patients"),
         }
-        detail = ", ".join(f"{has} {what} of {least}" for has, least, what in wanted.values())
+        detail = ", ".join(
+            f"{has} {what}, at least {least}" for has, least, what in wanted.values()
+        )
         enough = all(has >= least for has, least, _ in wanted.values())
         yield _row(
             f"data.{named.name}",

@@ -6,6 +6,7 @@ The first page is for whoever decides and has two minutes; the rest is for whoev
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from dynammo.reporting.report import NOTHING, percent, template
 
 _OLD, _NEW, _BAD = "#666666", "#0072B2", "#D55E00"
 _REASONS = 3  # so many the first page names
-_NAMED = 3  # so many classes that images are taken for
+_NAMED = 4  # so many classes that images are taken for
 _IN_PLAIN_WORDS = {
     "passed": "This kind of change was agreed on, and every limit of the plan is kept",
     "failed": "This kind of change was agreed on, but a limit of the plan is not kept",
@@ -168,6 +169,23 @@ def _taken(name: str, taken: Mapping[str, int] | None) -> str:
     return f" Of {_images(sum(taken.values()))} of {name}, it takes {called(taken)}."
 
 
+def trusted(report: ChangeReport) -> dict[str, tuple[int, float]]:
+    """Of each class that is answered: how many answers say so, and which share of them is right
+    (the positive predictive value among the test images). Empty where answers are not kept.
+    """
+    classes = report["judgement"]["classes"]
+    wrong: Counter[str] = Counter()
+    for name, taken in report["taken_for"].items():
+        if name in classes:
+            wrong.update(taken)
+    found = {}
+    for name, own in classes.items():
+        right = round((own["new"]["value"] or 0) * own["new"]["images"])
+        if report["taken_for"] and (answers := right + wrong[name]):
+            found[name] = (answers, right / answers)
+    return found
+
+
 def called(taken: Mapping[str, int]) -> str:
     """`15 for scar, 9 for mole and 2 for others`: at most three classes by name."""
     ordered = sorted(taken.items(), key=lambda own: (-own[1], own[0]))  # JSON has them by name
@@ -258,8 +276,9 @@ def reasons(report: ChangeReport) -> list[str]:
     if report["passed"]:
         return []
     judgement = report["judgement"]
-    found = judgement["outside"] or [
-        _reason(row) for row in judgement["requirements"] if row["verdict"] == "not met"
+    found = [
+        *judgement["outside"],
+        *(_reason(row) for row in judgement["requirements"] if row["verdict"] == "not met"),
     ]
     more = len(found) - _REASONS
     return [*found[:_REASONS], *([f"and {more} more"] if more > 0 else [])]
@@ -270,14 +289,16 @@ def _reason(row: Requirement) -> str:
     own = row["measured"]
     if row["name"].startswith("sensitivity.") and own and own["low"] is not None:
         return (
-            f"{row['name'].partition('.')[2]}: {percent(own['value'])} % of its images are found, "
-            f"but it may be only {percent(own['low'])} %; {percent(row['limit'])} % are asked for"
+            f"{row['name'].partition('.')[2]}: {percent(own['value'])} % of its images are found; "
+            f"the lower end of the interval is {percent(own['low'])} % and must reach "
+            f"{percent(row['limit'])} %"
         )
     return f"{row['requirement']} {_limit(row)}: {row['detail']}".replace(" :", ":")
 
 
-def recalls(judgement: Judgement) -> Figure:
-    """Recall of each class before and now, with intervals; in orange where something is not met."""
+def recalls(report: ChangeReport) -> Figure:
+    """Recall of each class by both versions, with intervals; in orange what a limit stops."""
+    judgement, number = report["judgement"], report["version"]
     names = list(judgement["classes"])
     figure = Figure(
         figsize=(WIDTH, 1.5 + 0.42 * len(names)), layout=ConstrainedLayoutEngine(hspace=0.02)
@@ -307,11 +328,13 @@ def recalls(judgement: Judgement) -> Figure:
     axes.set_xlim(-2, 102)
     axes.set_xlabel("share of the class's test images found, %")
     keys = [
-        Line2D([], [], marker="o", color=_OLD, markerfacecolor="white", label="before"),
-        Line2D([], [], marker="o", color=_NEW, label="now"),
+        Line2D([], [], marker="o", color=_NEW, label=f"version {number}"),
     ]
+    if old := judgement["champion"]:
+        said = f"version {old}, in use then"
+        keys.insert(0, Line2D([], [], marker="o", color=_OLD, markerfacecolor="white", label=said))
     if set(names) & failed:
-        keys.append(Line2D([], [], marker="o", color=_BAD, label="now, a requirement not met"))
+        keys.append(Line2D([], [], marker="o", color=_BAD, label="a requirement not met"))
     if limits:
         keys.append(Line2D([], [], color="black", lw=1.5, label="the lower end must reach"))
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
@@ -371,7 +394,8 @@ def _html(report: ChangeReport, flips: Sequence[Flip]) -> str:
         verdict=verdict(report),
         reasons=reasons(report),
         nearest=nearest(report),
-        picture=to_png(recalls(judgement)),
+        picture=to_png(recalls(report)),
+        trusted=trusted(report),
         labels=labels,
         changed=changed,
         flipped=_flipped(changed),

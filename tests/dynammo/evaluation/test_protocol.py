@@ -210,7 +210,9 @@ def test_too_few_images_of_a_new_class() -> None:
     _, rows = judge_by_plan(plan(named=named), measured())
     row = next(row for row in rows if row["name"] == "data.keratosis")
     assert row["verdict"] == "not met"
-    assert row["detail"] == ("20 training images of 21, 20 test images of 21, 30 patients of 31")
+    assert row["detail"] == (
+        "20 training images, at least 21, 20 test images, at least 21, 30 patients, at least 31"
+    )
 
 
 def test_what_nobody_named_is_outside() -> None:
