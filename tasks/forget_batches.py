@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from prefect import task
@@ -85,7 +85,7 @@ def forget_batches(
         LearnerError: nothing would be left; a method cannot forget; the batches' own statistics
             were not kept.
     """
-    stage, backbone = version["stage"], version["backbone"]
+    stage, backbone = _whole(version), version["backbone"]
     _check_can_forget(stage)
     left = [own for own in version["batches"] if own["number"] not in batches]
     remaining = [own["number"] for own in left]
@@ -148,8 +148,24 @@ def forget_batches(
     tasks = [own for names in stage["tasks"] if (own := [name for name in names if name in kept])]
     rest: Stage = {**stage, "tasks": tasks, "adapted": adapted, "methods": methods}
     if "clinical" in stage:
-        rest["clinical"] = _counts_left(stage["clinical"], stage, remaining, kept, context)
+        rest["clinical"], said = _counts_left(
+            stage["clinical"], stage, len(version["batches"]), remaining, kept, context
+        )
+        remarks += said
     return Left(rest, drifts, remarks)
+
+
+def _whole(version: Version) -> Stage:
+    """The stage, with shares of batches only where there is one of every batch.
+
+    Where retention kept none for a while, the others do not add up.
+    """
+    stage, numbers = version["stage"], {own["number"] for own in version["batches"]}
+    methods: dict[str, Learnt] = {
+        name: own if numbers <= {part["batch"] for part in own["parts"]} else {**own, "parts": []}
+        for name, own in stage["methods"].items()
+    }
+    return {**stage, "methods": methods}
 
 
 def _check_can_forget(stage: Stage) -> None:
@@ -323,25 +339,43 @@ def _refit(
 def _counts_left(
     clinical: Clinical,
     stage: Stage,
+    batches: int,
     remaining: Sequence[int],
     kept: Sequence[str],
     context: Context,
-) -> Clinical:
-    """What is known beside images, without forgotten batches and classes. Exact."""
-    store, parts = context.checkpoints, []
+) -> tuple[Clinical, list[str]]:
+    """What is known beside images, without forgotten batches and classes, and remarks. Exact, where
+    the share of each batch is kept; of all `batches` some are `remaining`.
+    """
+    store, known = context.checkpoints, known_classes(stage)
     counts: Counts = {"classes": 0, "categories": {}, "numbers": {}}
+    everything, parts = counts, []
     for part in clinical["parts"]:
+        whole: Counts = store.load_json(part["counts"])
+        places = [known.index(name) for name in part["classes"]]
+        everything = add(everything, whole, places, len(known))
         classes = [name for name in part["classes"] if name in kept and part["batch"] in remaining]
         if classes:
-            places = [part["classes"].index(name) for name in classes]
-            own = chosen(store.load_json(part["counts"]), places)
+            own = chosen(whole, [part["classes"].index(name) for name in classes])
             counts = add(counts, own, [kept.index(name) for name in classes], len(kept))
             ref = store.save_json("batch-column-counts", {**own})
             parts.append(CountedPart(batch=part["batch"], classes=classes, counts=ref))
-    if not clinical["parts"]:  # retention keeps none: only classes can be taken out
-        known = known_classes(stage)
-        counts = chosen(store.load_json(clinical["counts"]), [known.index(name) for name in kept])
-    return {"counts": store.save_json("column-counts", {**counts}), "parts": parts}
+    total: Counts = store.load_json(clinical["counts"])
+    remarks = []
+    if _images(everything) != _images(total):  # retention kept none for a while
+        counts, parts = chosen(total, [known.index(name) for name in kept]), []
+        if len(remaining) < batches:
+            remarks.append("what columns said of the forgotten batch stays in the counts")
+    return {"counts": store.save_json("column-counts", {**counts}), "parts": parts}, remarks
+
+
+def _images(counts: Counts) -> dict[str, Any]:
+    """How many images are counted, of each column that has any."""
+    categories = {name: own for name, own in counts["categories"].items() if own}
+    return {
+        **categories,
+        **{name: own[0] for name, own in counts["numbers"].items() if any(own[0])},
+    }
 
 
 def add_up(

@@ -81,6 +81,8 @@ def taken_for(
         context: places.
     """
     lost = gone(old, left)
+    if not lost:
+        return {}
     tests = old["tests"]
     for method, drift in left.drifts.items():
         tests = carry_features(tests, method, drift, context)

@@ -143,3 +143,15 @@ def test_what_is_no_clinical_column_is_refused(here: Path, listed: Callable[...,
     model = find_learner("shapes").path / "model"
     refused = dynammo("predict", here / "batch2", "--model", model, "--clinical", path, status=1)
     assert "--clinical: this model goes by images alone" in refused
+
+    # Columns may be asked for later; what came before says nothing of them.
+    later = {"clinical.categories": ["ward"]}
+    learn("shapes", str(listed("batch3", TASKS[1])), None, later)
+    folder = find_learner("shapes")
+    stage = folder.current()["stage"]
+    wards = folder.store.load_json(stage["clinical"]["counts"])["categories"]["ward"]
+    assert all(own[:2] == [0, 0] and sum(own) > 0 for own in wards.values())
+    forget("shapes", batches=[2])
+    stage = folder.current()["stage"]
+    assert folder.store.load_json(stage["clinical"]["counts"])["categories"] == {}
+    assert folder.current()["notes"] == []

@@ -251,6 +251,30 @@ def test_a_forgotten_class_can_come_back(taught: LearnerFolder) -> None:
     assert Predictor(folder.path / "model").classes == [own for own in CLASSES if own != "birch"]
 
 
+def test_shares_of_some_batches_are_not_taken_for_all(
+    here: Path, arrive: Callable[..., Path]
+) -> None:
+    """Retention kept nothing of the first batch: a class can go, a batch cannot."""
+    blind = {**OVERRIDES, "memory.per_class": 0, "retention.train": "nothing"}
+    learn("shapes", str(arrive("batch1", TASKS[0])), None, blind)
+    learn("shapes", str(arrive("batch2", TASKS[1])), None, {"retention.train": "statistics"})
+    folder = find_learner("shapes")
+    parts = folder.current()["stage"]["methods"]["frozen"]["parts"]
+    assert [own["batch"] for own in parts] == [2]
+    with pytest.raises(LearnerError, match="own statistics were not kept"):
+        forget("shapes", batches=[2])
+    before = counts_of(folder, 2)
+    forget("shapes", classes=["birch"])
+    assert counts_of(folder, 3) == [before[0], *before[2:]]
+
+
+def counts_of(folder: LearnerFolder, number: int) -> list[float]:
+    """Images of each class that frozen's statistics are of."""
+    statistics = folder.version(number)["stage"]["methods"]["frozen"]["statistics"]
+    counts: list[float] = folder.store.load(statistics)["counts"].tolist()
+    return counts
+
+
 def test_adapters_are_merged_again(taught: LearnerFolder) -> None:
     folder = taught
     merge("shapes", [1, 3])
