@@ -46,9 +46,9 @@ def evaluate(
     features: list[Ref],
     heads: list[Ref],
     previous: Ref | None,
-    clinical: ClinicalConfig | None,
-    counts: Ref | None,
     context: Context,
+    clinical: ClinicalConfig | None = None,
+    counts: Ref | None = None,
 ) -> Evaluated:
     """Predict every test image as the variant would, and compute all metrics.
 
@@ -63,9 +63,9 @@ def evaluate(
         features: of all test images; one entry, or one an adapter.
         heads: likewise.
         previous: the variant's predictions after the task before, for negative flips.
+        context: places.
         clinical: the columns that one head's answers go by, too.
         counts: of these, if there are any.
-        context: places.
     """
     store = context.checkpoints
     names = [name for task in tasks for name in task]

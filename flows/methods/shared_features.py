@@ -92,8 +92,8 @@ class SharedFeatures(Steps):
             features,
             own["heads"],
             answers(was),
+            exam.context,
             exam.config.clinical if exam.counts else None,
             exam.counts,
-            exam.context,
         )
         return {**own, "features": features, "evaluated": evaluated}
