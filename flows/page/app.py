@@ -7,12 +7,13 @@ from memory and never written.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -24,7 +25,7 @@ from fastapi.responses import (
     RedirectResponse,
 )
 
-from dynammo.errors import ConfigError, DynammoError
+from dynammo.errors import ConfigError, DataError, DynammoError
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from dynammo.reporting.report import pages_of
 from flows.page import view
@@ -135,6 +136,7 @@ def make_app(
             entries=entries,
             champion=next((it for it in entries if "champion" in it.marks), None),
             classes=own.champion.classes(),
+            columns=own.champion.columns(),
             batches=view.batches(own.folder),
             held=images,
             until=until,
@@ -170,8 +172,8 @@ def make_app(
 
     @app.post("/learners/{learner}/answer")
     async def answer(learner: str, request: Request) -> dict[str, Any]:
-        content = await _body(request, MOST_BYTES)
-        return await run_in_threadpool(find(learner).champion.answer, content)
+        content, beside = await _body(request, MOST_BYTES), _beside(request)
+        return await run_in_threadpool(find(learner).champion.answer, content, beside)
 
     @app.post("/learners/{learner}/heat-map")
     async def heat_map(learner: str, request: Request) -> Response:
@@ -249,6 +251,21 @@ async def _body(request: Request, most: int) -> bytes:
         if len(content) > most:
             raise HTTPException(413, f"more than {most:,} bytes")
     return bytes(content)
+
+
+def _beside(request: Request) -> dict[str, str]:
+    """What is known beside a picture, JSON in a header: addresses are logged, headers are not.
+
+    Raises:
+        DataError: it is something else.
+    """
+    try:
+        found = json.loads(unquote(request.headers.get("x-beside", "{}")))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise DataError("x-beside: expected texts by column, as JSON")
+    return found
 
 
 def _command(folder: LearnerFolder, what: str, form: dict[str, list[str]]) -> tuple[list[str], str]:

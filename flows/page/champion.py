@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,21 @@ class Champion:
         with self._lock:
             return self._predictor(None).classes
 
-    def answer(self, content: bytes) -> dict[str, Any]:
-        """What it says of a picture, as `Answer` has it."""
+    def columns(self) -> dict[str, list[str]]:
+        """What it goes by beside a picture: of each column the values known, none of a number."""
+        if not self._model.is_dir():
+            return {}
+        with self._lock:
+            known = self._predictor(None).clinical
+        if known is None:
+            return {}
+        return {name: sorted(known.categories.get(name, ())) for name in known.names}
+
+    def answer(self, content: bytes, beside: Mapping[str, str]) -> dict[str, Any]:
+        """What it says of a picture, and of what is known beside it, as `Answer` has it."""
         with self._lock:
             predictor = self._predictor(None)
-            (answer,) = predictor.stream([content])
+            (answer,) = predictor.stream([content], [beside])
             if isinstance(answer, DataError):
                 raise answer
             if self._log is not None:

@@ -10,12 +10,18 @@ const element = (name, attributes = {}, ...children) => {
 };
 const percent = (value) => (100 * value).toFixed(1) + " %";
 
-async function send(path, file) {
-  const reply = await fetch(path, { method: "POST", body: file });
+async function send(path, file, headers = {}) {
+  const reply = await fetch(path, { method: "POST", body: file, headers });
   if (reply.ok) return reply;
   let problem = reply.statusText;
   try { problem = (await reply.json()).error || problem; } catch { /* it was no JSON */ }
   throw new Error(problem);
+}
+
+function beside() {
+  const fields = [...document.querySelectorAll("[data-column]")].filter((field) => field.value);
+  const known = Object.fromEntries(fields.map((field) => [field.dataset.column, field.value]));
+  return { "X-Beside": encodeURIComponent(JSON.stringify(known)) };
 }
 
 function told(answer, said) {
@@ -70,7 +76,7 @@ async function ask(files) {
     $("answers").append(row);
     try {
       if (file.size > most) throw new Error(`larger than ${Math.round(most / 2 ** 20)} MB`);
-      const answer = await (await send(address + "/answer", file)).json();
+      const answer = await (await send(address + "/answer", file, beside())).json();
       told(answer, said);
       said.append(offerMap(file, answer, row));
       await showSimilar(file, said);

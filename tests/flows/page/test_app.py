@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from httpx import Response
+from PIL import Image
 
 from dynammo.data.formats.pictures import load_image
 from dynammo.deploy.predictor import Predictor
@@ -21,6 +26,7 @@ from tasks.kept_pictures import kept_pictures
 from tasks.support.version import find_learner
 from tests.flows.page.browser import CHROMIUM, browser
 from tests.flows.page.server import serving
+from tests.models import record, reseal
 
 TOKEN = "known to the user"
 OWN = "/learners/shapes"
@@ -110,6 +116,39 @@ def test_it_answers_as_predict_does_and_logs_it(client: TestClient, begun: Path)
     assert hashlib.sha256(content).hexdigest() in line
     reply = client.post("/heat-map", params={"label": "birch"}, content=content)
     assert reply.content.startswith(b"\x89PNG")
+
+
+def test_what_is_known_of_the_patient_is_gone_by(client: TestClient, begun: Path) -> None:
+    folder, noise = find_learner("shapes").path / "model", BytesIO()
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (48, 48, 3), np.uint8)).save(noise, "PNG")
+    content = noise.getvalue()
+    assert "data-column" not in client.get("/").text
+    reseal(folder, {"clinical": {"weight": 1.0, "categories": {"wärd <3>": {"<A>": [9.0, 0.0]}},
+                                 "numbers": {"age": [[60.0, 40.0], [1.0, 1.0]]}}})  # fmt: skip
+    if (folder / "graph.json").exists():
+        record(folder)
+    home = client.get("/").text
+    assert '<select data-column="wärd &lt;3&gt;">' in home and "<option>&lt;A&gt;</option>" in home
+    assert '<input type="number" step="any" data-column="age">' in home
+    alone = client.post("/answer", content=content).json()
+    assert client.post("/answer", content=content, headers={"X-Beside": "{}"}).json() == alone
+
+    def said(**known: str) -> Response:
+        return client.post(
+            "/answer", content=content, headers={"X-Beside": quote(json.dumps(known))}
+        )
+
+    shares, before = said(**{"wärd <3>": "<A>", "age": "60"}).json(), alone["probabilities"]
+    assert shares["probabilities"]["amber"] > before["amber"]
+    for wrong, reason in (
+        (said(age="old"), "age: 'old' is no number"),
+        (
+            client.post("/answer", content=content, headers={"X-Beside": "[1]"}),
+            "x-beside: expected",
+        ),
+    ):
+        assert wrong.status_code == 422 and reason in wrong.json()["error"]
 
 
 def test_it_shows_what_is_kept_and_seen_alike(client: TestClient, begun: Path) -> None:
