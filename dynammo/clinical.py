@@ -21,8 +21,6 @@ Nothing here loads more than NumPy: `dynammo predict` answers with it.
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -30,6 +28,8 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo.data.checks import finite
+from dynammo.data.sources.csv_manifest import read_table
 from dynammo.errors import CheckpointError, DataError
 
 PRIOR = 10.0  # images
@@ -45,6 +45,9 @@ class Counts(TypedDict):
     classes: int
     categories: dict[str, dict[str, list[int]]]
     numbers: dict[str, list[list[float]]]
+
+
+NO_COUNTS: Counts = {"classes": 0, "categories": {}, "numbers": {}}
 
 
 def count(
@@ -231,24 +234,13 @@ def read_rows(path: Path, known: Evidence) -> dict[Path, dict[str, str]]:
         DataError: the file cannot be read or names no files, lists an image twice, or a number is
             none. All problems at once.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="", skipinitialspace=True)
-            rows = [
-                {(name or "").strip(): (value or "") for name, value in row.items() if name}
-                for row in reader
-            ]
-            header = [name.strip() for name in reader.fieldnames or ()]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
+    header, rows = read_table(path)
     names = [name for name in known.names if name in header]
     if "file" not in header:
         raise DataError(f"{path} line 1: expected the column file, got {','.join(header)}")
     found: dict[Path, dict[str, str]] = {}
     problems = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         file = (path.parent / row["file"].strip()).absolute()
         own = {name: row[name].strip() for name in names}
         if file in found:
@@ -271,11 +263,7 @@ def number(text: str, name: str = "a column") -> float:
     Raises:
         DataError: it is none.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    if (value := finite(text)) is None:
         raise DataError(f"{name}: {text!r} is no number")
     return value
 

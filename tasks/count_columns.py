@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TypedDict
 
 from dynammo.checkpoint import Ref
-from dynammo.clinical import Counts, add, count
-from dynammo.data.marks import COLUMN, read_texts
+from dynammo.clinical import NO_COUNTS, Counts, add, count
 from tasks.support.caching import step
-from tasks.support.images import Images
+from tasks.support.images import Images, columns_in
 from tasks.support.workspace import Classes, Context
 
 
@@ -39,15 +38,11 @@ def count_columns(
         context: places.
     """
     store, images = context.checkpoints, Images.of(context)
-    texts = {
-        name.removeprefix(COLUMN): read_texts(values)
-        for name, values in images.columns("train", classes["names"]).items()
-    }
+    texts = columns_in(images.columns("train", classes["names"]))
     labels = images.labels("train", classes["names"]).tolist()
     own = count(texts, labels, len(classes["names"]), categories, numbers)
     owner = [known.index(name) for name in classes["names"]]
-    nothing: Counts = {"classes": 0, "categories": {}, "numbers": {}}
-    old: Counts = store.load_json(before) if before else nothing
+    old: Counts = store.load_json(before) if before else NO_COUNTS
     return {
         "counts": store.save_json("column-counts", {**add(old, own, owner, len(known))}),
         "batch": store.save_json("batch-column-counts", {**own}),

@@ -9,7 +9,7 @@ import torch
 from prefect import task
 
 from dynammo.checkpoint import Ref
-from dynammo.clinical import Counts, add, chosen
+from dynammo.clinical import NO_COUNTS, Counts, add, chosen
 from dynammo.config import Config
 from dynammo.data.marks import rows
 from dynammo.heads import HEAD_RULES
@@ -348,8 +348,8 @@ def _counts_left(
     the share of each batch is kept; of all `batches` some are `remaining`.
     """
     store, known = context.checkpoints, known_classes(stage)
-    counts: Counts = {"classes": 0, "categories": {}, "numbers": {}}
-    everything, parts = counts, []
+    counts = everything = NO_COUNTS
+    parts: list[CountedPart] = []
     for part in clinical["parts"]:
         whole: Counts = store.load_json(part["counts"])
         places = [known.index(name) for name in part["classes"]]

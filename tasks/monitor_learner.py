@@ -84,9 +84,8 @@ def monitor_version(
         DataError: no image is left, or no class statistics or test images are kept.
         DynammoError: Evidently's report is wanted and cannot be made.
     """
-    python = (
-        python_with_evidently() if evidently is not None else ""
-    )  # before minutes are spent on images
+    # Looked for before minutes are spent on images.
+    python = "" if evidently is None else python_with_evidently()
     path = Path(folder_path)
     folder = LearnerFolder(path.parent, path.name)
     version = read_version(folder, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -127,3 +128,12 @@ def _grouped(
         if (value := key(sample)) is not None:
             groups.setdefault(value, []).append(sample)
     return groups
+
+
+def finite(text: str) -> float | None:
+    """The number that a text is; none where it is none, or not finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

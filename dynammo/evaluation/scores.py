@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dynammo.checkpoint import write_atomically
+from dynammo.data.checks import finite
 from dynammo.errors import DataError
 from dynammo.evaluation.metrics import Predictions, evaluate_stage, summarise
 
@@ -169,11 +169,7 @@ def _said(row: Mapping[str, str], names: Sequence[str], count: int, place: str) 
 
 
 def _number(text: str, name: str, place: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    if (value := finite(text)) is None:
         raise DataError(f"{place}: {name} must be a finite number, got {text!r}")
     return value
 

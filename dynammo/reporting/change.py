@@ -187,7 +187,7 @@ def trusted(report: ChangeReport) -> dict[str, tuple[int, float]]:
 
 
 def called(taken: Mapping[str, int]) -> str:
-    """`15 for scar, 9 for mole and 2 for others`: at most three classes by name."""
+    """`15 for scar, 9 for mole and 2 for others`: at most four classes by name."""
     ordered = sorted(taken.items(), key=lambda own: (-own[1], own[0]))  # JSON has them by name
     told = [f"{images} for {name}" for name, images in ordered[:_NAMED]]
     others = sum(images for _, images in ordered[_NAMED:])

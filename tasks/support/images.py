@@ -15,6 +15,7 @@ from dynammo.data.marks import COLUMN, digests, mark, read_texts, texts
 from dynammo.data.samples import ImageSet, Sample, read_manifest, subset_hash
 from dynammo.data.store import ImageStore
 from dynammo.errors import DataError
+from dynammo.state import State
 from tasks.support.workspace import Classes, Context, Kept
 
 
@@ -89,17 +90,22 @@ def kept_columns(tests: Sequence[Kept], context: Context) -> dict[str, list[str]
     done = 0
     for test in tests:
         state = context.checkpoints.load(test["labels"])
-        kept = {
-            name.removeprefix(COLUMN): read_texts(values)
-            for name, values in state.items()
-            if name.startswith(COLUMN)
-        }
+        kept = columns_in(state)
         for name in kept.keys() - found.keys():
             found[name] = [""] * done
         done += len(state["labels"])
         for name, texts_ in found.items():
             texts_ += kept.get(name, [""] * len(state["labels"]))
     return dict(sorted(found.items()))
+
+
+def columns_in(state: State) -> dict[str, list[str]]:
+    """Further columns of images among their tensors, as texts."""
+    return {
+        name.removeprefix(COLUMN): read_texts(values)
+        for name, values in state.items()
+        if name.startswith(COLUMN)
+    }
 
 
 def targets_of(tests: Sequence[Kept], classes: Sequence[str], context: Context) -> list[Tensor]:

@@ -55,17 +55,7 @@ def read(
             a further column. All problems at once, with their lines.
     """
     path = (path / "manifest.csv" if path.is_dir() else path).absolute()
-    try:
-        # Excel writes a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="", skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            lines = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
+    header, lines = read_table(path)
     needed = ["file", *["split"] * (default_split is None), *["class"] * labelled]
     if missing := [name for name in needed if name not in header]:
         raise DataError(
@@ -117,3 +107,22 @@ def read(
         return listed
     samples = tuple(replace(own, columns=more[own.file]) for own in listed.samples)
     return ImageSet(listed.root, samples)
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The names of a CSV's columns, and its rows with their lines.
+
+    Raises:
+        DataError: it cannot be read, or is no CSV in UTF-8.
+    """
+    try:
+        # Excel writes a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restval="", skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            return header, [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV in UTF-8: {error}") from None
