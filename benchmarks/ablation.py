@@ -115,7 +115,7 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
         raise ConfigError(["rows merge by average (--rules adds others) and use mirrored views"])
     images = DATA_SOURCES[config.data.source](Path(config.data.path))
     scenario = build_scenario(images, config.scenario, config.memory, config.seed)
-    pixels = ImageStore.open(build_store(images, config.image.size, store))
+    pixels = ImageStore.open(build_store(images, config.image.form, store))
     order = [name for task in scenario for name in task.classes]
 
     def split(name: str) -> tuple[Tensor, Tensor]:
@@ -127,12 +127,12 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
     weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
     sizes = [len(task.classes) for task in scenario]
     if config.backbone.renormalise:
-        bare = build_network(config.backbone, weights, config.image.size)
+        bare = build_network(config.backbone, weights, config.image.form)
         seed = derive_seed(config.seed, "renormalise")
         weights = renormalise(bare, train[labels < sizes[0]], config.backbone.renormalise, seed)
 
     def network(state: State | None, seed: int = 0) -> Network:
-        net = build_network(config.backbone, weights, config.image.size, config.adapter, seed)
+        net = build_network(config.backbone, weights, config.image.form, config.adapter, seed)
         if state is not None:
             net.load_adapter_state(state)
         return net
@@ -140,7 +140,7 @@ def learn(config: Config, store: Path, rules: Sequence[str] = ()) -> Learnt:
     def features(net: Network) -> Features:
         return Features(augmented_views(net, train, flip=True), extract_features(net, test))
 
-    bare = build_network(config.backbone, weights, config.image.size)
+    bare = build_network(config.backbone, weights, config.image.form)
     result = Learnt(config.seed, config.head, sizes, labels, targets, features(bare))
     adapters: list[State] = []
     kept: list[list[int]] = []

@@ -59,7 +59,11 @@ def main() -> None:
     predictor = load_predictor(arguments.model, "onnx", threads=1)
     found = list(image_files(arguments.images))
     found = found[:: max(len(found) // arguments.count, 1)][: arguments.count]
-    report: dict[str, Any] = {"size": predictor.size, "threads": decoding_threads(), "sides": {}}
+    report: dict[str, Any] = {
+        "size": predictor.form.size,
+        "threads": decoding_threads(),
+        "sides": {},
+    }
     for side in arguments.sides:
         with tempfile.TemporaryDirectory() as folder:
             files = enlarged(found, side, Path(folder))
@@ -102,7 +106,7 @@ class Files(Dataset[torch.Tensor]):
 
 def measured(predictor: Answering, files: list[Path], repeats: int) -> dict[str, Any]:
     """Images a CPU second of every way, and of what share of its floor predict is."""
-    size = predictor.size
+    size = predictor.form.size
     contents = [file.read_bytes() for file in files]
     pixels = np.stack([load_image(content, size) for content in contents])
     loader = DataLoader(Files(files, size), batch_size=32, num_workers=decoding_threads())
@@ -155,7 +159,7 @@ def cpu_seconds() -> float:
 def differences(predictor: Answering, files: list[Path]) -> dict[str, float]:
     """Of pixels and answers, between faster decoding and the usual one."""
     usual, other = (
-        np.stack([load_image(file, predictor.size, fast_jpeg=fast) for file in files])
+        np.stack([load_image(file, predictor.form.size, fast_jpeg=fast) for file in files])
         for fast in (False, True)
     )
     before, after = (_scores(predictor, pixels) for pixels in (usual, other))

@@ -216,7 +216,7 @@ def make_model(folder: Path, size: int) -> Path:
     save_model(
         folder,
         backbone=config.backbone,
-        size=size,
+        form=size,
         adapter=config.adapter,
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),
@@ -259,7 +259,7 @@ class OpenVino(Answering):
         import openvino
 
         known = load_predictor(folder, "onnx")
-        self.classes, self.size, self.thresholds = known.classes, known.size, known.thresholds
+        self.classes, self.form, self.thresholds = known.classes, known.form, known.thresholds
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         core = openvino.Core()
         self.compiled = core.compile_model(str(folder / "model.onnx"), "CPU", options)

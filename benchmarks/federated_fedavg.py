@@ -75,7 +75,7 @@ def decoded(
     samples = tuple(own for own in images.samples if own.split == split and own.label in names)
     labels = torch.tensor([names.index(own.label) for own in samples]).long()
     chosen = ImageSet(images.root, samples)
-    store = build_store(chosen, config.image.size, folder, repeated=config.data.repeats)
+    store = build_store(chosen, config.image.form, folder, repeated=config.data.repeats)
     return Images(store, samples, labels)
 
 

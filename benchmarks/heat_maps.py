@@ -39,7 +39,7 @@ def main() -> None:
     files = sorted(image_files(given.images))
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, given.count).astype(int)]
     pixels = torch.stack(
-        [torch.from_numpy(load_image(f, predictor.size)).permute(2, 0, 1) for f in chosen]
+        [torch.from_numpy(load_image(f, predictor.form.size)).permute(2, 0, 1) for f in chosen]
     )
     classes = predictor.probabilities(pixels).argmax(1)
     maps = heat_maps(predictor.model, pixels, classes)
@@ -87,7 +87,7 @@ def random_model(predictor: Predictor, backbone: bool) -> Classifier:
     network, manifest = predictor.model.network, predictor.manifest
     if backbone:
         bare = BackboneConfig(**manifest.backbone.model_dump(), pretrained=False)
-        network = build_network(bare, pretrained_weights(bare, seed=0), predictor.size)
+        network = build_network(bare, pretrained_weights(bare, seed=0), predictor.form.size)
     return Classifier(network, new_head(network.feature_size, len(manifest.classes), seed=0))
 
 

@@ -116,7 +116,7 @@ def build_exports(
         save_model(
             folder / kind,
             backbone=config,
-            size=size,
+            form=size,
             adapter=adapter,
             backbone_weights=weights,
             adapter_weights=network.adapter_state(),

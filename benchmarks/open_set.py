@@ -107,10 +107,10 @@ def main() -> None:
 
 def read(folder: Path, config: Config) -> Pictures:
     """Features of a data set's images on the frozen network."""
-    source, size = csv_manifest.load(folder), config.image.size
+    source, form = csv_manifest.load(folder), config.image.form
     names = source.classes
-    network = build_network(config.backbone, pretrained_weights(config.backbone), size)
-    pixels = np.stack([load_image(source.root / own.file, size) for own in source.samples])
+    network = build_network(config.backbone, pretrained_weights(config.backbone), form)
+    pixels = np.stack([load_image(source.root / own.file, form) for own in source.samples])
     with torch.inference_mode():
         parts = torch.from_numpy(pixels).permute(0, 3, 1, 2).split(64)
         raw = torch.cat([network(part) for part in parts])

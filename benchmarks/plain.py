@@ -134,7 +134,7 @@ def run(
     """All tasks: for each, the accuracy on the test images of all classes seen."""
 
     def network(state: State | None, seed: int = 0) -> Network:
-        built = build_network(config.backbone, weights, config.image.size, config.adapter, seed)
+        built = build_network(config.backbone, weights, config.image.form, config.adapter, seed)
         if state is not None:
             built.load_adapter_state(state)
         return built

@@ -341,7 +341,7 @@ def section_3(arguments: argparse.Namespace) -> dict[str, Any]:
             split: plain.Files(
                 [subset.root / sample.file for sample in subset.select(split, order)],
                 torch.tensor([order.index(s.label) for s in subset.select(split, order)]),
-                config.image.size,
+                config.image.form,
             )
             for split in ("train", "test")
         }
@@ -354,7 +354,7 @@ def section_3(arguments: argparse.Namespace) -> dict[str, Any]:
 
         def ours() -> None:
             with tempfile.TemporaryDirectory() as store:
-                path = build_store(subset, config.image.size, Path(store))
+                path = build_store(subset, config.image.form, Path(store))
                 pixels = ImageStore.open(path)
                 loaded = {s: pixels.load(subset.select(s, order)) for s in ("train", "test")}
                 labels = {split: each.labels for split, each in files.items()}
@@ -382,7 +382,7 @@ def run(
     """`plain.run` as the pipeline does it."""
 
     def network(state: State | None, seed: int = 0) -> Network:
-        built = build_network(config.backbone, weights, config.image.size, config.adapter, seed)
+        built = build_network(config.backbone, weights, config.image.form, config.adapter, seed)
         if state is not None:
             built.load_adapter_state(state)
         return built

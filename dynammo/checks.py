@@ -24,11 +24,11 @@ def check_parts(config: Config) -> None:
     """
     adapted = any("adapter" in METHODS[name].sections for name in config.methods)
     adapter = config.adapter if adapted else None
-    network = build_network(config.backbone, None, config.image.size, adapter)
+    network = build_network(config.backbone, None, config.image.form, adapter)
     if config.backbone.renormalise:
         check_batch_norms(create_backbone(config.backbone.name))
     if adapted:
-        check_rule(config.merge, network, config.image.size)
+        check_rule(config.merge, network, config.image.form)
         _check_replay(config)
         _check_trust(config)
     check_methods(config)

@@ -56,7 +56,7 @@ def incremental(
         raise ConfigError(["clinical is for learners (dynammo learn), whose batches are CSVs"])
     data = version_data(config)
     batches = data["tasks"]
-    images = prepare_images(data["manifest"], config.image.size, config.data.repeats)
+    images = prepare_images(data["manifest"], config.image, config.data.repeats)
     places = [
         at(context_of(config), batch, images, f"{batch['number']}/{len(batches)}")
         for batch in batches

@@ -82,7 +82,7 @@ def learn(
     with taken_up(folder, step):
         own = write_batch(arrival.images, arrival.number, arrival.classes, folder.work)
         images = prepare_images(
-            own["manifest"], config.image.size, config.data.repeats, str(folder.work / "images")
+            own["manifest"], config.image, config.data.repeats, str(folder.work / "images")
         )
         here = at(context_in(folder, config), own, images, f"batch {arrival.number}")
         if before:

@@ -20,7 +20,7 @@ entry() { awk -v start="$2==" 'index($0, start) == 1, !/\\$/' "$1"; }
 version() { sed -n "s/^$2==\([^ ]*\).*/\1/p" "$1"; }
 
 cp requirements.lock "$draft"
-compile pyproject.toml --extra pipeline --extra export --extra dicom --extra dev --extra docs \
+compile pyproject.toml --extra pipeline --extra export --extra dicom --extra volumes --extra dev --extra docs \
     --output-file "$draft" "$@" >/dev/null
 {
     echo "# Made from pyproject.toml by: make lock"

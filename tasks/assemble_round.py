@@ -60,10 +60,10 @@ def assemble_round(
     if state_hash(merged) != held["merged"]:
         raise DataError(f"{folder}: the merged adapter does not follow from the sites'")
     parents: dict[str, Any] = {"adapters": adapters, "backbone": backbone}
-    side = config.image.size
+    form = config.image.form
     nothing = torch.zeros(0, 32, dtype=torch.uint8)
     exemplars = {
-        "images": torch.zeros(0, 3, side, side, dtype=torch.uint8),
+        "images": torch.zeros(0, 3, form.height, form.size, dtype=torch.uint8),
         "files": nothing,
         "groups": nothing,
         "counts": torch.zeros(len(known)).long(),

@@ -248,7 +248,7 @@ def _cost(
     head's product takes one multiply-accumulate a weight.
     """
     network: nn.Module
-    chosen = (architecture, None, image.size)
+    chosen = (architecture, None, image.form)
     adapters = METHODS[variant].shared_adapters
     if adapters is None:
         network = build_network(*chosen)
@@ -258,6 +258,6 @@ def _cost(
     else:
         network = deployed_network(*chosen, kind)
     return {
-        "gmacs": (count_macs(network, image.size) + head_macs) / 1e9,
+        "gmacs": (count_macs(network, image.form) + head_macs) / 1e9,
         "parameters": count_parameters(network) + head_macs,
     }

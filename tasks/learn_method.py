@@ -205,7 +205,7 @@ def evaluate_method(
         inputs = torch.cat(parts)
     names = [name for task in tasks for name in task]
     network = method.deployed.cpu()
-    macs = count_macs(network, config.image.size) + method.head_weights
+    macs = count_macs(network, config.image.form) + method.head_weights
     meta = provenance(
         config=config.model_dump(mode="json", warnings=False),
         variant=name,

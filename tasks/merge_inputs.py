@@ -45,7 +45,7 @@ def initial_adapter(
         context: places.
     """
     own = derive_seed(seed, "adapter", 1)
-    network = build_network(architecture, None, image.size, adapter, own)
+    network = build_network(architecture, None, image.form, adapter, own)
     meta = provenance(architecture, image, adapter, config={"seed": seed})
     return context.checkpoints.save("initial-adapter", network.adapter_state(), meta)
 

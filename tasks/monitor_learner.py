@@ -92,7 +92,7 @@ def monitor_version(
     config = config_of(version)
     context, classes = context_in(folder, config), known_classes(version["stage"])
     reference = held_out(config, version, context)
-    arrived = arrive(Path(images), folder, version)
+    arrived = arrive(Path(images), folder, version, config.image.slices > 1)
     new, unreadable = look(config, version, arrived, context)
     checks = monitor(reference, new, classes, false_alarms=false_alarms, window=window)
     if evidently is not None:
@@ -172,7 +172,7 @@ def held_out(config: Config, version: Version, context: Context) -> Seen:
     )
 
 
-def arrive(path: Path, folder: LearnerFolder, version: Version) -> Arrived:
+def arrive(path: Path, folder: LearnerFolder, version: Version, volumes: bool = False) -> Arrived:
     """List new images, less those that the version has seen: they are no test of anything.
 
     Raises:
@@ -184,7 +184,8 @@ def arrive(path: Path, folder: LearnerFolder, version: Version) -> Arrived:
         listed = csv_manifest.read(path, default_split="test", labelled=False)
     else:
         rows: list[tuple[str, str, str, str | None]] = [
-            (file.relative_to(path).as_posix(), "test", "", None) for file in image_files(path)
+            (file.relative_to(path).as_posix(), "test", "", None)
+            for file in image_files(path, volumes)
         ]
         listed = list_samples(path, rows)
     seen, _ = ledger_of(folder, version).seen()
@@ -214,7 +215,7 @@ def look(config: Config, version: Version, arrived: Arrived, context: Context) -
             pixels = []
             for sample in arrived.samples[start : start + _AT_A_TIME]:
                 try:
-                    pixels.append(load_image(arrived.root / sample.file, config.image.size))
+                    pixels.append(load_image(arrived.root / sample.file, config.image.form))
                 except DataError as error:
                     problems.append(str(error))
                     continue

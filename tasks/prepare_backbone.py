@@ -84,7 +84,7 @@ def renormalise_backbone(
         context: places.
     """
     store = context.checkpoints
-    network = build_network(architecture, store.load(backbone), image.size).to(context.device)
+    network = build_network(architecture, store.load(backbone), image.form).to(context.device)
     pixels, _ = Images.of(context).load("train", classes)
     weights = renormalise(network, pixels, share, derive_seed(seed, "renormalise"))
     meta = provenance(

@@ -130,7 +130,7 @@ def save_merged(
     return save_model(
         folder,
         backbone=config.backbone,
-        size=config.image.size,
+        form=config.image.form,
         adapter=config.adapter,
         backbone_weights=store.load(backbone),
         adapter_weights=store.load(merged),

@@ -106,7 +106,7 @@ def register_version(folder_path: str, number: int) -> str | None:
                 "last_mean_class_recall": document["mean_class_recall"],
             }
     run = runs["children"][DEPLOYED]
-    example = served_model.plain_example(config.image.size)
+    example = served_model.plain_example(config.image.form)
     with tempfile.TemporaryDirectory(dir=folder.path, prefix=".registered.") as temporary:
         model, whole = Path(temporary) / "model", Path(temporary) / "learner"
         _save(folder, number, version, model, model_of(folder))

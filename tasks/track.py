@@ -101,7 +101,7 @@ def register(
         get_run_logger().info("merged is not among the methods: no model is registered")
         return None
     run = runs["children"]["merged"]
-    example = served_model.plain_example(config.image.size)
+    example = served_model.plain_example(config.image.form)
     model = served_model.log_model(run, folder / "model", config.model_name, example)
     version = served_model.register(
         config.model_name,

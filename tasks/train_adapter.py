@@ -79,7 +79,7 @@ def train_adapter(
     network = build_network(
         architecture,
         store.load(backbone),
-        image.size,
+        image.form,
         adapter,
         derive_seed(seed, "adapter", number),
     )

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from prefect import get_run_logger, task
 
-from dynammo.config import Config
+from dynammo.config import Config, ImageConfig
 from dynammo.data.checks import Repeats, check_image_set
 from dynammo.data.samples import ImageSet, read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
@@ -59,7 +59,9 @@ def version_data(config: Config) -> DataVersion:
     path = Path(config.data.path)
     made_anew = tracked_but_missing(path)
     try:
-        image_set = load_source(config.data.source, path, config.data.options)
+        image_set = load_source(
+            config.data.source, path, config.data.options, volumes=config.image.slices > 1
+        )
     except DataError as error:
         raise DataError(f"{error}{hint_if_missing(path)}") from None
     check_image_set(image_set, config.data.repeats)
@@ -116,9 +118,9 @@ def write_batch(image_set: ImageSet, number: int, classes: list[str], folder: Pa
     }
 
 
-@task(name="prepare images", task_run_name="prepare images at {size} px")
+@task(name="prepare images", task_run_name="prepare images at {image.size} px")
 def prepare_images(
-    manifest: str, size: int, repeated: Repeats = "refuse", folder: str = str(IMAGES)
+    manifest: str, image: ImageConfig, repeated: Repeats = "refuse", folder: str = str(IMAGES)
 ) -> str:
     """Decode and resize every image once into a memory-mapped file; an intact one is reused.
 
@@ -127,4 +129,4 @@ def prepare_images(
     """
     with progress_bar("decode images", "image") as progress:
         image_set = read_manifest(Path(manifest))
-        return str(build_store(image_set, size, Path(folder), progress, repeated))
+        return str(build_store(image_set, image.form, Path(folder), progress, repeated))

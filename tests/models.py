@@ -38,7 +38,7 @@ def random_model(
     save_model(
         folder,
         backbone=backbone,
-        size=64,
+        form=64,
         adapter=adapter,
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),

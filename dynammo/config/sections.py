@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from dynammo.adapters import ADAPTERS
 from dynammo.config.presets import PRESETS
 from dynammo.data import DATA_SOURCES
+from dynammo.data.formats.pictures import Form
 from dynammo.heads import HEAD_RULES
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
@@ -147,6 +148,30 @@ class ImageConfig(Section):
     """What the network sees."""
 
     size: int = Field(96, ge=16, le=1024, description="images are resized to size x size pixels")
+    slices: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="more than 1: images are volumes or sequences (docs/how-to/volumes.md), each "
+        "brought to so many slices; a volume costs so many times a picture",
+    )
+    window: tuple[float, float] | None = Field(
+        None,
+        description="the values shown as black and as white, of images with more than 8 bits: "
+        "[-160, 240] for soft tissue in CT; default: what the file says",
+    )
+
+    @field_validator("window")
+    @classmethod
+    def _rises(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"expected two rising numbers, got {window[0]:g} and {window[1]:g}")
+        return window
+
+    @property
+    def form(self) -> Form:
+        """What every image is brought to."""
+        return Form(self.size, self.slices, self.window)
 
 
 class ArchitectureConfig(Section):
@@ -170,6 +195,11 @@ class ArchitectureConfig(Section):
         description="take the features from the last so many levels of resolution (3: at 1/8, "
         "1/16 and 1/32 of the image's) or, in a ViT, blocks, instead of from the network's last "
         "layer",
+    )
+    pool: Literal["mean", "thirds"] = Field(
+        "mean",
+        description="of volumes: the mean of the slices' features, or the means of the first, the "
+        "middle and the last third, where it matters where along the volume something is",
     )
 
     @property
@@ -590,6 +620,12 @@ class Config(Section):
             raise ValueError(
                 f"retention.train {self.retention.train} keeps no image: set memory.per_class=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _slices_are_there(self) -> Config:
+        if self.backbone.pool != "mean" and self.image.slices == 1:
+            raise ValueError(f"backbone.pool {self.backbone.pool} is of volumes: set image.slices")
         return self
 
     @model_validator(mode="after")

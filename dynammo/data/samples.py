@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.data.formats.pictures import read_stack, stack_hash
 from dynammo.errors import DataError
 
 SPLITS = ("train", "test")
@@ -20,14 +21,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file.
+    """One image file, or a folder of files that is one volume.
 
     Attributes:
         file: posix path relative to the image set's root.
         split: "train" or "test".
         label: name of the class.
         group: what must not be split (patient, lesion, slide), or None.
-        sha256: of the file's bytes, hex.
+        sha256: of the file's bytes, hex; of a folder, `stack_hash`.
         columns: what else is kept of the image, such as ("sex", "f"): subgroups.
     """
 
@@ -99,12 +100,14 @@ def subset_hash(samples: Iterable[Sample]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex.
+    """SHA-256 of a file's bytes, hex; of a folder that is one volume, `stack_hash`.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
+        if path.is_dir():
+            return stack_hash(read_stack(path))
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

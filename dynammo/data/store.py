@@ -1,7 +1,7 @@
 """Every image decoded and resized once: a memory-mapped array beside a readable index.
 
-`<key>.npy` holds (N, size, size, 3) uint8, one row for each distinct file; `<key>.json` the files'
-SHA-256 in the order of the rows, and the array's own SHA-256. Copies of a file share a row.
+`<key>.npy` holds (N, height, size, 3) uint8, one row for each distinct file; `<key>.json` the
+files' SHA-256 in the order of the rows, and the array's own SHA-256. Copies of a file share a row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from torch import Tensor
 
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.data.checks import Repeats, repeats, warn_of
-from dynammo.data.formats.pictures import DECODER_VERSION, Pixels, decode, resize
+from dynammo.data.formats.pictures import (
+    DECODER_VERSION,
+    Form,
+    Pixels,
+    Stack,
+    decode,
+    form_of,
+    read_stack,
+    resize,
+    stack_hash,
+)
+from dynammo.data.formats.volumes import load_volume
 from dynammo.data.near import Marks, mark, near_repeats
 from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
 from dynammo.errors import DataError
@@ -28,19 +39,19 @@ from dynammo.errors import DataError
 
 def build_store(
     image_set: ImageSet,
-    size: int,
+    form: Form | int,
     directory: Path,
     progress: Progress | None = None,
     repeated: Repeats = "refuse",
 ) -> Path:
     """Decode and resize all images, or find that it was done before.
 
-    The file's name is a hash of the images, the size and the decoder's version. What is there
+    The file's name is a hash of the images, the form and the decoder's version. What is there
     already is used if it is intact, and made anew if not.
 
     Args:
         image_set: the images.
-        size: side of the square they are resized to, in pixels.
+        form: what they are brought to, or the side of the square in pixels.
         directory: where the store goes; made if missing.
         progress: called with (images done, images).
         repeated: what to do about repeated pictures, see `check_image_set`.
@@ -51,14 +62,17 @@ def build_store(
     Raises:
         DataError: images that cannot be read, or whose file is not the one that was listed; the
             same picture (equal pixels before resizing) in train and test, or under two classes of
-            one split, or nearly the same in train and test (`dynammo.data.near`), unless
-            `repeated` is "warn". All of them at once.
+            one split, or nearly the same in train and test (`dynammo.data.near`; not of volumes),
+            unless `repeated` is "warn". All of them at once.
     """
     unique = {sample.sha256: sample for sample in reversed(image_set.samples)}
     files = sorted(unique)
     if not files:
         raise DataError(f"{image_set.root}: no images")
-    identity = f"{image_set.content_hash} {size} {DECODER_VERSION}"
+    form = form_of(form)
+    identity = f"{image_set.content_hash} {form.size} {DECODER_VERSION}"
+    if form != Form(form.size):
+        identity += f" {form.slices} {form.window}"
     path = directory.absolute() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if _has(path, files):
         return path
@@ -67,19 +81,19 @@ def build_store(
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as temporary:
         draft = Path(temporary) / path.name
         rows = np.lib.format.open_memmap(
-            draft, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3)
+            draft, mode="w+", dtype=np.uint8, shape=(len(files), *form.shape)
         )
 
         def fill(row: int) -> tuple[str, Marks | None] | DataError:
             """Decode one image into its row; gives a hash of the picture, and its mark."""
             try:
-                picture = _read(image_set.root, unique[files[row]])
+                picture = _read(image_set.root, unique[files[row]], form)
             except DataError as error:
                 return error
-            rows[row] = resize(picture, size)
+            rows[row] = picture if form.slices > 1 else resize(picture, form.size)
             digest = hashlib.sha256(repr(picture.shape).encode())
             digest.update(picture.data)
-            return digest.hexdigest(), mark(picture)
+            return digest.hexdigest(), None if form.slices > 1 else mark(picture)
 
         pictures: dict[str, str] = {}
         marks: dict[str, Marks | None] = {}
@@ -101,7 +115,7 @@ def build_store(
             raise DataError(problems)
 
         rows.flush()
-        index = {"sha256": hash_file(draft), "decoder": DECODER_VERSION, "size": size}
+        index = {"sha256": hash_file(draft), "decoder": DECODER_VERSION, "shape": form.shape}
         os.replace(draft, path)
         write_atomically(path.with_suffix(".json"), to_json({**index, "files": files}))
     return path
@@ -111,12 +125,10 @@ class ImageStore:
     """Resized images by file, read from disk as they are asked for.
 
     Attributes:
-        size: side of the images, in pixels.
         files: SHA-256 of the file behind each row.
     """
 
     def __init__(self, pixels: Pixels, files: Sequence[str]) -> None:
-        self.size: int = pixels.shape[1]
         self.files = list(files)
         self._pixels = pixels
         self._rows = {digest: row for row, digest in enumerate(files)}
@@ -134,9 +146,9 @@ class ImageStore:
         """
         try:
             index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            files, size, digest = index["files"], index["size"], index["sha256"]
+            files, shape, digest = index["files"], tuple(index["shape"]), index["sha256"]
             pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-            fits = pixels.shape == (len(files), size, size, 3) and pixels.dtype == np.uint8
+            fits = pixels.shape == (len(files), *shape) and pixels.dtype == np.uint8
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise DataError(f"{path} is no usable image store: {error}") from None
         if not fits:
@@ -146,7 +158,7 @@ class ImageStore:
         return ImageStore(pixels, files)
 
     def load(self, samples: Sequence[Sample]) -> Tensor:
-        """The images of some samples, (N, 3, size, size) uint8, contiguous, in the order given.
+        """The images of some samples, (N, 3, height, size) uint8, contiguous, in the order given.
 
         Raises:
             DataError: samples whose file is not in the store.
@@ -164,12 +176,23 @@ def _has(path: Path, files: list[str]) -> bool:
         return False
 
 
-def _read(root: Path, sample: Sample) -> Pixels:
-    """Decode a file, made sure to be the one that was listed."""
+def _read(root: Path, sample: Sample, form: Form) -> Pixels:
+    """A picture, or a volume's strip, made sure to be of the file that was listed."""
+    path, found = root / sample.file, ""
+    content: bytes | Stack
     try:
-        content = (root / sample.file).read_bytes()
+        if path.is_dir():
+            content = read_stack(path)
+            found = stack_hash(content)
+        else:
+            content = path.read_bytes()
+            found = hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {sample.file}: {error.strerror}") from None
-    if (found := hashlib.sha256(content).hexdigest()) != sample.sha256:
+    if found != sample.sha256:
         raise DataError(f"{sample.file} has changed: SHA-256 {found}, listed as {sample.sha256}")
-    return decode(content, sample.file)
+    if form.slices > 1:
+        return load_volume(content, form, sample.file)
+    if not isinstance(content, bytes):
+        raise DataError(f"{sample.file} is a folder; expected a picture (image.slices 1)")
+    return decode(content, sample.file, window=form.window)

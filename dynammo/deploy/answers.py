@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo.clinical import Columns, Evidence
-from dynammo.data.formats.pictures import Pixels, load_image
+from dynammo.data.formats.pictures import Form, Pixels, load_image
 from dynammo.errors import DataError
 from dynammo.evaluation.strangeness import UnknownLimits
 
@@ -47,7 +47,7 @@ class Answering(ABC):
 
     Attributes:
         classes: names in the order of the outputs.
-        size: images are resized to size x size pixels.
+        form: what images are brought to: pictures S x S, the strips of volumes H x S.
         thresholds: of prediction sets, one a class; None: there are none.
         unknown: from where on an image is of no known class; None: there is no such limit.
         clinical: what columns beside the image say; None: the image answers alone.
@@ -56,7 +56,7 @@ class Answering(ABC):
     """
 
     classes: list[str]
-    size: int
+    form: Form
     thresholds: list[float | None] | None
     unknown: UnknownLimits | None
     clinical: Evidence | None = None
@@ -71,7 +71,7 @@ class Answering(ABC):
 
     @abstractmethod
     def scores(self, batch: Pixels) -> NDArray[np.float64]:
-        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+        """(B, H, S, 3) uint8 RGB -> class probabilities (B, C)."""
 
     def predict(
         self,
@@ -96,7 +96,7 @@ class Answering(ABC):
         answers: list[Answer] = []
         for start in range(0, len(images), batch_size):
             chosen = images[start : start + batch_size]
-            batch = [load_image(image, self.size, self.fast_jpeg) for image in chosen]
+            batch = [load_image(image, self.form, self.fast_jpeg) for image in chosen]
             own = {
                 name: values[start : start + len(batch)] for name, values in (columns or {}).items()
             }
@@ -138,7 +138,7 @@ class Answering(ABC):
             yield from (one if isinstance(one, DataError) else next(answers) for one in batch)
 
     def decoded(self, images: Iterable[Any]) -> Iterator[Pixels | DataError]:
-        """(S, S, 3) uint8 of each image, or why it cannot be read, in order; threads do it."""
+        """(H, S, 3) uint8 of each image, or why it cannot be read, in order; threads do it."""
         ahead: deque[Future[Pixels | DataError]] = deque()
         threads = ThreadPoolExecutor(decoding_threads())
         try:
@@ -153,7 +153,7 @@ class Answering(ABC):
 
     def _decode(self, image: Any) -> Pixels | DataError:
         try:
-            return load_image(image, self.size, self.fast_jpeg)
+            return load_image(image, self.form, self.fast_jpeg)
         except DataError as error:
             return error
 

@@ -46,6 +46,8 @@ def export_bundle(
     with appearing(target, _refuse_filled) as made:
         report = export_model(source, made / "models", ["pt2"], images)
         manifest = parse_manifest((made / "models" / "model.json").read_bytes())
+        if manifest.form.slices > 1:
+            raise ExportError("a bundle reads pictures, and this model is of volumes")
         for name in ("configs", "scripts"):
             (made / name).mkdir()
         (made / "configs" / "metadata.json").write_bytes(to_json(_metadata(manifest)))

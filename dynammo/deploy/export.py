@@ -31,7 +31,7 @@ from torch.fx import GraphModule
 
 import dynammo
 from dynammo.checkpoint import sealed, to_json, write_atomically
-from dynammo.data.formats.pictures import load_image
+from dynammo.data.formats.pictures import Form, form_of, load_image
 from dynammo.deploy.graph import GRAPH, MANIFEST, RECORD, has_graph, open_session, read_graph
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.deploy.pruning import prune
@@ -84,7 +84,7 @@ class Deployed(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> _Outputs:
-        """(B, 3, S, S) uint8 RGB -> logits (B, C) and their softmax, both of the weights' type."""
+        """(B, 3, H, S) uint8 RGB -> logits (B, C) and their softmax, both of the weights' type."""
         logits = self.model(images)
         return logits, logits.softmax(1)
 
@@ -151,7 +151,7 @@ def export_model(
     _refuse_foreign(target)
     model = model_folder(Path(source))
     predictor = Predictor(model)
-    pixels, checked_on = _pixels(images, predictor.size)
+    pixels, checked_on = _pixels(images, predictor.form)
     manifest = (model / MANIFEST).read_bytes()
     metadata = _metadata(predictor, manifest)
     with appearing(target, _refuse_foreign) as temporary:
@@ -159,10 +159,10 @@ def export_model(
         fusions: dict[str, Fusion] = {}
         remaining = None
         if template is None and set(formats) - {"safetensors"}:
-            fused, fusions = _fused(predictor.model, predictor.size)
+            fused, fusions = _fused(predictor.model, predictor.form)
             remaining = batch_norms(fused)
         if template is None and {"pt2", "onnx"} & set(formats):
-            program = _program(fused, predictor.size)
+            program = _program(fused, predictor.form)
         for name in _FILES:
             path = temporary / _FILES[name]
             if name not in formats:
@@ -174,7 +174,7 @@ def export_model(
             elif name == "pt2":
                 torch.export.save(program, path, extra_files=metadata)
             elif name == "executorch":
-                path.write_bytes(_executorch(fused, predictor.size, metadata))
+                path.write_bytes(_executorch(fused, predictor.form, metadata))
             elif template is None:
                 path.write_bytes(_onnx(program, metadata))
             else:
@@ -284,11 +284,12 @@ def add_graph(folder: Path, earlier: Path | None = None) -> dict[str, Any]:
     return report
 
 
-def sample_pixels(size: int, count: int = 16) -> NDArray[np.uint8]:
-    """(count, size, size, 3): real pictures that are always at hand.
+def sample_pixels(form: Form | int, count: int = 16) -> NDArray[np.uint8]:
+    """(count, height, size, 3): real pictures that are always at hand, or strips of them.
 
     Squares of growing side, along the diagonals of the two photographs that come with scikit-learn.
     """
+    form = form_of(form)
     photographs: list[NDArray[np.uint8]] = load_sample_images().images
     crops = []
     for index in range(count):
@@ -296,18 +297,20 @@ def sample_pixels(size: int, count: int = 16) -> NDArray[np.uint8]:
         height = photograph.shape[0]
         side = height // 4 + index * height // (2 * count)
         start = (height - side) * index // count
-        crops.append(load_image(photograph[start : start + side, start : start + side], size))
-    return np.stack(crops)
+        crops.append(load_image(photograph[start : start + side, start : start + side], form.size))
+    order = (np.arange(count)[:, None] + np.arange(form.slices)) % count
+    strips: NDArray[np.uint8] = np.stack(crops)[order].reshape(count, *form.shape)
+    return strips
 
 
-def _pixels(images: Sequence[Path] | None, size: int) -> tuple[Tensor, dict[str, Any]]:
-    """(N, 3, S, S) uint8, and what they are."""
+def _pixels(images: Sequence[Path] | None, form: Form) -> tuple[Tensor, dict[str, Any]]:
+    """(N, 3, H, S) uint8, and what they are."""
     if images is None:
-        array, what = sample_pixels(size), "crops of scikit-learn's two photographs"
+        array, what = sample_pixels(form), "crops of scikit-learn's two photographs"
     elif len(images) < 2:
         raise ExportError(f"{len(images)} images to check with are too few: give two or more")
     else:
-        array, what = np.stack([load_image(i, size) for i in images]), "given images"
+        array, what = np.stack([load_image(i, form) for i in images]), "given images"
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
     return tensor, {"images": len(array), "what": what}
 
@@ -322,7 +325,8 @@ def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
     """The texts that travel inside every file."""
     return {
         "classes": json.dumps(predictor.classes, ensure_ascii=False),
-        "image_size": str(predictor.size),
+        "image_size": str(predictor.form.size),
+        "image_slices": str(predictor.form.slices),
         "preprocessing": _PREPROCESSING,
         "dynammo": dynammo.__version__,
         MANIFEST: manifest.decode(),
@@ -333,9 +337,9 @@ def _cheapened(model: Classifier) -> Deployed:
     return Deployed(Classifier(cheapen(model.network), model.head_state))
 
 
-def _fused(model: Classifier, size: int) -> tuple[GraphModule, dict[str, Fusion]]:
+def _fused(model: Classifier, form: Form) -> tuple[GraphModule, dict[str, Fusion]]:
     """The network with adapters and BatchNorms in its convolutions; these."""
-    fused, fusions = fuse_batch_norms(_trace(_cheapened(model), size))
+    fused, fusions = fuse_batch_norms(_trace(_cheapened(model), form))
     # Its weights are laid out plainly: what torch.export.save cannot write otherwise it warns of.
     for owner in fused.modules():
         for parameter in owner.parameters(recurse=False):
@@ -343,9 +347,9 @@ def _fused(model: Classifier, size: int) -> tuple[GraphModule, dict[str, Fusion]
     return fused, fusions
 
 
-def _program(fused: GraphModule, size: int, batch: int | None = None) -> ExportedProgram:
+def _program(fused: GraphModule, form: Form, batch: int | None = None) -> ExportedProgram:
     """It traced, without what is this machine's; for any number of images at a time, or for one."""
-    program = _trace(fused, size, batch)
+    program = _trace(fused, form, batch)
     # Kept, they would be saved as a pickle.
     program.example_inputs = None
     for node in program.graph.nodes:
@@ -355,8 +359,8 @@ def _program(fused: GraphModule, size: int, batch: int | None = None) -> Exporte
     return program
 
 
-def _trace(module: nn.Module, size: int, batch: int | None = None) -> ExportedProgram:
-    blank = torch.zeros(batch or 2, 3, size, size, dtype=torch.uint8)
+def _trace(module: nn.Module, form: Form, batch: int | None = None) -> ExportedProgram:
+    blank = torch.zeros(batch or 2, 3, form.height, form.size, dtype=torch.uint8)
     shapes = None if batch else {"images": {0: Dim("batch")}}
     try:
         with torch.no_grad():
@@ -366,11 +370,11 @@ def _trace(module: nn.Module, size: int, batch: int | None = None) -> ExportedPr
         raise ExportError(f"torch.export cannot trace this network: {reason}") from None
 
 
-def _executorch(fused: GraphModule, size: int, metadata: Mapping[str, str]) -> bytes:
+def _executorch(fused: GraphModule, form: Form, metadata: Mapping[str, str]) -> bytes:
     from dynammo.deploy.executorch import to_executorch
 
     texts = {name: text for name, text in metadata.items() if name.isidentifier()}
-    return to_executorch(_program(fused, size, batch=1), texts)
+    return to_executorch(_program(fused, form, batch=1), texts)
 
 
 def _onnx(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:

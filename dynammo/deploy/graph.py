@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dynammo.checkpoint import unsealed
 from dynammo.clinical import Evidence
 from dynammo.data.checks import problems_of_names
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Form, Pixels
 from dynammo.deploy.answers import Answering
 from dynammo.errors import CheckpointError, ConfigError, DynammoError
 from dynammo.evaluation.strangeness import UnknownLimits
@@ -158,7 +158,7 @@ class GraphPredictor(Answering):
         try:
             stored = read_graph(folder)
             described = _described(stored.manifest)
-            self.classes, self.size, self.thresholds, self.unknown, self.clinical = described
+            self.classes, self.form, self.thresholds, self.unknown, self.clinical = described
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session, self.provider = open_session(stored.graph, threads), "cpu"
             self._check_shapes()
@@ -170,7 +170,7 @@ class GraphPredictor(Answering):
             raise CheckpointError(f"{folder} holds no usable model: {reason}") from None
 
     def scores(self, batch: Pixels) -> NDArray[np.float64]:
-        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+        """(B, H, S, 3) uint8 RGB -> class probabilities (B, C)."""
         images = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         (logits,) = self.session.run(["logits"], {"images": images})
         return softmax(logits)
@@ -191,7 +191,8 @@ class GraphPredictor(Answering):
             return
 
     def _check_answers(self, session: Any) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (2, 3, self.size, self.size), np.uint8)
+        shape = (2, 3, self.form.height, self.form.size)
+        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         found = [own.run(["logits"], {"images": noise})[0] for own in (self.session, session)]
         gap = np.abs(softmax(found[0]) - softmax(found[1])).max()
         if not gap <= _TOLERANCE:  # NaN is more, too
@@ -201,7 +202,7 @@ class GraphPredictor(Answering):
         """The sealed files fit each other; does the graph fit them?"""
         given = {value.name: value.shape[1:] for value in self.session.get_inputs()}
         made = {value.name: value.shape[1:] for value in self.session.get_outputs()}
-        wanted = [3, self.size, self.size]
+        wanted = [3, self.form.height, self.form.size]
         if given != {"images": wanted} or made.get("logits") != [len(self.classes)]:
             raise CheckpointError(
                 f"{GRAPH} takes {given} and gives {made}; expected images {wanted} and "
@@ -266,8 +267,8 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 def _described(
     content: bytes,
-) -> tuple[list[str], int, list[float | None] | None, UnknownLimits | None, Evidence | None]:
-    """Class names, size of the images, thresholds of prediction sets and of "none of the classes I
+) -> tuple[list[str], Form, list[float | None] | None, UnknownLimits | None, Evidence | None]:
+    """Class names, form of the images, thresholds of prediction sets and of "none of the classes I
     know", and what columns beside the image say, from `model.json`.
     """
     try:
@@ -283,6 +284,10 @@ def _described(
         raise CheckpointError(f"{MANIFEST}: expected class names and image_size, a number")
     if problems := problems_of_names(classes):
         raise CheckpointError(f"{MANIFEST}: {'; '.join(problems)}")
+    slices, window = document.get("image_slices", 1), document.get("image_window")
+    if not isinstance(slices, int) or not _is_window(window):
+        raise CheckpointError(f"{MANIFEST}: image_slices, image_window: expected a number, a range")
+    form = Form(size, slices, (window[0], window[1]) if window else None)
     unknown = document.get("unknown")
     try:
         limit = None if unknown is None else UnknownLimits.read(unknown)
@@ -291,10 +296,15 @@ def _described(
         raise CheckpointError(f"{MANIFEST}: {error}") from None
     sets = document.get("prediction_sets")
     if sets is None:
-        return classes, size, None, limit, beside
+        return classes, form, None, limit, beside
     thresholds = sets.get("thresholds") if isinstance(sets, dict) else None
     if not isinstance(thresholds, list) or len(thresholds) != len(classes):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: expected a threshold a class")
     if not all(t is None or (isinstance(t, float) and 0 <= t <= 1) for t in thresholds):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: thresholds are in 0..1, or null")
-    return classes, size, thresholds, limit, beside
+    return classes, form, thresholds, limit, beside
+
+
+def _is_window(window: Any) -> bool:
+    numbers = isinstance(window, list) and all(isinstance(own, int | float) for own in window)
+    return window is None or (numbers and len(window) == 2 and window[0] < window[1])

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from dynammo.data.formats.pictures import Pixels, load_image
+from dynammo.data.formats.pictures import Pixels, Source, load_image, sheet
 from dynammo.deploy.predictor import Classifier, Predictor
 from dynammo.errors import ConfigError
 from dynammo.network.layouts import intermediate_maps
@@ -34,11 +34,11 @@ def heat_maps(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor
 
     Args:
         classifier: the merged network and its head.
-        images: (B, 3, S, S) RGB pixels in 0..255.
+        images: (B, 3, H, S) RGB pixels in 0..255.
         classes: (B,) the class of each map.
 
     Returns:
-        (B, S, S) on the CPU: log-odds for each hundredth of the image's area.
+        (B, H, S) on the CPU: log-odds for each hundredth of the image's, or the slice's, area.
 
     Raises:
         ConfigError: the network gives no maps: features from a class token, or a layer of a
@@ -56,42 +56,43 @@ def heat_maps(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor
         own = logits[rows, classes]
         others = logits.index_put((rows, classes), torch.tensor(-torch.inf)).logsumexp(1)
         gradients = torch.autograd.grad((own - others).sum(), maps)
-    size, total = images.shape[-2:], torch.zeros(len(images), *images.shape[-2:])
+    side = images.shape[-1]
+    total = torch.zeros(len(maps[0]), side, side)
     for feature_map, gradient in zip(maps, gradients, strict=True):
         parts = (feature_map * gradient).sum(1, keepdim=True).detach()
         per_hundredth = parts * parts[0].numel() / 100
-        large = functional.interpolate(per_hundredth, size, mode="bilinear", align_corners=False)
+        large = functional.interpolate(per_hundredth, total.shape[-2:], mode="bilinear")
         total += large[:, 0].cpu()
-    return total
+    return total.view(images.shape[0], *images.shape[2:])
 
 
 def heat_map(predictor: Predictor, picture: Pixels, label: str) -> NDArray[np.float32]:
-    """(S, S): `heat_maps` of one picture (S, S, 3) and a class that the model knows."""
+    """(H, S): `heat_maps` of one image (H, S, 3) and a class that the model knows."""
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].to(predictor.device)
     place = torch.tensor([predictor.classes.index(label)])
     found: NDArray[np.float32] = heat_maps(predictor.model, pixels, place)[0].numpy()
     return found
 
 
-def explained(predictor: Predictor, image: Pixels, label: str) -> bytes:
-    """An image's heat map as a PNG (S, S), over a grey copy of it: red speaks for the class, blue
-    against it; the strongest of either has the full colour.
+def explained(predictor: Predictor, image: Source, label: str) -> bytes:
+    """An image's heat map as a PNG, of a volume a sheet of them, over a grey copy of it: red speaks
+    for the class, blue against it; the strongest of either has the full colour.
 
     Args:
         predictor: the model.
-        image: (H, W, 3).
+        image: as `load_image` takes it.
         label: a class that it knows.
 
     Raises:
         ConfigError: see `heat_maps`.
     """
-    picture = load_image(image, predictor.size)
+    picture = load_image(image, predictor.form)
     heat = heat_map(predictor, picture, label)
     opaque = (np.abs(heat) / max(float(np.abs(heat).max()), 1e-12))[..., None]
     colour = np.where(heat[..., None] > 0, (255, 0, 0), (0, 0, 255))
     drawn = opaque * colour + (1 - opaque) * picture.mean(axis=2, keepdims=True)
     file = BytesIO()
-    Image.fromarray(drawn.round().astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(sheet(drawn.round().astype(np.uint8))).save(file, "PNG")
     return file.getvalue()
 
 
@@ -112,7 +113,7 @@ def _maps(network: Network, images: Tensor) -> list[Tensor]:
 
 def _pooled(network: Network, maps: list[Tensor]) -> Tensor:
     if network.signed is not None:
-        return level_features(maps, network.signed)
+        return network.of_volumes(level_features(maps, network.signed))
     backbone: Any = network.backbone
     features: Tensor = backbone.forward_head(maps[0], pre_logits=True)
-    return features
+    return network.of_volumes(features)

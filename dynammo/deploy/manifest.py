@@ -19,6 +19,7 @@ from dynammo.clinical import Evidence
 from dynammo.config import AdapterConfig, ArchitectureConfig
 from dynammo.config.sections import Section
 from dynammo.data.checks import problems_of_names
+from dynammo.data.formats.pictures import Form
 from dynammo.errors import CheckpointError
 from dynammo.state import State
 
@@ -86,6 +87,8 @@ class Manifest(Section):
     backbone: ArchitectureConfig
     adapter: DeployedAdapter | None
     image_size: int = Field(ge=16, le=1024)
+    image_slices: int = Field(1, ge=1)
+    image_window: tuple[float, float] | None = None
     classes: list[str] = Field(min_length=1)
     prediction_sets: PredictionSets | None = None  # none where no test image was kept
     unknown: Unknown | None = None  # none likewise, or of too few
@@ -98,6 +101,11 @@ class Manifest(Section):
         if problems := problems_of_names(classes):
             raise ValueError("; ".join(problems))
         return classes
+
+    @property
+    def form(self) -> Form:
+        """What every image is brought to."""
+        return Form(self.image_size, self.image_slices, self.image_window)
 
     @model_validator(mode="after")
     def _one_threshold_a_class(self) -> Manifest:

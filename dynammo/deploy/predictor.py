@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dynammo.checkpoint import sealed, write_atomically
 from dynammo.clinical import Evidence
 from dynammo.config import AdapterConfig, ArchitectureConfig
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Form, Pixels, form_of
 from dynammo.deploy.answers import Answering
 from dynammo.deploy.manifest import (
     Clinical,
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) RGB pixels in 0..255 -> logits (B, C)."""
+        """(B, 3, H, S) RGB pixels in 0..255 -> logits (B, C)."""
         return self.logits(self.network(images))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def save_model(
     folder: Path,
     *,
     backbone: ArchitectureConfig,
-    size: int,
+    form: Form | int,
     adapter: AdapterConfig,
     backbone_weights: State,
     adapter_weights: State,
@@ -103,7 +103,7 @@ def save_model(
     Args:
         folder: made if missing; a model already there is replaced.
         backbone: name of the network, and the positions of the adapters.
-        size: side of the images in pixels.
+        form: of the images, or the side of pictures in pixels.
         adapter: kind of the adapters.
         backbone_weights: the frozen network's.
         adapter_weights: the merged adapter's.
@@ -121,7 +121,8 @@ def save_model(
         CheckpointError: a weight is no finite number, or the class names do not fit or cannot be
             told apart. Nothing is written.
     """
-    network = build_network(backbone, backbone_weights, size, adapter)
+    form = form_of(form)
+    network = build_network(backbone, backbone_weights, form, adapter)
     network.load_adapter_state(adapter_weights)
     folded = fold_adapters(network)
     left = {
@@ -144,7 +145,9 @@ def save_model(
             adapter=DeployedAdapter(name=adapter.name, options=adapter.options)
             if folded.kept
             else None,
-            image_size=size,
+            image_size=form.size,
+            image_slices=form.slices,
+            image_window=form.window,
             classes=list(classes),
             prediction_sets=prediction_sets,
             unknown=unknown,
@@ -168,7 +171,7 @@ class Predictor(Answering):
     Attributes:
         manifest: what `model.json` says.
         classes: names in the order of the outputs.
-        size: images are resized to size x size pixels.
+        form: what images are brought to.
         model: the `Classifier`.
 
     Raises:
@@ -193,7 +196,7 @@ class Predictor(Answering):
 
     def _load(self, tensors: State) -> Classifier:
         self.classes = self.manifest.classes
-        self.size = self.manifest.image_size
+        self.form = self.manifest.form
         sets = self.manifest.prediction_sets
         self.thresholds = sets.thresholds if sets else None
         unknown = self.manifest.unknown
@@ -204,7 +207,7 @@ class Predictor(Answering):
         network = build_network(
             self.manifest.backbone,
             _part(tensors, "backbone/"),
-            self.size,
+            self.form,
             adapter.config if adapter else None,
         )
         network.load_adapter_state(_part(tensors, "adapter/"))
@@ -222,12 +225,12 @@ class Predictor(Answering):
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) pixels in 0..255 -> class probabilities (B, C), float64 on the CPU."""
+        """(B, 3, H, S) pixels in 0..255 -> class probabilities (B, C), float64 on the CPU."""
         logits: Tensor = self.model(pixels.to(self.device))
         return logits.double().softmax(1).cpu()
 
     def scores(self, batch: Pixels) -> NDArray[np.float64]:
-        """(B, S, S, 3) uint8 RGB -> class probabilities (B, C)."""
+        """(B, H, S, 3) uint8 RGB -> class probabilities (B, C)."""
         scores: NDArray[np.float64] = self.probabilities(
             torch.from_numpy(batch).permute(0, 3, 1, 2)
         ).numpy()

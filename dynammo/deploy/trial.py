@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from dynammo.data.formats.pictures import load_image
+from dynammo.data.formats.pictures import Form, load_image
 from dynammo.data.samples import Sample
 from dynammo.deploy.graph import open_session, softmax
 from dynammo.errors import DataError, ExportError
@@ -27,7 +27,7 @@ Logits = NDArray[np.float32]
 
 
 class Labelled(NamedTuple):
-    """`images` (N, 3, S, S) uint8 RGB, `targets` (N,) class indices, and what each is called."""
+    """`images` (N, 3, H, S) uint8 RGB, `targets` (N,) class indices, and what each is called."""
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
@@ -41,25 +41,25 @@ class Trial(NamedTuple):
     judged_on: Labelled
 
 
-def load_trial(path: Path, classes: Sequence[str], size: int) -> Trial:
+def load_trial(path: Path, classes: Sequence[str], form: Form) -> Trial:
     """Training images make the model, test images judge it.
 
     Args:
         path: a CSV or a folder, as a batch arrives (`dynammo.learner.batch`). Of a class without
             test images half of the images, by group, judge.
         classes: of the model.
-        size: of its images.
+        form: of its images.
 
     Raises:
         DataError: an image cannot be read or is of an unknown class, or there are too few.
     """
-    image_set = split_off(list_labelled(path), _JUDGED)
+    image_set = split_off(list_labelled(path, volumes=form.slices > 1), _JUDGED)
     if unknown := sorted(set(image_set.classes) - set(classes)):
         raise DataError(f"{path}: the model has not learnt {unknown}; it knows {list(classes)}")
 
     def part(split: str) -> Labelled:
         samples = [sample for sample in image_set.samples if sample.split == split]
-        return _loaded(image_set.root, samples, classes, size)
+        return _loaded(image_set.root, samples, classes, form)
 
     made_on, judged_on = part("train"), part("test")
     if min(len(made_on.targets), len(judged_on.targets)) < 2:
@@ -67,10 +67,10 @@ def load_trial(path: Path, classes: Sequence[str], size: int) -> Trial:
     return Trial(made_on, judged_on)
 
 
-def _loaded(root: Path, samples: Sequence[Sample], classes: Sequence[str], size: int) -> Labelled:
-    images = np.zeros((len(samples), 3, size, size), np.uint8)
+def _loaded(root: Path, samples: Sequence[Sample], classes: Sequence[str], form: Form) -> Labelled:
+    images = np.zeros((len(samples), 3, form.height, form.size), np.uint8)
     for image, sample in zip(images, samples, strict=True):
-        image[:] = load_image(root / sample.file, size).transpose(2, 0, 1)
+        image[:] = load_image(root / sample.file, form).transpose(2, 0, 1)
     targets = np.array([list(classes).index(sample.label) for sample in samples], np.int64)
     return Labelled(images, targets, [sample.file for sample in samples])
 

@@ -295,8 +295,8 @@ def trains(method: str) -> bool:
 def _macs(settings: str) -> int:
     """Multiply-adds of one image through backbone and adapter. Their settings, as JSON."""
     config = Config.model_validate(json.loads(settings))
-    network = build_network(config.backbone, None, config.image.size, config.adapter)
-    return count_macs(network, config.image.size)
+    network = build_network(config.backbone, None, config.image.form, config.adapter)
+    return count_macs(network, config.image.form)
 
 
 def _config(grid: Grid, name: str, column: str, seed: int) -> Config:

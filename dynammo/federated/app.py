@@ -378,7 +378,7 @@ def _take_statistics(config: Config, site: SiteSent, reply: RecordDict | str) ->
         raise DataError(reply)
     if list(reply["site"]["classes"]) != site.classes:
         raise DataError("other classes than its adapter was trained on")
-    size = build_network(config.backbone.architecture, None, config.image.size).feature_size
+    size = build_network(config.backbone.architecture, None, config.image.form).feature_size
     # Measured again without one that failed, it has spent as much again.
     site.epsilon += float(reply["site"]["epsilon"])
     for name in config.methods:

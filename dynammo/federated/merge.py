@@ -102,7 +102,7 @@ def check_adapter(config: Config, adapter: State) -> None:
     Raises:
         DataError: it does not, or a number in it is not finite.
     """
-    network = build_network(config.backbone.architecture, None, config.image.size, config.adapter)
+    network = build_network(config.backbone.architecture, None, config.image.form, config.adapter)
     _fits(adapter, network.adapter_state())
 
 

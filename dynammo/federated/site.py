@@ -70,7 +70,8 @@ def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
     Raises:
         DataError: of the batch; or no class has k patients.
     """
-    images, _ = load_batch(path, config.data.test_share, Ledger.empty(), "00" * 32)
+    volumes = config.image.slices > 1
+    images, _ = load_batch(path, config.data.test_share, Ledger.empty(), "00" * 32, volumes=volumes)
     check_image_set(images, config.data.repeats)
     counts = {name: _patients(images.select("train", [name])) for name in images.classes}
     there = {name: count for name, count in counts.items() if count >= min_patients}
@@ -194,7 +195,7 @@ def _load(config: Config, batch: SiteBatch) -> tuple[Tensor, Tensor]:
 def load_pixels(config: Config, images: ImageSet, samples: tuple[Sample, ...]) -> Tensor:
     """Some of a site's images (N, 3, S, S) uint8; no decoded copy stays."""
     with TemporaryDirectory(prefix="dynammo-site-") as folder:
-        path = build_store(images, config.image.size, Path(folder), repeated=config.data.repeats)
+        path = build_store(images, config.image.form, Path(folder), repeated=config.data.repeats)
         return ImageStore.open(path, verify=False).load(samples)
 
 
@@ -211,7 +212,7 @@ def _network(config: Config, seed: int | None) -> Network:
     weights = pretrained_weights(config.backbone, derive_seed(config.seed, "backbone"))
     adapter = None if seed is None else config.adapter
     return build_network(
-        config.backbone.architecture, weights, config.image.size, adapter, seed or 0
+        config.backbone.architecture, weights, config.image.form, adapter, seed or 0
     )
 
 

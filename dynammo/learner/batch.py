@@ -24,6 +24,7 @@ def load_batch(
     key: str,
     subgroups: Sequence[str] = (),
     clinical: ClinicalConfig | None = None,
+    volumes: bool = False,
 ) -> tuple[ImageSet, int]:
     """List a batch's images.
 
@@ -36,6 +37,7 @@ def load_batch(
         key: under which it is written.
         subgroups: columns of the CSV that test images keep.
         clinical: further ones, which all images have until they are counted.
+        volumes: images are volumes: files, or folders of slices.
 
     Returns:
         The batch, and how many of its images were left out since they had been learnt before.
@@ -45,7 +47,7 @@ def load_batch(
             other split before; everything was learnt before; a clinical number is none.
     """
     asked = clinical.names if clinical else []
-    listed = list_labelled(path, [*dict.fromkeys([*subgroups, *asked])])
+    listed = list_labelled(path, [*dict.fromkeys([*subgroups, *asked])], volumes)
     _check_numbers(path, listed, clinical.numbers if clinical else [])
     seen_files, seen_groups = ledger.seen()
     bare = classes_without_test(listed)
@@ -80,7 +82,7 @@ def load_batch(
     return result, left_out
 
 
-def list_labelled(path: Path, columns: Sequence[str] = ()) -> ImageSet:
+def list_labelled(path: Path, columns: Sequence[str] = (), volumes: bool = False) -> ImageSet:
     """Labelled images as `load_batch` takes them, with the splits they come with.
 
     Raises:
@@ -95,7 +97,7 @@ def list_labelled(path: Path, columns: Sequence[str] = ()) -> ImageSet:
             f"{path} is a folder, and the learner asks for {', '.join(columns)} of each image "
             "(retention.subgroups, clinical): expected a CSV with these columns"
         )
-    return _folders(path)
+    return _folders(path, volumes)
 
 
 def _check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
@@ -162,7 +164,7 @@ def _place(group: str) -> str:
     return hashlib.sha256(group.encode()).hexdigest()
 
 
-def _folders(path: Path) -> ImageSet:
+def _folders(path: Path, volumes: bool) -> ImageSet:
     """`train/<class>/*` and, if wanted, `test/<class>/*`; or `<class>/*`, all training images."""
     split = {path / "train": "train", path / "test": "test"}
     tops = [top for top in split if top.is_dir()] if (path / "train").is_dir() else [path]
@@ -177,6 +179,6 @@ def _folders(path: Path) -> ImageSet:
     rows: list[tuple[str, str, str, str | None]] = [
         (file.relative_to(path).as_posix(), part, own.name, None)
         for part, own in classes
-        for file in folder.image_files(own)
+        for file in folder.image_files(own, volumes)
     ]
     return list_samples(path, rows)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynammo.config import MergeConfig
+from dynammo.data.formats.pictures import Form, form_of
 from dynammo.errors import ConfigError
 from dynammo.heads.linear import new_head
 from dynammo.merging import MERGE_RULES
@@ -126,13 +127,13 @@ STATISTICS: dict[str, Callable[[Network, State, Tensor], State]] = {
 }
 
 
-def check_rule(config: MergeConfig, network: Network, size: int) -> None:
+def check_rule(config: MergeConfig, network: Network, form: Form | int) -> None:
     """Try a merge rule with its options on one untrained adapter, before anything is trained.
 
     Args:
         config: rule and options.
         network: any with the adapters that will be merged; its weights do not matter.
-        size: side of its images in pixels.
+        form: of its images, or the side of pictures in pixels.
 
     Raises:
         ConfigError: unknown options or wrong values, or a rule that these adapters do not suit.
@@ -141,7 +142,8 @@ def check_rule(config: MergeConfig, network: Network, size: int) -> None:
     check_options(config.rule, config.options)
     wanted = inputs_of(rule)
     state = network.adapter_state()
-    image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    form = form_of(form)
+    image = torch.zeros(1, 3, form.height, form.size, dtype=torch.uint8)
     head = new_head(network.feature_size, 2, seed=0)
     inputs: dict[str, Any] = {"samples": [1], "base": state, "seed": 0}
     try:

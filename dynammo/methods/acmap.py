@@ -45,7 +45,7 @@ class ACMap(Method):
     ) -> None:
         super().__init__(config, weights, device)
         self.network = self.adapted = build_network(
-            config.backbone, weights, config.image.size, config.adapter, self.seed("adapter", 1)
+            config.backbone, weights, config.image.form, config.adapter, self.seed("adapter", 1)
         ).to(self.device)
         self.adapters: list[State] = []  # one a task
         self.sources: list[Tensor] = []  # (C_t, D): the task's class means under its own average
@@ -91,7 +91,7 @@ class ACMap(Method):
     @property
     def deployed(self) -> nn.Module:
         config = self.config
-        return deployed_network(config.backbone, self.weights, config.image.size, config.adapter)
+        return deployed_network(config.backbone, self.weights, config.image.form, config.adapter)
 
     def state(self) -> State:
         return {

@@ -122,7 +122,7 @@ class Method(Described, ABC):
         self.config = config
         self.weights = weights
         self.device = torch.device(device)
-        network = build_network(config.backbone, weights, config.image.size)
+        network = build_network(config.backbone, weights, config.image.form)
         self.feature_size = network.feature_size
         self.network: nn.Module = network.to(self.device)
 

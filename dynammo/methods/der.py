@@ -89,7 +89,7 @@ class DynamicExpansion(TrainedNetwork):
             The backbone, which starts from the last one, and the auxiliary classifier of its
             features: old, and each of the task's classes.
         """
-        newest = build_network(self.config.backbone, self.weights, self.config.image.size)
+        newest = build_network(self.config.backbone, self.weights, self.config.image.form)
         if self.networks:
             newest.load_state_dict(self.networks[-1].state_dict())
         self._use([*self.networks, newest])
@@ -113,8 +113,8 @@ class DynamicExpansion(TrainedNetwork):
 
     def load_state(self, state: State) -> None:
         count = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("network."))
-        size = self.config.image.size
-        self._use([build_network(self.config.backbone, self.weights, size) for _ in range(count)])
+        form = self.config.image.form
+        self._use([build_network(self.config.backbone, self.weights, form) for _ in range(count)])
         super().load_state(state)
 
     def _use(self, networks: list[nn.Module]) -> None:

@@ -37,14 +37,17 @@ def extract_features(
 
 
 def views_of(images: Tensor, flip: bool, turns: bool = False) -> list[Tensor]:
-    """Images (N, 3, H, W), H = W with `turns`, in each augmentation view.
+    """Images (N, 3, H, W), H = W or, of strips, a multiple of W, in each augmentation view.
 
     As they are; mirrored, with `flip`; and with `turns` these again, turned by one, two and three
-    quarters. Both together are the eight symmetries of the square.
+    quarters, of strips each slice. Both together are the eight symmetries of the square.
     """
     views = [images, images.flip(-1)] if flip else [images]
-    quarters = range(4) if turns else range(1)
-    return [view.rot90(quarter, (-2, -1)) for quarter in quarters for view in views]
+    if not turns:
+        return views
+    slices = [view.unflatten(-2, (-1, view.shape[-1])) for view in views]
+    turned = [own.rot90(quarter, (-2, -1)) for quarter in range(1, 4) for own in slices]
+    return views + [own.flatten(-3, -2) for own in turned]
 
 
 def brightened(images: Tensor, share: float, generator: torch.Generator) -> Tensor:

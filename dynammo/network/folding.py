@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from dynammo.config import AdapterConfig, ArchitectureConfig
+from dynammo.data.formats.pictures import Form
 from dynammo.network.adapted import AdaptedStage
 from dynammo.network.layouts import ChannelsFirst
 from dynammo.network.network import Network, build_network
@@ -59,7 +60,7 @@ def fold_adapters(network: Network) -> Folded:
     rounding only, at most 1e-4 of the largest (measured in tests/dynammo/network/test_folding.py).
 
     Returns:
-        Where nothing is kept, a state dict for `build_network(config, weights, size)` without
+        Where nothing is kept, a state dict for `build_network(config, weights, form)` without
         adapter, which computes what the network with its adapters computes; else for a network with
         the same adapters at the positions that are left.
     """
@@ -76,17 +77,17 @@ def fold_adapters(network: Network) -> Folded:
 
 
 def deployed_network(
-    config: ArchitectureConfig, weights: State | None, size: int, adapter: AdapterConfig
+    config: ArchitectureConfig, weights: State | None, form: Form | int, adapter: AdapterConfig
 ) -> Network:
     """What is left of a network where every adapter that can be folded is: to count its work.
 
     Takes what `build_network` does; the adapters that are left are fresh ones.
     """
-    adapted = build_network(config, weights, size, adapter)
+    adapted = build_network(config, weights, form, adapter)
     if kept := why_not_foldable(adapted):
         left = config.model_copy(update={"positions": list(kept)})
-        return build_network(left, weights, size, adapter)
-    return build_network(config, weights, size)
+        return build_network(left, weights, form, adapter)
+    return build_network(config, weights, form)
 
 
 def cheapen(network: Network) -> Network:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynammo.adapters import ADAPTERS
 from dynammo.config import AdapterConfig, ArchitectureConfig
+from dynammo.data.formats.pictures import Form, form_of
 from dynammo.errors import CheckpointError, ConfigError
 from dynammo.merging.layout import check_same_layout
 from dynammo.network.adapted import AdaptedStage, ParallelAdapters
@@ -17,6 +18,7 @@ from dynammo.network.backbones import create_backbone, normalisation
 from dynammo.network.layouts import Layout, holds_copies, intermediate_maps, layout_of
 from dynammo.network.multilevel import level_features
 from dynammo.network.probe import check_names, passed_by_images, probe
+from dynammo.network.slices import POOLS, apart
 from dynammo.network.stages import default_positions, default_stages
 from dynammo.state import State
 
@@ -30,7 +32,7 @@ class Network(nn.Module):
         wrap: builds the module that replaces another, from (layout of what that is given, index,
             module); none leaves the backbone bare.
         positions: names of the modules to wrap, in any order.
-        size: side of the images in pixels.
+        form: of the images, or the side of pictures in pixels.
         min_size: the smallest feature map an adapter takes, in pixels; none: it is made for a layer
             (`dynammo.adapters.base.LayerAdapter`), whatever that takes, and there is no layout.
         levels: take features from so many levels of resolution (`dynammo.network.multilevel`);
@@ -39,6 +41,7 @@ class Network(nn.Module):
             or, where it cannot (`dynammo.network.layouts.holds_copies`), the network itself.
         units: names of modules, none of them in another, that hold the positions; default: the
             positions.
+        pool: how the features of a volume's slices become its own (`dynammo.network.slices`).
 
     Raises:
         ConfigError: a position does not exist, is not on the path of the image, carries no map or
@@ -55,13 +58,16 @@ class Network(nn.Module):
         std: Sequence[float],
         wrap: Callable[[Any, int, nn.Module], nn.Module] | None = None,
         positions: Sequence[str] = (),
-        size: int = 224,
+        form: Form | int = 224,
         min_size: int | None = 1,
         levels: int | None = None,
         copies: int = 1,
         units: Sequence[str] | None = None,
+        pool: str = "mean",
     ) -> None:
         super().__init__()
+        size, self.slices, _ = form_of(form)
+        self.pool = POOLS[pool]
         self.backbone = backbone
         self.copies = copies
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -70,7 +76,7 @@ class Network(nn.Module):
         probed = probe(backbone, positions, size, levels)
         layouts = _layouts(backbone, positions, probed.shapes, size, min_size)
         self.signed = probed.signed
-        self.feature_size = probed.features.shape[1]
+        self.feature_size = self.of_volumes(probed.features.repeat(self.slices, 1)).shape[1]
         self.positions = list(layouts)
         first = next(iter(layouts.values()), None)
         self.copied = 1 if holds_copies(first) else copies  # before the backbone
@@ -85,20 +91,31 @@ class Network(nn.Module):
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB pixels in 0..255 as the backbone takes them."""
+        """(B, 3, H, W) RGB pixels in 0..255 as the backbone takes them: strips as their slices."""
+        if self.slices > 1:
+            images = apart(images, self.slices)
         pixels = images.float().contiguous(memory_format=torch.channels_last)
         return (pixels - self.mean) / self.std
 
+    def of_volumes(self, features: Tensor) -> Tensor:
+        """Of slices (B * S, D) those of volumes (B, D'); of pictures they are as they are."""
+        if self.slices == 1:
+            return features
+        return self.pool(features.unflatten(0, (-1, self.slices)))
+
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D)."""
+        """(B, 3, H, W) RGB pixels in 0..255, uint8 or float -> features (B, D).
+
+        Of volumes H is that of the strip.
+        """
         pixels = self.normalised(images)
         if self.copied > 1:
             pixels = torch.cat([pixels] * self.copied)
         if self.signed is not None:
             maps = intermediate_maps(self.backbone, pixels, len(self.signed))
-            return level_features(maps, self.signed, self.copies)
+            return self.of_volumes(level_features(maps, self.signed, self.copies))
         features: Tensor = self.backbone(pixels)
-        return features
+        return self.of_volumes(features)
 
     def stages(self) -> dict[str, nn.Module]:
         """Position -> the module standing there."""
@@ -149,7 +166,7 @@ class Network(nn.Module):
 def build_network(
     config: ArchitectureConfig,
     weights: State | None,
-    size: int,
+    form: Form | int,
     adapter: AdapterConfig | None = None,
     seed: int = 0,
 ) -> Network:
@@ -159,31 +176,33 @@ def build_network(
         config: names the backbone and the positions.
         weights: the backbone's state dict; none leaves it random, which is enough to count
             its work.
-        size: side of the images in pixels.
+        form: of the images, or the side of pictures in pixels.
         adapter: the kind of adapter.
         seed: of the adapters' initial weights.
 
     Raises:
         ConfigError: see `Network`; or the adapter does not take the given options.
     """
-    backbone = create_backbone(config.name, weights, config.levels, size)
+    form = form_of(form)
+    backbone = create_backbone(config.name, weights, config.levels, form.size)
     if adapter is None:
         mean, std = normalisation(backbone)
-        return Network(backbone, mean, std, size=size, levels=config.levels).eval()
-    plan = _plan(config, backbone, size, adapter)
+        bare = Network(backbone, mean, std, form=form, levels=config.levels, pool=config.pool)
+        return bare.eval()
+    plan = _plan(config, backbone, form.size, adapter)
 
     def wrap(layout: Layout | None, index: int, stage: nn.Module) -> nn.Module:
         return AdaptedStage(plan.adapter(layout, stage), stage, layout)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return plan.network(backbone, size, config.levels, wrap).eval()
+        return plan.network(backbone, form, config, wrap).eval()
 
 
 def build_unmerged_network(
     config: ArchitectureConfig,
     weights: State | None,
-    size: int,
+    form: Form | int,
     adapter: AdapterConfig,
     states: Sequence[State],
 ) -> Network:
@@ -193,8 +212,9 @@ def build_unmerged_network(
     Raises:
         ConfigError, CheckpointError: as `build_network` and `Network.load_adapter_state`.
     """
-    backbone = create_backbone(config.name, weights, config.levels, size)
-    plan = _plan(config, backbone, size, adapter)
+    form = form_of(form)
+    backbone = create_backbone(config.name, weights, config.levels, form.size)
+    plan = _plan(config, backbone, form.size, adapter)
     count = len(states)
     sets: list[list[nn.Module]] = [[] for _ in states]  # of each state, by position
 
@@ -206,7 +226,7 @@ def build_unmerged_network(
         return AdaptedStage(ParallelAdapters(adapters), stage, layout, copies)
 
     with torch.random.fork_rng(devices=[]):
-        network = plan.network(backbone, size, config.levels, wrap, count)
+        network = plan.network(backbone, form, config, wrap, count)
     for own, state in zip(sets, states, strict=True):
         _load_state(dict(zip(network.positions, own, strict=True)), state)
     return network.eval()
@@ -247,8 +267,8 @@ class _Plan(NamedTuple):
     def network(
         self,
         backbone: nn.Module,
-        size: int,
-        levels: int | None,
+        form: Form,
+        config: ArchitectureConfig,
         wrap: Callable[[Any, int, nn.Module], nn.Module],
         copies: int = 1,
     ) -> Network:
@@ -260,11 +280,12 @@ class _Plan(NamedTuple):
             std,
             wrap,
             self.positions,
-            size,
+            form,
             self.min_size,
-            levels,
+            config.levels,
             copies,
             self.units,
+            config.pool,
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Pixels, as_given, sheet
 from dynammo.errors import DataError
 from dynammo.reporting.figures import SMALL, TEXT
 
@@ -28,7 +28,7 @@ def explain(
 
     Args:
         predictor: the model.
-        image: (S, S, 3) of the network's size.
+        image: (H, S, 3) of the network's size.
         label: the class; none: the most probable one.
         remembered: pictures of which the most alike are drawn below.
 
@@ -41,7 +41,7 @@ def explain(
     from dynammo.deploy.heat_map import heat_map
     from dynammo.deploy.similar import most_alike
 
-    (answer,) = predictor.predict([image])
+    (answer,) = predictor.predict([as_given(image, predictor.form)])
     shown = label or answer.label
     if shown not in predictor.classes:
         raise DataError(f"the model knows no class {shown!r}")
@@ -53,11 +53,12 @@ def explain(
 def draw_heat_map(
     image: Pixels, heat: NDArray[np.float32], title: str, alike: Sequence[Alike] = ()
 ) -> Figure:
-    """Draw an image (S, S, 3) and, over a grey copy of it, its heat map (S, S).
+    """Draw an image (H, S, 3) and, over a grey copy of it, its heat map (H, S); volumes as sheets.
 
     What speaks for the class is red, what speaks against it blue; the strongest of either has the
     full colour. Pictures that the model sees alike are below.
     """
+    image, heat = sheet(image), sheet(heat)
     whole = Figure(figsize=(7.2, 6.6 if alike else 3.9), layout="constrained")
     figure: Figure | SubFigure = whole
     if alike:
@@ -65,7 +66,7 @@ def draw_heat_map(
         figure, below = rows
         below.suptitle("remembered pictures that the model sees most like it", fontsize=SMALL)
         for axes, own in zip(below.subplots(1, len(alike), squeeze=False)[0], alike, strict=True):
-            axes.imshow(own.picture)
+            axes.imshow(sheet(own.picture))
             axes.set_title(f"{own.label}, likeness {own.likeness:.2f}", fontsize=SMALL)
             axes.set_axis_off()
     plain, over = figure.subplots(1, 2)

@@ -25,7 +25,7 @@ def split_at_first_adapter(network: Network) -> tuple[nn.Module, nn.Module]:
 
     Returns:
         prefix, (B, 3, H, W) -> what the first adapter's stage, or the first unit that holds an
-        adapter, takes, and suffix, that -> (B, D).
+        adapter, takes, and suffix, that -> (B, D). Of volumes the former is (B, S, ...).
     """
     whole = nn.Identity(), network
     if not network.adapters():
@@ -40,9 +40,15 @@ def split_at_first_adapter(network: Network) -> tuple[nn.Module, nn.Module]:
     if cut is None or len(cut.all_input_nodes) != 1:
         return whole
     try:
-        return _before(network, graph, cut), _after(network, graph, cut)
+        before, after = _before(network, graph, cut), _after(network, graph, cut)
     except KeyError:
         return whole
+    if network.slices == 1:
+        return before, after
+    return (  # a row an image, whatever the number of its slices
+        nn.Sequential(before, nn.Unflatten(0, (-1, network.slices))),
+        nn.Sequential(nn.Flatten(0, 1), after),
+    )
 
 
 def run_once(
@@ -64,8 +70,8 @@ def run_once(
         device: where the prefix is.
 
     Returns:
-        (V, N, ...), on the device or, from a file, on the CPU; what has four axes, such as maps
-        (N, C, H, W), is laid out with the second as the last.
+        (V, N, ...), on the device or, from a file, on the CPU; maps (..., C, H, W) are laid out
+        with C as the last axis.
 
     Raises:
         DynammoError: there is no room for the file.
@@ -76,16 +82,16 @@ def run_once(
         for view, images in enumerate(views):
             for start in range(0, len(images), batch_size):
                 output = prefix(images[start : start + batch_size].to(device))
-                is_map = output.dim() == 4
+                is_map = output.dim() >= 4
                 if is_map:
-                    output = output.movedim(1, -1)
+                    output = output.movedim(-3, -1)
                 if kept is None:
                     shape = (len(views), len(images), *output.shape[1:])
                     kept = _room(shape, output.dtype, memory, device)
                 kept[view, start : start + batch_size] = output
     if kept is None:
         raise ValueError("no images")
-    return kept.movedim(-1, 2) if is_map else kept
+    return kept.movedim(-1, -3) if is_map else kept
 
 
 def run_anew(

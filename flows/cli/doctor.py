@@ -144,7 +144,9 @@ def _data(params: str | None) -> str:
     data = config.data
     if about(data.source).written and not Path(data.path).exists():
         return f"{data.path} will be written by the first run"
-    image_set = load_source(data.source, Path(data.path), data.options)
+    image_set = load_source(
+        data.source, Path(data.path), data.options, volumes=config.image.slices > 1
+    )
     check_image_set(image_set, data.repeats)
     tasks = len(build_scenario(image_set, config.scenario, config.memory, config.seed))
     images, classes = len(image_set.samples), len(image_set.classes)

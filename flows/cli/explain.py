@@ -54,15 +54,15 @@ def explain(
 
         if similar and dicom:
             raise ConfigError(["--similar shows other patients, which no study may (--dicom)"])
+        predictor = load_predictor(model, "torch", public_key=public_key)
+        assert isinstance(predictor, Predictor)
         targets: dict[Path, Path] = {}
-        for file in image_files(images):
+        for file in image_files(images, predictor.form.slices > 1):
             target = output / f"{file.stem}-heat-map.{'dcm' if dicom else 'png'}"
             if target in targets:
                 raise DataError(f"{targets[target]} and {file} would share {target}: one at a time")
             check_writable(target)
             targets[target] = file
-        predictor = load_predictor(model, "torch", public_key=public_key)
-        assert isinstance(predictor, Predictor)
         if label is not None and label not in predictor.classes:
             raise ConfigError([f"no class {label!r}; the model knows {predictor.classes}"])
         remembered = _remembered(similar, model, output, predictor) if similar else None
@@ -71,7 +71,7 @@ def explain(
         with progress_bar("explain", "image") as progress:
             for done, (target, file) in enumerate(targets.items(), start=1):
                 try:
-                    picture = load_image(file, predictor.size)
+                    picture = load_image(file, predictor.form)
                     figure, shown = draw(predictor, picture, label, remembered)
                     content = to_png(figure)
                     write_atomically(target, as_file(file, content, shown) if as_file else content)

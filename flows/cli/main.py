@@ -180,8 +180,8 @@ def predict(
         form = format_of(output, format_)
         if output is not None:
             check_writable(output)  # before all the work, not after it
-        files = list(image_files(images))
         predictor = load_predictor(model, engine, public_key=public_key, provider=provider)
+        files = list(image_files(images, predictor.form.slices > 1))
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
         predictor.fast_jpeg = fast_jpeg
@@ -474,9 +474,9 @@ def export_model(
     with readable_errors():
         from dynammo.deploy import export as forms
         from dynammo.deploy.bundle import export_bundle
-        from flows.cli.trial import costs, trial_of
+        from flows.cli.trial import costs, described, trial_of
 
-        images = list(image_files(check)) if check else None
+        images = list(image_files(check, described(model).form.slices > 1)) if check else None
         smaller = None
         if int8 or prune is not None:
             most = max_drop if max_drop is not None else 0.5 if prune is None else 1.0
@@ -567,14 +567,16 @@ def _params(given: Path | None) -> str | None:
     return str(given)
 
 
-def image_files(paths: list[Path]) -> Iterator[Path]:
-    """The files that are named, and those of the folders that are."""
+def image_files(paths: list[Path], volumes: bool = False) -> Iterator[Path]:
+    """The files that are named, and those of the folders that are; of volumes, folders of slices
+    as they are.
+    """
+    from dynammo.data.sources.folder import holds_slices, is_utf8
     from dynammo.data.sources.folder import image_files as files_in
-    from dynammo.data.sources.folder import is_utf8
 
     for path in paths:
         if path.is_dir():
-            yield from files_in(path)
+            yield from [path] if volumes and holds_slices(path) else files_in(path, volumes)
         elif path.is_file():
             if not is_utf8(str(path)):
                 raise DataError(f"{str(path)!a}: the name is not UTF-8")

@@ -67,6 +67,8 @@ class Reports:
         Raises:
             DataError: there can be none, or the file is no longer the one that was classified.
         """
+        if file.file.is_dir():
+            raise DataError(f"{file}: there is no report on a folder of slices")
         content = file.file.read_bytes()
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise DataError(f"{file}: it was changed after it was classified")

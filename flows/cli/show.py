@@ -101,7 +101,7 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
         DataError: no images, or a class that the model has not learnt.
     """
     predictor = load_predictor(model)
-    labelled = list(_labelled(data))
+    labelled = list(_labelled(data, predictor.form.slices > 1))
     unknown = sorted({label for _, label in labelled} - set(predictor.classes))
     if unknown:
         raise DataError(f"{data}: the model has not learnt {unknown}; it knows {predictor.classes}")
@@ -140,7 +140,7 @@ def _sets_of(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, floa
     return {"coverage": float(np.mean(held)), "size": float(np.mean([len(s) for s in sets]))}
 
 
-def _labelled(data: Path) -> Iterator[tuple[Path, str]]:
+def _labelled(data: Path, volumes: bool) -> Iterator[tuple[Path, str]]:
     """Test images with their classes."""
     if data.is_file():
         image_set = load_csv(data)
@@ -153,7 +153,7 @@ def _labelled(data: Path) -> Iterator[tuple[Path, str]]:
     if not classes:
         raise DataError(f"{data}: no class folders; expected test/<class>/* or <class>/*")
     for entry in classes:
-        for file in image_files(entry):
+        for file in image_files(entry, volumes):
             yield file, entry.name
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dynammo.deploy.export import model_folder
-from dynammo.deploy.manifest import parse_manifest
+from dynammo.deploy.manifest import Manifest, parse_manifest
 from dynammo.deploy.trial import Labelled, Trial, load_trial
 from dynammo.errors import CheckpointError, DataError
 from dynammo.learner.folder import LearnerFolder
@@ -33,18 +33,23 @@ def trial_of(model: Path, labelled: Path | None) -> Trial:
         DataError: there are no such images, or too few.
         CheckpointError: no usable model, or a damaged learner.
     """
-    try:
-        about = parse_manifest((model_folder(model) / "model.json").read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{model} holds no usable model: {error.strerror}") from None
+    about = described(model)
     if labelled is not None:
-        return load_trial(labelled, about.classes, about.image_size)
+        return load_trial(labelled, about.classes, about.form)
     homes = [own for own in (model, model.parent) if (own / "learner.json").is_file()]
     if not homes:
         raise DataError(
             "a smaller model needs labelled images: give --labelled, or a learner's folder"
         )
     return _kept(homes[0].absolute(), about.classes)
+
+
+def described(model: Path) -> Manifest:
+    """What a model says of itself. Raises `CheckpointError`: it is no usable model."""
+    try:
+        return parse_manifest((model_folder(model) / "model.json").read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{model} holds no usable model: {error.strerror}") from None
 
 
 def _kept(learner: Path, classes: Sequence[str]) -> Trial:

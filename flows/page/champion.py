@@ -65,7 +65,7 @@ class Champion:
         with self._lock:
             predictor = self._predictor("torch")
             assert isinstance(predictor, Predictor)
-            picture = load_image(content, predictor.size)
+            picture = load_image(content, predictor.form)
             figure, _ = explain(predictor, picture, label)
             return to_png(figure)
 
@@ -86,7 +86,7 @@ class Champion:
                 return []
             predictor = self._predictor("torch")
             assert isinstance(predictor, Predictor)
-            picture = load_image(content, predictor.size)
+            picture = load_image(content, predictor.form)
             digest = hashlib.sha256(pictures.tobytes()).hexdigest()
             made_of = f"{predictor.model_sha256} {labels} {digest}"
             if self._memory is None or self._memory[0] != made_of:

@@ -97,7 +97,13 @@ def read_batch(
     ledger = ledger_of(folder, before) if before else Ledger.empty()
     key = folder.key if before else "00" * 32
     images, left_out = load_batch(
-        path, config.data.test_share, ledger, key, config.retention.subgroups, config.clinical
+        path,
+        config.data.test_share,
+        ledger,
+        key,
+        config.retention.subgroups,
+        config.clinical,
+        volumes=config.image.slices > 1,
     )
     if left_out:
         get_run_logger().warning("%d images are left out: they have been learnt before", left_out)
@@ -122,6 +128,7 @@ def learnt_from(path: Path, folder: LearnerFolder, config: Config, version: Vers
         folder.key,
         config.retention.subgroups,
         config.clinical,
+        volumes=config.image.slices > 1,
     )
     return images.content_hash
 

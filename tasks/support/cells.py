@@ -137,8 +137,8 @@ def decode(cells: Iterable[Cell], known: Mapping[str, Known], progress: Any = No
     done = set()
     for cell in cells:
         image_set, config = known[cell.name].image_set, cell.config
-        if (what := (image_set.content_hash, config.image.size)) not in done:
-            build_store(image_set, config.image.size, IMAGES, progress, config.data.repeats)
+        if (what := (image_set.content_hash, config.image.form)) not in done:
+            build_store(image_set, config.image.form, IMAGES, progress, config.data.repeats)
             done.add(what)
 
 
@@ -193,7 +193,9 @@ def _shortened(problems: list[str], most: int = 10) -> list[str]:
 def _load(config: Config) -> ImageSet:
     path = Path(config.data.path)
     try:
-        image_set = load_source(config.data.source, path, config.data.options)
+        image_set = load_source(
+            config.data.source, path, config.data.options, volumes=config.image.slices > 1
+        )
         check_image_set(image_set, config.data.repeats)
     except DataError as error:
         *others, last = error.problems

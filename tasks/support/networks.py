@@ -31,7 +31,7 @@ def load_network(
     store = context.checkpoints
     weights = store.load(backbone)
     network = build_network(
-        architecture, weights, image.size, kind if adapter is not None else None
+        architecture, weights, image.form, kind if adapter is not None else None
     )
     if adapter is not None:
         network.load_adapter_state(store.load(adapter))

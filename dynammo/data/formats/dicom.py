@@ -5,9 +5,11 @@ Apart from the source `dicom`, for pictures are decoded wherever images are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,11 @@ with needs("dicom", "pydicom"):
     from pydicom import Dataset, dcmread
     from pydicom.multival import MultiValue
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
-    from pydicom.pixels.utils import pixel_array
+    from pydicom.pixels.utils import iter_pixels, pixel_array
     from pydicom.valuerep import DA, TM
+
+Shown = NDArray[np.uint8]
+Window = tuple[float, float]
 
 _MOMENT: tuple[tuple[Any, str], ...] = ((DA, "Date"), (TM, "Time"))
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -35,13 +40,17 @@ _TAKEN_OVER = (
 _KINDS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *_COLOUR)
 
 
-def decode_dicom(content: bytes) -> NDArray[np.uint8]:
+def decode_dicom(content: bytes, window: Window | None = None) -> Shown:
     """The picture of a DICOM file as it would be shown, (H, W) or (H, W, 3) uint8.
 
     Grey: the modality LUT, or v -> slope v + intercept; then the VOI LUT, or the first window; then
     round(255 x); x -> 1 - x for MONOCHROME1, whose smallest value is white. Without LUT and
     window the full range of the stored bits is shown. Palettes and YBR become RGB; more than 8 bits
     of colour are scaled by their full range. Source: DICOM PS3.3, C.7.6.3, C.11.1, C.11.2.
+
+    Args:
+        content: of the file.
+        window: (black, white) in the units of the modality, in place of the file's own.
 
     Raises:
         ValueError: several frames, no pixels, a kind of picture that is not known, a compression
@@ -52,6 +61,64 @@ def decode_dicom(content: bytes) -> NDArray[np.uint8]:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ValueError(f"it has {frames} frames; expected a single picture")
+    _check_pixels(dataset)
+    with _readable(dataset):
+        values = pixel_array(dataset)
+    return _as_shown(values, dataset, window)
+
+
+def decode_frames(content: bytes, window: Window | None = None) -> tuple[int, Iterator[Shown]]:
+    """How many frames a DICOM file has, and each as `decode_dicom` would show it.
+
+    What an enhanced file says of a frame (rescaling, window) is looked for in its functional groups
+    (PS3.3, C.7.6.16).
+
+    Raises:
+        ValueError: see `decode_dicom`; also while the frames are read.
+    """
+    dataset = dcmread(BytesIO(content))
+    _check_pixels(dataset)
+
+    def frames() -> Iterator[Shown]:
+        with _readable(dataset):
+            for index, values in enumerate(iter_pixels(dataset)):
+                yield _as_shown(values, _of_frame(dataset, index), window)
+
+    return int(dataset.get("NumberOfFrames") or 1), frames()
+
+
+def count_frames(content: bytes) -> int:
+    """How many frames a DICOM file says it has."""
+    header = dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    return int(header.get("NumberOfFrames") or 1)
+
+
+class Place(NamedTuple):
+    """Which series a slice is of, of whom, and where in it it lies: millimetres along the normal of
+    the slices, or, where the file does not say, its number.
+    """
+
+    series: str
+    patient: str
+    position: float
+    measured: bool
+
+
+def place_of(content: bytes) -> Place:
+    """Raises `ValueError`: the file says neither position nor number."""
+    header = dcmread(BytesIO(content), stop_before_pixels=True)
+    series, patient = str(header.get("SeriesInstanceUID") or ""), str(header.get("PatientID") or "")
+    position, axes = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
+    if position and axes:
+        normal = np.cross(np.asarray(axes[:3], float), np.asarray(axes[3:], float))
+        return Place(series, patient, float(normal @ np.asarray(position, float)), True)
+    number = header.get("InstanceNumber")
+    if number is None:
+        raise ValueError("it has neither ImagePositionPatient nor InstanceNumber")
+    return Place(series, patient, float(number), False)
+
+
+def _check_pixels(dataset: Dataset) -> None:
     if "PixelData" not in dataset:
         raise ValueError("it holds no pixels (PixelData)")
     kind = str(dataset.get("PhotometricInterpretation"))
@@ -60,12 +127,21 @@ def decode_dicom(content: bytes) -> NDArray[np.uint8]:
     count, limit = int(dataset.Rows) * int(dataset.Columns), Image.MAX_IMAGE_PIXELS
     if limit is not None and count > limit:
         raise ValueError(f"{dataset.Columns} x {dataset.Rows} pixels exceed the limit of {limit}")
+
+
+@contextmanager
+def _readable(dataset: Dataset) -> Iterator[None]:
     try:
-        values = pixel_array(dataset)
+        yield
     except (RuntimeError, NotImplementedError) as error:
         syntax = dataset.file_meta.TransferSyntaxUID.name
         reason = " ".join(str(error).split())
         raise ValueError(f"its compression, {syntax}, cannot be read: {reason}") from None
+
+
+def _as_shown(values: NDArray[Any], dataset: Dataset, window: Window | None) -> Shown:
+    """One frame's stored values, (H, W) or (H, W, 3), as they would be shown."""
+    kind = str(dataset.get("PhotometricInterpretation"))
     if kind == "PALETTE COLOR":
         colours = apply_color_lut(values, dataset)
         eight = np.asarray(colours >> 8 if colours.dtype == np.uint16 else colours, np.uint8)
@@ -73,10 +149,25 @@ def decode_dicom(content: bytes) -> NDArray[np.uint8]:
     if kind in _COLOUR:
         full = 2 ** int(dataset.BitsStored) - 1
         return np.asarray(values.astype(np.int64) * 255 // full, np.uint8)
-    shown = _shown(values, dataset)
+    shown = _shown(values, dataset, window)
     if kind == "MONOCHROME1":
         shown = 1 - shown
     return np.rint(255 * shown).astype(np.uint8)
+
+
+def _of_frame(dataset: Dataset, index: int) -> Dataset:
+    """The file with what its functional groups say of one frame's values, without its pixels."""
+    groups = [*(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]]
+    groups += [*(dataset.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1]]
+    found = Dataset()
+    for element in dataset.group_dataset(0x0028):
+        if element.keyword:
+            found.add(element)
+    for group in groups:
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for own in group.get(name) or []:
+                found.update(own)
+    return found
 
 
 def read_header(content: bytes) -> Dataset | None:
@@ -118,11 +209,14 @@ def date_of(header: Dataset) -> tuple[date, time] | None:
     return None
 
 
-def _shown(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.float64]:
+def _shown(stored: NDArray[Any], dataset: Dataset, chosen: Window | None) -> NDArray[np.float64]:
     """Stored values (H, W) -> brightness in [0, 1], before the inversion of MONOCHROME1."""
     with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
         values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
     _refuse_unless_finite(values, "RescaleSlope and RescaleIntercept")
+    if chosen is not None:
+        low, high = chosen
+        return np.asarray(np.clip((values - low) / (high - low), 0, 1), np.float64)
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = apply_voi(np.rint(values).astype(np.int64), dataset)

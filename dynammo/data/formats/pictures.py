@@ -10,7 +10,7 @@ import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -20,6 +20,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dynammo.errors import DataError
 
 Pixels = NDArray[np.uint8]
+
+
+class Form(NamedTuple):
+    """What every image is brought to, so that all have one shape.
+
+    `size`: side in pixels. `slices`: of a volume (`dynammo.data.formats.volumes`), which become a
+    strip, one below the other; 1: images are pictures. `window`: the values that are black and
+    white, of images with other than 8 bits; none: what the file says of itself.
+    """
+
+    size: int
+    slices: int = 1
+    window: tuple[float, float] | None = None
+
+    @property
+    def height(self) -> int:
+        """Of the strip, in pixels."""
+        return self.slices * self.size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, size, 3)."""
+        return self.height, self.size, 3
+
+
+def form_of(form: Form | int) -> Form:
+    """A form, given it or the side of pictures."""
+    return Form(form) if isinstance(form, int) else form
 
 
 class HashedFile:
@@ -41,7 +69,14 @@ class HashedFile:
         self.sha256 = hashlib.sha256(content).hexdigest()
         return content
 
+    def read_stack(self) -> Stack:
+        """All of a folder's pictures."""
+        stack = read_stack(self.file)
+        self.sha256 = stack_hash(stack)
+        return stack
 
+
+Stack = list[tuple[str, bytes]]  # a folder's files: names, in their order, and contents
 Source = str | Path | HashedFile | bytes | NDArray[Any] | Image.Image
 
 # Change the number when `decode` or `resize` gives other pixels. The versions of Pillow and pydicom
@@ -53,7 +88,7 @@ except PackageNotFoundError:
 DECODER_VERSION = f"1-pillow-{PIL.__version__}-pydicom-{_DICOM}"
 
 # Only these are opened: others are no pictures to learn from, and some (EPS) run programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 _DRAFT = 3  # times the network's size that a JPEG is at least decoded to, where it is scaled
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags
 
@@ -63,7 +98,26 @@ def is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def decode(source: Source, name: str | None = None, enough: int | None = None) -> Pixels:
+def read_stack(folder: Path) -> Stack:
+    """The files of a folder that is one volume, hidden ones left out."""
+    files = sorted(file for file in folder.iterdir() if file.name[0] != "." and file.is_file())
+    return [(file.name, file.read_bytes()) for file in files]
+
+
+def stack_hash(stack: Stack) -> str:
+    """SHA-256 (hex) of a folder that is one volume: of its files' names and their SHA-256."""
+    digest = hashlib.sha256()
+    for name, content in stack:
+        digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def decode(
+    source: Source,
+    name: str | None = None,
+    enough: int | None = None,
+    window: tuple[float, float] | None = None,
+) -> Pixels:
     """Any picture as RGB.
 
     - The EXIF orientation is applied; colour profiles are ignored.
@@ -71,7 +125,7 @@ def decode(source: Source, name: str | None = None, enough: int | None = None) -
       the frame of a dermoscope or a fundus camera.
     - 16-bit greyscale is scaled by its full range, v -> v // 257 (v -> 255 v // 4095 for 12-bit
       TIFF); 16-bit colour is cut to its high bytes by Pillow. The range of 32-bit integers, signed
-      integers and floating-point files cannot be known: refused.
+      integers and floating-point files cannot be known: refused without a window.
     - DICOM files are shown as `dynammo.data.formats.dicom.decode_dicom` says.
     - Animations and stacks of pages are refused. Of a camera's MPO file the main picture is taken.
 
@@ -82,6 +136,8 @@ def decode(source: Source, name: str | None = None, enough: int | None = None) -
         name: what to call it in an error; default: the path.
         enough: pixels a side. A JPEG is decoded to 1/2, 1/4 or 1/8 of its sides, the least that
             is no smaller: a part of the work (scaled inverse DCT, libjpeg's scale_num).
+        window: (a, b), a < b: grey values v of more than 8 bits, of DICOM those after the modality
+            LUT, are shown as round(255 (v - a) / (b - a)), clipped; other images as ever.
 
     Returns:
         (H, W, 3) uint8.
@@ -91,12 +147,12 @@ def decode(source: Source, name: str | None = None, enough: int | None = None) -
             of a kind refused above.
     """
     if name is None:
-        name = str(source) if isinstance(source, str | Path | HashedFile) else "the image"
+        name = name_of(source)
     try:
         if isinstance(source, np.ndarray):
-            return _from_array(source)
+            return from_array(source, window)
         if isinstance(source, Image.Image):
-            return _from_pil(source)
+            return from_pil(source, window=window)
         if not isinstance(source, str | Path | HashedFile | bytes):
             raise TypeError(f"{type(source).__name__} is no path, bytes, array or PIL image")
         source = Path(source) if isinstance(source, str) else source
@@ -105,11 +161,11 @@ def decode(source: Source, name: str | None = None, enough: int | None = None) -
             # Imported here: pydicom is not needed where there is no DICOM.
             from dynammo.data.formats.dicom import decode_dicom
 
-            return _from_array(decode_dicom(content))
-        with Image.open(BytesIO(content), formats=_FORMATS) as image:
-            return _from_pil(image, enough)
+            return from_array(decode_dicom(content, window))
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            return from_pil(image, enough, window)
     except UnidentifiedImageError:
-        problem = f"not a readable {', '.join(_FORMATS)} or DICOM file"
+        problem = f"not a readable {', '.join(FORMATS)} or DICOM file"
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise DataError(f"cannot read {name}: {problem}")
@@ -121,16 +177,53 @@ def resize(image: Pixels, size: int) -> Pixels:
     return np.array(scaled)
 
 
-def load_image(source: Source, size: int, fast_jpeg: bool = False) -> Pixels:
-    """`decode`, then `resize`: (size, size, 3) uint8. Raises `DataError` as `decode` does.
+def as_given(image: Pixels, form: Form) -> Pixels:
+    """What `load_image` made, as it takes it again: a volume's slices, (S, size, size, 3)."""
+    return image if form.slices == 1 else image.reshape(form.slices, form.size, form.size, 3)
+
+
+def sheet(image: NDArray[Any]) -> NDArray[Any]:
+    """A strip (S * W, W, ...) as people look at one: slices in rows of about as many as there are
+    rows, each from left to right; what is missing is 0. A picture (W, W, ...) is as it is.
+    """
+    size = image.shape[1]
+    count = len(image) // size
+    across = int(np.ceil(np.sqrt(count)))
+    down = -(-count // across)
+    slices = np.zeros((down * across, size, size, *image.shape[2:]), image.dtype)
+    slices[:count] = image.reshape(count, size, size, *image.shape[2:])
+    rows = slices.reshape(down, across, size, size, *image.shape[2:]).swapaxes(1, 2)
+    return rows.reshape(down * size, across * size, *image.shape[2:])
+
+
+def name_of(source: object) -> str:
+    """What to call an image in an error."""
+    return str(source) if isinstance(source, str | Path | HashedFile) else "the image"
+
+
+def load_image(source: Source, form: Form | int, fast_jpeg: bool = False) -> Pixels:
+    """`decode`, then `resize`; or, of a volume, `dynammo.data.formats.volumes.load_volume`.
+
+    (height, size, 3) uint8, as the form or the side of pictures says. Raises `DataError` as they
+    do.
 
     With `fast_jpeg`, a JPEG of at least six times the size is decoded to no less than three times
     it. Pixels then differ, and some answers with them (how many: benchmarks/decoding.py).
     """
-    return resize(decode(source, enough=_DRAFT * size if fast_jpeg else None), size)
+    form = form_of(form)
+    if form.slices > 1:
+        # Imported here: pictures need none of it.
+        from dynammo.data.formats.volumes import load_volume
+
+        return load_volume(source, form)
+    enough = _DRAFT * form.size if fast_jpeg else None
+    return resize(decode(source, enough=enough, window=form.window), form.size)
 
 
-def _from_array(array: NDArray[Any]) -> Pixels:
+def from_array(array: NDArray[Any], window: tuple[float, float] | None = None) -> Pixels:
+    """`decode` of an array. Raises `ValueError`."""
+    if window is not None and array.dtype != np.uint8:
+        array = through_window(array, window)
     kind, shape = array.dtype.str[1:], array.shape
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
@@ -150,10 +243,32 @@ def _from_array(array: NDArray[Any]) -> Pixels:
     return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 
-def _from_pil(image: Image.Image, enough: int | None = None) -> Pixels:
+def through_window(values: NDArray[Any], window: tuple[float, float]) -> Pixels:
+    """round(255 (v - a) / (b - a)), clipped, of values of any shape. Raises `ValueError`."""
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"values of {values.dtype}; expected numbers")
+    low, high = window
+    shown = (values.astype(np.float32) - low) / (high - low)
+    if not np.isfinite(shown).all():
+        raise ValueError("it has values that are no finite numbers")
+    pixels: Pixels = np.rint(255 * shown.clip(0, 1)).astype(np.uint8)
+    return pixels
+
+
+def from_pil(
+    image: Image.Image, enough: int | None = None, window: tuple[float, float] | None = None
+) -> Pixels:
+    """`decode` of what Pillow has opened. Raises `ValueError` and what Pillow raises."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise ValueError(f"it has {frames} frames; expected a single picture")
+    return frame_of(image, enough, window)
+
+
+def frame_of(
+    image: Image.Image, enough: int | None = None, window: tuple[float, float] | None = None
+) -> Pixels:
+    """The frame that Pillow stands at, as `decode` shows it. Raises as `from_pil` does."""
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
         raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
@@ -162,13 +277,15 @@ def _from_pil(image: Image.Image, enough: int | None = None) -> Pixels:
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
+    if window is not None and mode[0] in "IF":
+        return from_array(np.asarray(upright), window)
     # Pillow scales PGM with more than 8 bits to 16 bits, and calls that mode I.
     if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
         full = 2 ** tags.get(_BITS, (16,))[0] - 1
         grey = np.asarray(upright).astype(np.int64) * 255 // full
         if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits, not 16
             grey = 255 - grey
-        return _from_array(grey.astype(np.uint8))
+        return from_array(grey.astype(np.uint8))
     if mode in ("I", "F"):
         raise ValueError(f"pixels of mode {mode} have no known range; convert to 8 or 16 bits")
     if upright.has_transparency_data:

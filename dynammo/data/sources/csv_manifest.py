@@ -40,8 +40,9 @@ def read(
 ) -> ImageSet:
     """List the images that a CSV names.
 
-    Files are relative to the CSV's folder, with forward slashes. Split is `train` or `test`. An
-    empty `group` is none. Further columns are ignored, unless `columns` names them.
+    Files are relative to the CSV's folder, with forward slashes; a folder is a volume's slices.
+    Split is `train` or `test`. An empty `group` is none. Further columns are ignored, unless
+    `columns` names them.
 
     Args:
         path: the CSV, or a folder that holds `manifest.csv`.
@@ -89,7 +90,7 @@ def read(
             wrong.append(f"{cell} is outside {path.parent}; expected a path inside it")
         elif file in first:
             wrong.append(f"{cell} is listed already in line {first[file]}")
-        elif not (path.parent / file).is_file():
+        elif not (path.parent / file).exists():
             wrong.append(f"no file {cell} in {path.parent}")
         more[file] = tuple((name, row.get(name, "").strip()) for name in columns)
         wrong += [

@@ -30,7 +30,7 @@ ABOUT = About(
 )
 
 
-def load(path: Path, patients: bool = True) -> ImageSet:
+def load(path: Path, patients: bool = True, volumes: bool = False) -> ImageSet:
     """List DICOM files laid out as for the sources `folder` or `csv`.
 
     With `patients` a file's group is its PatientID, so that a patient in train and in test is
@@ -41,6 +41,7 @@ def load(path: Path, patients: bool = True) -> ImageSet:
     Args:
         path: the folder, or the CSV, or a folder that holds `manifest.csv`.
         patients: whether to read PatientID; turn off where anonymisation gave all files the same.
+        volumes: images are volumes: files of several frames, or folders of slices.
 
     Raises:
         DataError: see `folder.load` and `csv_manifest.load`; files that are not DICOM. All at once.
@@ -50,14 +51,15 @@ def load(path: Path, patients: bool = True) -> ImageSet:
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
     is_csv = not path.is_dir() or (path / "manifest.csv").exists()
-    image_set = (csv_manifest if is_csv else folder).load(path)
+    image_set = csv_manifest.load(path) if is_csv else folder.load(path, volumes)
     problems: list[str] = []
     samples: list[Sample] = []
     for sample in image_set.samples:
         try:
-            header = dcmread(
-                image_set.root / sample.file, stop_before_pixels=True, specific_tags=["PatientID"]
-            )
+            file = image_set.root / sample.file
+            if file.is_dir():  # that its slices are of one patient is seen when they are decoded
+                file = min(own for own in file.iterdir() if own.name[0] != "." and own.is_file())
+            header = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
         except (InvalidDicomError, OSError, ValueError, EOFError):
             problems.append(f"{sample.file} is no DICOM file")
             continue

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dynammo.data.formats.volumes import is_slice
 from dynammo.data.samples import SPLITS, ImageSet, list_samples
 from dynammo.data.sources.about import About
 from dynammo.errors import DataError
@@ -14,6 +15,7 @@ EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm"}
     | {".dcm", ".dicom"}
 )
+VOLUMES = EXTENSIONS | {".nii", ".nii.gz", ".npy"}  # of which a folder of slices is one, too
 
 ABOUT = About(
     title="your own images in folders",
@@ -27,13 +29,14 @@ ABOUT = About(
 )
 
 
-def load(path: Path) -> ImageSet:
+def load(path: Path, volumes: bool = False) -> ImageSet:
     """List the images of `train/<class>/` and `test/<class>/`, folders inside them included.
 
     Hidden files and files that are no images by their extension (case does not matter) are ignored.
 
     Args:
         path: folder that holds `train` and `test`.
+        volumes: images are volumes: files, or folders of slices.
 
     Raises:
         DataError: a split is missing or has no classes, a class has no images or is in one split
@@ -61,10 +64,11 @@ def load(path: Path) -> ImageSet:
             if entry.suffix.lower() in EXTENSIONS and entry not in folders:
                 problems.append(f"{entry}: image in no class folder")
         for folder in folders:
-            files = [file.relative_to(path).as_posix() for file in _images(folder, problems)]
+            found = _volumes(folder, problems) if volumes else _images(folder, problems)
+            files = [file.relative_to(path).as_posix() for file in found]
             rows += [(file, split, folder.name, None) for file in files]
             if not files:
-                known = ", ".join(sorted(EXTENSIONS))
+                known = ", ".join(sorted(VOLUMES if volumes else EXTENSIONS))
                 problems.append(f"{folder}: class folder without images ({known})")
     if all(classes.values()):
         for name in sorted(classes["train"] ^ classes["test"]):
@@ -75,28 +79,51 @@ def load(path: Path) -> ImageSet:
     return list_samples(path, rows)
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, volumes: bool = False) -> list[Path]:
     """Image files in a folder and below it, by extension, in order of name.
+
+    With `volumes`, also theirs; and of each folder in it that holds slices the folder.
 
     Raises:
         DataError: a folder cannot be listed, or there is no image.
     """
     problems: list[str] = []
-    files = sorted(_images(folder, problems))
+    files = sorted(_volumes(folder, problems) if volumes else _images(folder, problems))
     if not files and not problems:
-        problems.append(f"{folder}: no image files ({', '.join(sorted(EXTENSIONS))})")
+        known = ", ".join(sorted(VOLUMES if volumes else EXTENSIONS))
+        problems.append(f"{folder}: no image files ({known})")
     if problems:
         raise DataError(problems)
     return files
 
 
-def _images(folder: Path, problems: list[str]) -> list[Path]:
+def _volumes(folder: Path, problems: list[str]) -> list[Path]:
+    """Files of volumes in a folder and below it; of each folder below it that holds slices, the
+    folder.
+    """
+    found: list[Path] = []
+    for file in _images(folder, problems, VOLUMES):
+        whole = file.parent if file.parent != folder and holds_slices(file.parent) else file
+        if not found or found[-1] != whole:
+            found.append(whole)
+    return found
+
+
+def holds_slices(folder: Path) -> bool:
+    """Whether a folder is one volume: its images are single pictures, by the first of them."""
+    files = sorted(own for own in folder.iterdir() if own.is_file() and _is_named(own, EXTENSIONS))
+    return len(files) > 1 and is_slice(files[0])
+
+
+def _images(
+    folder: Path, problems: list[str], extensions: frozenset[str] = EXTENSIONS
+) -> list[Path]:
     """Image files in a folder and below it, each once, whatever links lead to it.
 
     What cannot be listed, is no regular file, or has a name that is not UTF-8 becomes a problem.
     """
     found = []
-    for file in _walk(folder, problems):
+    for file in _walk(folder, problems, extensions):
         if not is_utf8(str(file)):
             problems.append(f"{str(file)!a}: the name is not UTF-8")
         elif file.exists() and not file.is_file():  # a dangling link is named when it is read
@@ -107,7 +134,13 @@ def _images(folder: Path, problems: list[str]) -> list[Path]:
     return [file for file in found if not file.is_symlink() or os.path.realpath(file) not in own]
 
 
-def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
+def _is_named(file: Path, extensions: frozenset[str]) -> bool:
+    """Whether it is an image by its name."""
+    name = file.name.lower()
+    return name[0] != "." and any(name.endswith(own) and name != own for own in extensions)
+
+
+def _walk(folder: Path, problems: list[str], extensions: frozenset[str]) -> Iterator[Path]:
     """What is an image by its name, through links to folders, but into each folder once."""
 
     def failed(error: OSError) -> None:
@@ -127,7 +160,7 @@ def _walk(folder: Path, problems: list[str]) -> Iterator[Path]:
                 seen.add(real)
                 folders.append(name)
         for name in files:
-            if name[0] != "." and Path(name).suffix.lower() in EXTENSIONS:
+            if _is_named(Path(name), extensions):
                 yield Path(parent, name)
 
 

@@ -12,13 +12,17 @@ from dynammo.data.samples import ImageSet
 from dynammo.errors import ConfigError
 
 
-def load_source(name: str, path: Path, options: Mapping[str, Any] | None = None) -> ImageSet:
+def load_source(
+    name: str, path: Path, options: Mapping[str, Any] | None = None, volumes: bool = False
+) -> ImageSet:
     """`DATA_SOURCES[name](path, **options)`.
 
     Args:
         name: of the source.
         path: `data.path`.
         options: `data.options`, keyword arguments of the source.
+        volumes: images are volumes (`image.slices`), which a source whose listing depends on it is
+            told.
 
     Raises:
         ConfigError: an unknown source, or options that it does not take, or
@@ -26,7 +30,8 @@ def load_source(name: str, path: Path, options: Mapping[str, Any] | None = None)
         DataError: see the source.
     """
     source = DATA_SOURCES[name]
-    known = list(signature(source).parameters)[1:]
+    known = [own for own in list(signature(source).parameters)[1:] if own != "volumes"]
+    told = {"volumes": volumes} if "volumes" in signature(source).parameters else {}
     if unknown := sorted(set(options or {}) - set(known)):
         takes = f"known: {', '.join(known)}" if known else "it takes none"
         raise ConfigError(
@@ -35,4 +40,4 @@ def load_source(name: str, path: Path, options: Mapping[str, Any] | None = None)
     for key, parameter in list(signature(source).parameters.items())[1:]:
         if parameter.default is Parameter.empty and key not in (options or {}):
             raise ConfigError([f"data.options: {name} needs {key}; see: dynammo datasets {name}"])
-    return source(path, **(options or {}))
+    return source(path, **(options or {}), **told)

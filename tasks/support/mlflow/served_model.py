@@ -22,7 +22,7 @@ from mlflow.types.schema import AnyType, Array, Map
 from numpy.typing import NDArray
 
 import dynammo
-from dynammo.data.formats.pictures import Source, decode
+from dynammo.data.formats.pictures import Form, Source, as_given, decode
 from dynammo.reporting.figures import thumbnail
 from tasks.support.mlflow.runs import RUN_KEY, mlflow_client
 
@@ -75,9 +75,10 @@ class ModelInfo(TypedDict):
     sha256: str
 
 
-def plain_example(size: int) -> NDArray[np.uint8]:
-    """A grey picture: an example is seen by everybody who sees the model, so not a patient's."""
-    return np.full((size, size, 3), 128, dtype=np.uint8)
+def plain_example(form: Form) -> NDArray[np.uint8]:
+    """A grey image: an example is seen by everybody who sees the model, so not a patient's."""
+    grey = np.full(form.shape, 128, dtype=np.uint8)
+    return as_given(grey, form)
 
 
 def log_model(

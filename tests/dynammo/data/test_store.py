@@ -67,7 +67,7 @@ def test_progress_and_the_files_left(images: ImageSet, tmp_path: Path) -> None:
     assert seen == [(number, 8) for number in range(1, 9)]
     assert sorted(tmp_path.joinpath("s").iterdir()) == [path.with_suffix(".json"), path]
     index = json.loads(path.with_suffix(".json").read_text())
-    assert index["size"] == SIZE and len(index["files"]) == 8
+    assert index["shape"] == [SIZE, SIZE, 3] and len(index["files"]) == 8
 
 
 def test_copies_share_a_row(images: ImageSet, tmp_path: Path) -> None:

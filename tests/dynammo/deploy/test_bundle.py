@@ -42,8 +42,8 @@ def test_its_own_code_answers_as_the_model_does(bundle: Path, model_folder: Path
     network = code.Exported(bundle / "models" / "model.pt2").to("cpu").eval()
     predictor = Predictor(model_folder)
     pictures = sorted((bundle / "images").iterdir())
-    read = torch.stack([code.read_picture(file, predictor.size) for file in pictures])
-    own = np.stack([load_image(file, predictor.size) for file in pictures])
+    read = torch.stack([code.read_picture(file, predictor.form.size) for file in pictures])
+    own = np.stack([load_image(file, predictor.form.size) for file in pictures])
     assert (read.permute(0, 2, 3, 1).numpy() == own).all() and read.dtype == torch.float32
     with torch.no_grad():
         given = network(read)
@@ -54,7 +54,7 @@ def test_what_it_says_of_itself(bundle: Path, model_folder: Path) -> None:
     predictor = Predictor(model_folder)
     said = json.loads((bundle / "configs" / "metadata.json").read_text())
     form = said["network_data_format"]
-    assert form["inputs"]["image"]["spatial_shape"] == [predictor.size] * 2
+    assert form["inputs"]["image"]["spatial_shape"] == [predictor.form.size] * 2
     assert list(form["outputs"]["pred"]["channel_def"].values()) == predictor.classes
     assert said["version"] == f"0+{predictor.manifest.weights_sha256[:12]}"
 

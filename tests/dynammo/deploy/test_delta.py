@@ -50,7 +50,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         kept = save_model(
             folder,
             backbone=config,
-            size=64,
+            form=64,
             adapter=adapter,
             backbone_weights=weights,
             adapter_weights=trained,

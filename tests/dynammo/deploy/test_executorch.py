@@ -57,7 +57,7 @@ def test_it_answers_as_the_model_and_says_what_it_is(tmp_path: Path) -> None:
     assert list(report["files"]) == ["executorch"]
     assert report["files"]["executorch"]["logit_difference"] < 1e-4
     predictor = Predictor(model)
-    pixels = torch.from_numpy(sample_pixels(predictor.size, 3)).permute(0, 3, 1, 2).contiguous()
+    pixels = torch.from_numpy(sample_pixels(predictor.form, 3)).permute(0, 3, 1, 2).contiguous()
     logits, probabilities = load_executorch(tmp_path / "export/model.pte")(pixels)
     assert logits.shape == (3, len(predictor.classes))
     torch.testing.assert_close(
@@ -66,4 +66,4 @@ def test_it_answers_as_the_model_and_says_what_it_is(tmp_path: Path) -> None:
     program = Runtime.get().load_program(tmp_path / "export/model.pte")
     assert {"forward", "classes", "image_size"} <= program.method_names
     method = program.load_method("image_size")
-    assert method is not None and method.execute([]) == [str(predictor.size)]
+    assert method is not None and method.execute([]) == [str(predictor.form.size)]

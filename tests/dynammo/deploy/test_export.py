@@ -79,7 +79,7 @@ def saved(
     save_model(
         folder,
         backbone=config,
-        size=SIZE,
+        form=SIZE,
         adapter=adapter,
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),

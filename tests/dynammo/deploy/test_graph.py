@@ -35,7 +35,7 @@ def plain(red: int, green: int, blue: int) -> Pixels:
 def test_answers_are_those_of_the_graph(folder: Path) -> None:
     predictor = load_predictor(folder)
     assert isinstance(predictor, GraphPredictor)
-    assert (predictor.classes, predictor.size) == (["red", "green", "blue"], 16)
+    assert (predictor.classes, predictor.form.size) == (["red", "green", "blue"], 16)
     (answer,) = predictor.predict([plain(40, 30, 20)])
     powers = np.exp([4.0, 3.0, 2.0])
     assert answer.label == "red"
@@ -292,15 +292,15 @@ def test_big_jpegs_are_decoded_fast_where_that_is_asked_for(folder: Path, tmp_pa
     predictor, sizes = load_predictor(folder), []
     generator = np.random.default_rng(0)
     file = tmp_path / "big.jpg"
-    side = 8 * predictor.size
+    side = 8 * predictor.form.size
     Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8)).save(file)
     (usual,) = predictor.decoded([file])
     predictor.fast_jpeg = True
     (fast,) = predictor.decoded([file])
     for wanted, own in ((False, usual), (True, fast)):
-        np.testing.assert_array_equal(own, load_image(file, predictor.size, fast_jpeg=wanted))
+        np.testing.assert_array_equal(own, load_image(file, predictor.form.size, fast_jpeg=wanted))
         sizes.append(own.shape)
-    assert sizes == [(predictor.size, predictor.size, 3)] * 2
+    assert sizes == [(predictor.form.size, predictor.form.size, 3)] * 2
     assert not np.array_equal(usual, fast)
     answers = [*predictor.predict([file]), *predictor.stream([file])]
     assert answers[0] == answers[1]

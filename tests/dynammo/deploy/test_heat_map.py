@@ -92,10 +92,10 @@ def test_a_drawn_map_is_red_for_the_class_and_blue_against_it(
 ) -> None:
     """Half of the strongest: half of the colour, and half of the grey of the picture."""
     predictor = Predictor(model_folder)
-    heat = torch.zeros(1, predictor.size, predictor.size)
+    heat = torch.zeros(1, predictor.form.size, predictor.form.size)
     heat[0, 0, 0], heat[0, 0, 1] = -2, 1
     monkeypatch.setattr("dynammo.deploy.heat_map.heat_maps", lambda *_: heat)
-    picture = np.full((predictor.size, predictor.size, 3), (30, 60, 90), dtype=np.uint8)
+    picture = np.full((predictor.form.size, predictor.form.size, 3), (30, 60, 90), dtype=np.uint8)
     drawn = np.asarray(Image.open(BytesIO(explained(predictor, picture, predictor.classes[0]))))
     assert drawn[0, 0].tolist() == [0, 0, 255]
     assert drawn[0, 1].tolist() == [158, 30, 30]

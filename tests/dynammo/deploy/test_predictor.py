@@ -74,7 +74,7 @@ def saved(
     save_model(
         folder,
         backbone=backbone,
-        size=SIZE,
+        form=SIZE,
         adapter=adapter,
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),

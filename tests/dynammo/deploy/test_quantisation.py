@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, trial: Trial) -> Path:
     save_model(
         folder,
         backbone=config,
-        size=SIZE,
+        form=SIZE,
         adapter=adapter,
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),

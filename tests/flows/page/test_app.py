@@ -155,7 +155,7 @@ def test_it_shows_what_is_kept_and_seen_alike(client: TestClient, begun: Path) -
     folder, content = find_learner("shapes"), picture(begun).read_bytes()
     pictures, labels = kept_pictures(folder, folder.path / "model")
     predictor = Predictor(folder.path / "model")
-    image = load_image(content, predictor.size)
+    image = load_image(content, predictor.form.size)
     expected = most_alike(predictor, image, remember(predictor, pictures, labels))
     found = client.post("/similar", content=content).json()
     assert [(own["label"], own["likeness"]) for own in found] == [

@@ -163,7 +163,7 @@ def test_heat_maps_are_drawn_where_they_are_asked_for(loaded: Any, predictor: Pr
     drawn = [base64.b64decode(answer.pop("heat_map")) for answer in answers]
     assert_same(answers, predictor, [picture(1), picture(2)])
     assert drawn[0] == explained(predictor, picture(1), answers[0]["label"])
-    assert Image.open(BytesIO(drawn[1])).size == (predictor.size, predictor.size)
+    assert Image.open(BytesIO(drawn[1])).size == (predictor.form.size, predictor.form.size)
 
 
 def test_every_bad_image_is_named(loaded: Any) -> None:
