@@ -323,11 +323,13 @@ def model_folder(source: Path) -> Path:
 
 def _metadata(predictor: Predictor, manifest: bytes) -> dict[str, str]:
     """The texts that travel inside every file."""
+    slices = predictor.form.slices
     return {
         "classes": json.dumps(predictor.classes, ensure_ascii=False),
         "image_size": str(predictor.form.size),
-        "image_slices": str(predictor.form.slices),
-        "preprocessing": _PREPROCESSING,
+        "preprocessing": _PREPROCESSING
+        if slices == 1
+        else f"{slices} slices of a volume, one below the other; each: {_PREPROCESSING}",
         "dynammo": dynammo.__version__,
         MANIFEST: manifest.decode(),
     }

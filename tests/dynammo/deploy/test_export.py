@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import dynammo
 from dynammo.config import AdapterConfig, BackboneConfig, load_config
-from dynammo.data.formats.pictures import load_image
+from dynammo.data.formats.pictures import Form, load_image
 from dynammo.deploy import export
 from dynammo.deploy.export import add_graph, export_model, sample_pixels
 from dynammo.deploy.graph import GraphPredictor, load_predictor
@@ -484,4 +484,4 @@ class Restless(nn.Module):
 
 def test_a_network_that_cannot_be_traced_is_named() -> None:
     with pytest.raises(ExportError, match=r"torch\.export cannot trace this network"):
-        export._trace(Restless(), SIZE)
+        export._trace(Restless(), Form(SIZE))

@@ -112,9 +112,11 @@ def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> Non
     assert manifest == {
         "format": 2,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "backbone": {"name": "test_resnet", "positions": None, "levels": None},
+        "backbone": {"name": "test_resnet", "positions": None, "levels": None, "pool": "mean"},
         "adapter": {"name": "conv", "options": {"alpha": 0.5}},
         "image_size": SIZE,
+        "image_slices": 1,
+        "image_window": None,
         "classes": CLASSES,
         "prediction_sets": None,
         "unknown": None,

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.data.formats.pictures import Form
 from dynammo.deploy.export import Smaller, export_model
 from dynammo.deploy.graph import load_predictor, read_graph
 from dynammo.deploy.predictor import Predictor, save_model
@@ -152,14 +153,14 @@ def test_training_images_make_the_model_and_test_images_judge_it(tmp_path: Path)
                 level = 10 * index + (100 if split == "test" else 0)
                 picture = Image.new("RGB", (8, 8), (level, 1, 2))
                 picture.save(tmp_path / split / name / f"{index}.png")
-    trial = load_trial(tmp_path, CLASSES, 4)
+    trial = load_trial(tmp_path, CLASSES, Form(4))
     assert trial.made_on.targets.tolist() == [0, 0, 0, 1, 1, 1]
     assert trial.judged_on.images.shape == (4, 3, 4, 4)
     assert trial.judged_on.images[:, 0, 0, 0].tolist() == [100, 110, 100, 110]
     assert trial.judged_on.names[0] == "test/dark/0.png"
     with pytest.raises(DataError, match="has not learnt"):
-        load_trial(tmp_path, ["dark"], 4)
-    shared = load_trial(tmp_path / "train", CLASSES, 4)
+        load_trial(tmp_path, ["dark"], Form(4))
+    shared = load_trial(tmp_path / "train", CLASSES, Form(4))
     assert len(shared.made_on.targets) + len(shared.judged_on.targets) == 6
 
 

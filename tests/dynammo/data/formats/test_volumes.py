@@ -62,7 +62,7 @@ def series(folder: Path, *slices: bytes) -> Path:
 
 
 def test_slices_become_parts_of_the_volumes_length() -> None:
-    """By hand: of 6 slices in 4 parts each part is 1.5 slices long; of 2 slices each is repeated."""
+    """By hand: of 6 slices in 4 parts each part has 1.5; of 2 slices each is repeated."""
     assert greys(load_volume(levels(0, 30, 60, 90, 120, 150), FORM)) == [10, 50, 100, 140]
     assert greys(load_volume(levels(10, 20, 30, 40), FORM)) == [10, 20, 30, 40]
     assert greys(load_volume(levels(10, 200), FORM)) == [10, 10, 200, 200]
