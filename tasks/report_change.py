@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from dynammo.checkpoint import check_writable, references_in
+from dynammo.data.formats.pictures import sheet
 from dynammo.errors import ConfigError
 from dynammo.learner.folder import Change, LearnerFolder
 from dynammo.reporting.change import ChangeReport, Flip, Standing, write_change
@@ -174,5 +175,5 @@ def _flips(folder: LearnerFolder, version: Version) -> Iterator[Flip]:
             images, mine.actual, other.predicted, mine.predicted, strict=True
         ):
             if actual in known and (before == actual) != (now == actual):
-                png = thumbnail(image.permute(1, 2, 0).numpy())
+                png = thumbnail(sheet(image.permute(1, 2, 0).numpy()))
                 yield {"actual": actual, "before": before, "now": now, "png": png}

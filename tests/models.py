@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 
 from dynammo.checkpoint import sealed
 from dynammo.config import AdapterConfig, BackboneConfig
+from dynammo.data.formats.pictures import Form
 from dynammo.deploy.predictor import save_model
 from dynammo.heads.linear import new_head
 from dynammo.network.backbones import pretrained_weights
@@ -30,15 +31,16 @@ def random_model(
     adapter: AdapterConfig | None = None,
     seed: int = 1,
     provenance: Mapping[str, Any] | None = None,
+    form: Form | int = 64,
 ) -> Path:
-    """A model for 64 pixels as `save_model` writes it; its answers mean nothing."""
+    """A model as `save_model` writes it; its answers mean nothing."""
     adapter = adapter or AdapterConfig()
     weights = pretrained_weights(backbone, seed=seed)
-    network = build_network(backbone, weights, 64, adapter, seed=seed)
+    network = build_network(backbone, weights, form, adapter, seed=seed)
     save_model(
         folder,
         backbone=backbone,
-        form=64,
+        form=form,
         adapter=adapter,
         backbone_weights=weights,
         adapter_weights=network.adapter_state(),

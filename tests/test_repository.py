@@ -217,7 +217,7 @@ def test_every_import_is_of_a_declared_package() -> None:
     known = set(sys.stdlib_module_names) | {"dynammo", "tasks", "flows", "pydantic_core"}
     extras = project()["optional-dependencies"]
     allowed = [*project()["dependencies"]]
-    allowed += [line for name in ("export", "dicom", *APART) for line in extras[name]]
+    allowed += [line for name in ("export", "dicom", "volumes", *APART) for line in extras[name]]
     for folders, more in ((["dynammo"], []), (["tasks", "flows"], ["pipeline", "distributed"])):
         for extra in more:
             allowed += extras[extra]

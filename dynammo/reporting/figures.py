@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
-from dynammo.data.formats.pictures import sheet
 from dynammo.evaluation.metrics import task_forgetting
 from dynammo.methods import METHODS
 from dynammo.methods.base import About, Style
@@ -238,8 +237,8 @@ def to_png(figure: Figure) -> bytes:
 
 
 def thumbnail(picture: NDArray[np.uint8], side: int = 112) -> bytes:
-    """An image (H, S, 3), of a volume a sheet, as a PNG of at most `side` pixels a side."""
-    image = Image.fromarray(sheet(picture))
+    """A picture (S, S, 3) as a PNG of at most `side` pixels a side."""
+    image = Image.fromarray(picture)
     image.thumbnail((side, side))
     buffer = BytesIO()
     image.save(buffer, "png")

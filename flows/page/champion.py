@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynammo.data.formats.pictures import load_image
+from dynammo.data.formats.pictures import load_image, sheet
 from dynammo.deploy.answers import Answering
 from dynammo.deploy.graph import load_predictor
 from dynammo.deploy.log import PredictionLog
@@ -95,7 +95,7 @@ class Champion:
                 {
                     "label": own.label,
                     "likeness": own.likeness,
-                    "picture": data_uri(thumbnail(own.picture)),
+                    "picture": data_uri(thumbnail(sheet(own.picture))),
                 }
                 for own in most_alike(predictor, picture, self._memory[1])
             ]

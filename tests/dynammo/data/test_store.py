@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from dynammo.data import store
-from dynammo.data.formats.pictures import load_image
+from dynammo.data.formats.pictures import Form, load_image
 from dynammo.data.samples import ImageSet
-from dynammo.data.sources import folder
+from dynammo.data.sources import csv_manifest, folder
 from dynammo.data.store import ImageStore, build_store
 from dynammo.errors import DataError
 
@@ -215,3 +215,26 @@ def test_repeated_pictures_may_be_kept(
         path = build_store(listed, SIZE, tmp_path / "store", repeated="warn")
     assert "1 repeated pictures are kept" in caplog.text
     assert ImageStore.open(path).load(listed.samples).shape == (9, 3, SIZE, SIZE)
+
+
+def test_volumes_of_files_and_of_folders(tmp_path: Path) -> None:
+    values = np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((1, SIZE, SIZE), np.uint8)
+    (tmp_path / "series").mkdir()
+    for number, own in enumerate(values + 40):
+        Image.fromarray(own).save(tmp_path / "series" / f"{number}.png")
+    np.save(tmp_path / "one.npy", values)
+    (tmp_path / "manifest.csv").write_text("file,split,class\none.npy,train,a\nseries,train,b")
+    volumes, form = csv_manifest.load(tmp_path), Form(SIZE, slices=2)
+    store = ImageStore.open(build_store(volumes, form, tmp_path / "s"))
+    strips = store.load(volumes.samples)
+    assert strips.shape == (2, 3, 2 * SIZE, SIZE)
+    assert strips[:, 0, ::SIZE, 0].tolist() == [[0, 2], [40, 42]]  # 0.5, 2.5 to even numbers
+    assert build_store(volumes, form, tmp_path / "s") != build_store(
+        volumes, Form(SIZE, slices=3), tmp_path / "s"
+    )
+    with pytest.raises(DataError) as caught:
+        build_store(volumes, SIZE, tmp_path / "s")
+    assert "series is a folder; expected a picture (image.slices 1)" in caught.value.problems
+    (tmp_path / "series" / "9.png").write_bytes(b"more")
+    with pytest.raises(DataError, match="series has changed"):
+        build_store(volumes, Form(SIZE, slices=4), tmp_path / "s")
