@@ -152,18 +152,20 @@ class ImageConfig(Section):
         1,
         ge=1,
         le=256,
-        description="more than 1: images are volumes or sequences (docs/how-to/volumes.md), each "
+        description="more than 1: images are volumes or sequences (docs/how-to/data.md), each "
         "brought to so many slices; a volume costs so many times a picture",
     )
-    window: tuple[float, float] | None = Field(
+    window: list[float] | None = Field(
         None,
+        min_length=2,
+        max_length=2,
         description="the values shown as black and as white, of images with more than 8 bits: "
         "[-160, 240] for soft tissue in CT; default: what the file says",
     )
 
     @field_validator("window")
     @classmethod
-    def _rises(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _rises(cls, window: list[float] | None) -> list[float] | None:
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"expected two rising numbers, got {window[0]:g} and {window[1]:g}")
         return window
@@ -171,7 +173,8 @@ class ImageConfig(Section):
     @property
     def form(self) -> Form:
         """What every image is brought to."""
-        return Form(self.size, self.slices, self.window)
+        window = (self.window[0], self.window[1]) if self.window else None
+        return Form(self.size, self.slices, window)
 
 
 class ArchitectureConfig(Section):

@@ -88,7 +88,7 @@ class Manifest(Section):
     adapter: DeployedAdapter | None
     image_size: int = Field(ge=16, le=1024)
     image_slices: int = Field(1, ge=1)
-    image_window: tuple[float, float] | None = None
+    image_window: list[float] | None = Field(None, min_length=2, max_length=2)
     classes: list[str] = Field(min_length=1)
     prediction_sets: PredictionSets | None = None  # none where no test image was kept
     unknown: Unknown | None = None  # none likewise, or of too few
@@ -105,7 +105,8 @@ class Manifest(Section):
     @property
     def form(self) -> Form:
         """What every image is brought to."""
-        return Form(self.image_size, self.image_slices, self.image_window)
+        window = (self.image_window[0], self.image_window[1]) if self.image_window else None
+        return Form(self.image_size, self.image_slices, window)
 
     @model_validator(mode="after")
     def _one_threshold_a_class(self) -> Manifest:

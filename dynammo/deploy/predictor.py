@@ -147,7 +147,7 @@ def save_model(
             else None,
             image_size=form.size,
             image_slices=form.slices,
-            image_window=form.window,
+            image_window=[*form.window] if form.window else None,
             classes=list(classes),
             prediction_sets=prediction_sets,
             unknown=unknown,
