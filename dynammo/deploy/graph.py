@@ -23,6 +23,7 @@ from dynammo.data.formats.pictures import Pixels
 from dynammo.deploy.answers import Answering
 from dynammo.errors import CheckpointError, ConfigError, DynammoError
 from dynammo.evaluation.strangeness import UnknownLimits
+from dynammo.hierarchy import problems_of_parents
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +160,7 @@ class GraphPredictor(Answering):
             stored = read_graph(folder)
             described = _described(stored.manifest)
             self.classes, self.size, self.thresholds, self.unknown, self.clinical = described
+            self.parents = _parents(stored.manifest)
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session, self.provider = open_session(stored.graph, threads), "cpu"
             self._check_shapes()
@@ -298,3 +300,16 @@ def _described(
     if not all(t is None or (isinstance(t, float) and 0 <= t <= 1) for t in thresholds):
         raise CheckpointError(f"{MANIFEST}: prediction_sets: thresholds are in 0..1, or null")
     return classes, size, thresholds, limit, beside
+
+
+def _parents(content: bytes) -> dict[str, str] | None:
+    """What classes belong to, from `model.json`."""
+    found: Any = unsealed(content).get("parents")
+    if found is None:
+        return None
+    named = isinstance(found, dict) and all(isinstance(own, str) for own in found.values())
+    problems = problems_of_parents(found) if named else ["expected by class a name"]
+    if problems:
+        raise CheckpointError(f"{MANIFEST}: parents: {'; '.join(problems)}")
+    parents: dict[str, str] = found
+    return parents
