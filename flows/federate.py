@@ -154,11 +154,7 @@ def federate(learner: str, held: str) -> dict[str, Any]:
                 UNCALIBRATED,
                 *([NO_SUBGROUPS] * bool(config.retention.subgroups)),
                 *([NO_CLINICAL] * bool(config.clinical.names)),
-                *(
-                    changes(config_of(before).classes.parents, config.classes.parents)
-                    if before
-                    else []
-                ),
+                *_hierarchy_changed(before, config),
                 *absent,
             ],
         )
@@ -168,6 +164,7 @@ def federate(learner: str, held: str) -> dict[str, Any]:
 
 
 def _hierarchy_changed(before: Version | None, config: Config) -> list[str]:
+    """What classes belong to otherwise than in the round before, as a note."""
     return changes(config_of(before).classes.parents, config.classes.parents) if before else []
 
 

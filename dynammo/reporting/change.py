@@ -225,7 +225,7 @@ def _flipped(changed: Sequence[Changed]) -> str:
 
 
 def grouped(report: ChangeReport) -> str:
-    """`Of 40 test images of malignant (BCC, MEL), 90.0 % are answered with one of these classes.`,
+    """`Of 40 test images of malignant (BCC, MEL), 90.0 % are answered with a class of malignant.`,
     of the highest groups, at most four; empty without a hierarchy or images.
     """
     found = report["judgement"].get("hierarchy")
