@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from prefect import flow, get_run_logger
 
-from dynammo.config import load_config
+from dynammo.config import Config, load_config
+from dynammo.config.parents import changes
 from dynammo.evaluation.metrics import evaluate_counts
 from dynammo.evaluation.protocol import Arrived
 from dynammo.federated.judge import Counts
@@ -18,6 +19,7 @@ from dynammo.federated.round import read_round
 from dynammo.learner.folder import LearnerError, now
 from dynammo.learner.ledger import Ledger
 from dynammo.learner.settings import DEPLOYED, next_settings
+from flows.support.learning import check_hierarchy
 from flows.support.notify import notify
 from flows.support.versions import (
     finish_killed,
@@ -81,6 +83,8 @@ def federate(learner: str, held: str) -> dict[str, Any]:
         if folder.store.load_json(before["round"]) == document:
             raise LearnerError(f"{learner} is already of this round")
         config = next_settings(config_of(before), config.model_dump(mode="json"))
+    brought = dict.fromkeys(name for own in document["sites"] for name in own["classes"])
+    check_hierarchy(config, [*brought])
     with taken_up(folder, step):
         here = context_in(folder, config, "round")
         own = config.backbone
@@ -123,7 +127,9 @@ def federate(learner: str, held: str) -> dict[str, Any]:
         if counts is not None and counts.confusion.sum():
             sent["counts"] = here.checkpoints.save_json("counts", counts.document())
             flips = _flips(counts, folder.pointer()["champion"] if before else 0)
-            metrics = evaluate_counts(counts.confusion.numpy(), stage["tasks"], flips)
+            metrics = evaluate_counts(
+                counts.confusion.numpy(), stage["tasks"], flips, config.classes.hierarchy
+            )
             ref = here.checkpoints.save_json(f"metrics-{DEPLOYED}", metrics)
             stage["methods"][DEPLOYED]["evaluated"] = {"metrics": ref, "predictions": None}
         gone: Forgotten = before["forgotten"] if before else {"batches": [], "classes": []}
@@ -148,12 +154,18 @@ def federate(learner: str, held: str) -> dict[str, Any]:
                 UNCALIBRATED,
                 *([NO_SUBGROUPS] * bool(config.retention.subgroups)),
                 *([NO_CLINICAL] * bool(config.clinical.names)),
+                *_hierarchy_changed(before, config),
                 *absent,
             ],
         )
         version = judged(folder, config, {**draft, **sent}, here)  # type: ignore[typeddict-item]
         made = write_version(folder, config, version, here)
     return made
+
+
+def _hierarchy_changed(before: Version | None, config: Config) -> list[str]:
+    """What classes belong to otherwise than in the round before, as a note."""
+    return changes(config_of(before).classes.parents, config.classes.parents) if before else []
 
 
 def _tested(site: dict[str, Any]) -> int:

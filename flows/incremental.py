@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from dynammo.checks import check_parts
 from dynammo.config import load_config
 from dynammo.errors import ConfigError
-from flows.support.learning import at, evaluate_methods, learn_batch, start
+from flows.support.learning import at, check_hierarchy, evaluate_methods, learn_batch, start
 from tasks.keep_images import keep_images
 from tasks.publish import check_output, publish
 from tasks.support.logs import shorten_expected_errors
@@ -55,6 +55,7 @@ def incremental(
     if config.clinical.names:
         raise ConfigError(["clinical is for learners (dynammo learn), whose batches are CSVs"])
     data = version_data(config)
+    check_hierarchy(config, data["classes"])
     batches = data["tasks"]
     images = prepare_images(data["manifest"], config.image, config.data.repeats)
     places = [

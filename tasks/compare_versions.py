@@ -92,7 +92,13 @@ def _common_answers(new: Draft, old: Draft, context: Context) -> Outcome | None:
     both = [name for name in known_classes(old["stage"]) if name in known]
     if not both or not ours or not theirs:
         return None
-    index = {name: number for number, name in enumerate(both)}
+    others = [
+        name
+        for version in (old, new)
+        for name in known_classes(version["stage"])
+        if name not in both
+    ]
+    index = {name: number for number, name in enumerate([*both, *others])}
     targets: list[int] = []
     before: list[int] = []
     after: list[int] = []
@@ -103,10 +109,10 @@ def _common_answers(new: Draft, old: Draft, context: Context) -> Outcome | None:
             continue
         owner = groups_of(test, context)
         for place, actual in enumerate(mine.actual):
-            if actual in index:
+            if index.get(actual, len(both)) < len(both):
                 targets.append(index[actual])
-                before.append(index.get(other.predicted[place], -1))
-                after.append(index.get(mine.predicted[place], -1))
+                before.append(index[other.predicted[place]])
+                after.append(index[mine.predicted[place]])
                 groups.append(owner[place])
     return Outcome(
         np.array(targets, dtype=np.int64),
@@ -114,6 +120,7 @@ def _common_answers(new: Draft, old: Draft, context: Context) -> Outcome | None:
         np.array(after, dtype=np.int64),
         groups,
         both,
+        others,
     )
 
 

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from dynammo.checkpoint import Ref
 from dynammo.clinical import evidence
-from dynammo.config import AdapterConfig, ArchitectureConfig, ClinicalConfig, ImageConfig
+from dynammo.config import (
+    AdapterConfig,
+    ArchitectureConfig,
+    ClassesConfig,
+    ClinicalConfig,
+    ImageConfig,
+)
 from dynammo.evaluation import appearance
 from dynammo.evaluation.metrics import Predictions, evaluate_stage
 from dynammo.heads.linear import Scores, least_others_scores, unified_scores
@@ -39,6 +45,7 @@ def evaluate(
     architecture: ArchitectureConfig,
     image: ImageConfig,
     kind: AdapterConfig,
+    known: ClassesConfig,
     variant: str,
     tasks: list[list[str]],
     stage: int,
@@ -56,6 +63,7 @@ def evaluate(
         architecture: of the backbone; for the cost of a prediction, as the next two.
         image: size of the images.
         kind: of adapter.
+        known: what classes belong to.
         variant: the method: merged, unmerged, frozen or another of shared features.
         tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
         stage: number of tasks learnt, from 1.
@@ -96,7 +104,17 @@ def evaluate(
         cost = {**cost, "estimated": estimated}
     pictures = _appearance(tests, context) if variant == "merged" else None
     return measure(
-        variant, scores, torch.cat(targets), tasks, stage, previous, cost, meta, context, pictures
+        variant,
+        scores,
+        torch.cat(targets),
+        tasks,
+        stage,
+        previous,
+        cost,
+        meta,
+        context,
+        known.hierarchy,
+        pictures,
     )
 
 
@@ -184,6 +202,7 @@ def measure(
     more: dict[str, Any],
     meta: dict[str, Any],
     context: Context,
+    parents: dict[str, str] | None = None,
     pictures: torch.Tensor | None = None,
 ) -> Evaluated:
     """Compute and save all metrics of a method's scores on the test images, for its step.
@@ -198,6 +217,7 @@ def measure(
         more: of the document: the cost of a prediction, `gmacs` and `parameters`.
         meta: where the predictions come from.
         context: the label, for the log.
+        parents: what classes belong to, where that is known.
         pictures: (N, K) what is measured of the images' appearance, saved beside the answers.
     """
     store = context.checkpoints
@@ -209,6 +229,7 @@ def measure(
         tasks,
         stage,
         as_predictions(store.load(previous)) if previous else None,
+        parents,
     )
     metrics |= more
     get_run_logger().info(

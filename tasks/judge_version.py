@@ -20,6 +20,7 @@ from dynammo.evaluation.protocol import (
     Requirement,
     Step,
     Verdict,
+    by_hierarchy,
     class_recalls,
     judge_by_plan,
     subgroup_gaps,
@@ -104,6 +105,15 @@ def judge_version(
         "cumulative": None,
         "honesty": _honesty(predictions, looks, groups, classes, config.tracking),
     }
+    if parents := config.classes.hierarchy:
+        judgement["hierarchy"] = by_hierarchy(
+            parents,
+            counted or predictions,
+            groups,
+            classes,
+            against.outcome if against else None,
+            confidence,
+        )
     if plan is None or authorised is None:
         return judgement, gate
     first = read_version(folder, authorised.number)

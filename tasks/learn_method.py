@@ -180,7 +180,7 @@ def evaluate_method(
     """Predict every test image as the method would, and compute all metrics.
 
     Args:
-        config: as `method_config` gives it.
+        config: as `method_config` gives it, with the section classes.
         tasks: class names of all tasks in order of arrival; later ones serve as unknowns.
         stage: number of tasks learnt, from 1.
         tests: the kept test images.
@@ -227,6 +227,7 @@ def evaluate_method(
         },
         meta,
         context,
+        config.classes.hierarchy,
     )
 
 

@@ -138,6 +138,7 @@ def save_merged(
         classes=known_classes(stage),
         **thresholds(stage["methods"]["merged"], config.tracking, store),
         clinical=_clinical(config, stage, store),
+        parents=config.classes.hierarchy,
         provenance={
             "data": data_hash,
             **({"learner": learner} if learner else {}),
@@ -307,7 +308,10 @@ def _write_tables(
     tests = read_manifest(Path(data["manifest"])).select("test", names)
     tested = {sample.file: sample.label for sample in tests}
     for variant, document in results["variants"].items():
-        curves = [{key: stage[key] for key in CURVES} for stage in document["stages"]]
+        curves = [
+            {key: stage[key] for key in (*CURVES, "hierarchical_cost") if key in stage}
+            for stage in document["stages"]
+        ]
         _write_csv(folder / "curves" / f"{variant}.csv", curves)
         kept = [measured(stage)[variant]["predictions"] for stage in stages]
         said = [as_predictions(CHECKPOINTS.load(ref)) for ref in kept if ref is not None]

@@ -76,6 +76,8 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
     for row in judgement["requirements"]:
         for digest in row["evidence"]:
             evidence.setdefault(digest, files.get(digest, "measured then, not kept"))
+    config = config_of(version)
+    parents = config.classes.parents
     back = judgement["champion"]
     if plan and plan.rollback.to == "authorised":
         back = judgement["authorised"] or back
@@ -92,11 +94,12 @@ def change_of(folder: LearnerFolder, number: int, version: Version) -> ChangeRep
         "taken_for": {**_missed(folder, version), **version.get("taken_for", {})},
         "judgement": judgement,
         "plan": plan.model_dump(mode="json") if plan else None,
+        "hierarchy": f"{parents.file}, SHA-256 {parents.sha256}" if parents else None,
         "batches": [{**own} for own in version["batches"] if own["hash"] not in known],
         "evidence": evidence,
         "standing": _standing(pointer["champions"], number),
         "rollback": back,
-        "retention": config_of(version).retention.test,
+        "retention": config.retention.test,
         "software": version["versions"],
         "notes": version["notes"],
     }

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from dynammo.adapters import ADAPTERS
 from dynammo.config.documents import parse_yaml, read_yaml
+from dynammo.config.parents import read_parents
 from dynammo.config.sections import Config
 from dynammo.data import DATA_SOURCES
 from dynammo.errors import ConfigError, shown
@@ -60,10 +61,28 @@ def load_config(
             _section_of(values, other).pop(other.rpartition(".")[2], None)
     for key, value in flat.items():
         _section_of(values, key)[key.rpartition(".")[2]] = value
+    problems = _read_files(values)
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(problems_of(error, Config)) from None
+        raise ConfigError([*problems, *problems_of(error, Config)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _read_files(values: dict[str, Any]) -> list[str]:
+    """Put what a file says in the place of its name; what is wrong with it, a line each."""
+    classes = values.get("classes")
+    if not isinstance(classes, dict) or isinstance(classes.get("parents"), Mapping | None):
+        return []  # nothing, or as it was read before
+    found, problems = None, list[str]()
+    try:
+        found = read_parents(classes["parents"]).model_dump()
+    except ConfigError as error:
+        problems = error.problems
+    values["classes"] = {**classes, "parents": found}
+    return problems
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -109,10 +128,12 @@ _EXCLUSIVE = _PAIRS + [(second, first) for first, second in _PAIRS]
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections as dotted keys. What is called `options` is a value, not a section."""
+    """Nested sections as dotted keys. What is called `options` is a value, not a section, and so is
+    what a file says.
+    """
     for key, value in overrides.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and not dotted.endswith(".options"):
+        if isinstance(value, Mapping) and not dotted.endswith((".options", "classes.parents")):
             yield from _flatten(value, f"{dotted}.")
         else:
             yield dotted, value

@@ -15,6 +15,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -25,6 +26,7 @@ from dynammo.config.presets import PRESETS
 from dynammo.data import DATA_SOURCES
 from dynammo.data.formats.pictures import Form
 from dynammo.heads import HEAD_RULES
+from dynammo.hierarchy import problems_of_parents
 from dynammo.merging import MERGE_RULES
 from dynammo.methods import METHODS
 from dynammo.registry import Registry
@@ -403,6 +405,37 @@ class ClinicalConfig(Section):
         return self
 
 
+class ParentsFile(Section):
+    """A file of parents, as it was read (`dynammo.config.parents`): its name, the SHA-256 of its
+    bytes, and what it says.
+    """
+
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    content: dict[str, str]
+
+    @model_validator(mode="after")
+    def _is_a_hierarchy(self) -> ParentsFile:
+        if problems := problems_of_parents(self.content):
+            raise ValueError("\n".join(f"{self.file}: {problem}" for problem in problems))
+        return self
+
+
+class ClassesConfig(Section):
+    """What is known of the classes themselves (docs/how-to/data.md)."""
+
+    parents: Annotated[ParentsFile, WithJsonSchema({"type": "string"})] | None = Field(
+        None,
+        description="file of what each class belongs to: a CSV with columns class,parent, or YAML "
+        "`class: parent`. It is read once and kept; errors are then measured by it, too",
+    )
+
+    @property
+    def hierarchy(self) -> dict[str, str] | None:
+        """By class or group its parent; none where nothing is known."""
+        return self.parents.content if self.parents else None
+
+
 class RetentionConfig(Section):
     """What a learner keeps of the images it has seen, and for how long (docs/how-to/learner.md).
 
@@ -594,6 +627,7 @@ class Config(Section):
     memory: MemoryConfig = MemoryConfig(size=40)
     retention: RetentionConfig = RetentionConfig()
     clinical: ClinicalConfig = ClinicalConfig()
+    classes: ClassesConfig = ClassesConfig()
     merge: MergeConfig = MergeConfig()
     head: HeadConfig = HeadConfig()
     gate: GateConfig = GateConfig()

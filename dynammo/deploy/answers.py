@@ -51,6 +51,7 @@ class Answering(ABC):
         thresholds: of prediction sets, one a class; None: there are none.
         unknown: from where on an image is of no known class; None: there is no such limit.
         clinical: what columns beside the image say; None: the image answers alone.
+        parents: what classes belong to; None: nothing is known of it.
         model_sha256: of `model.json`, which says what the model is made of.
         fast_jpeg: whether big JPEGs are decoded at less than their size (`load_image`).
     """
@@ -60,6 +61,7 @@ class Answering(ABC):
     thresholds: list[float | None] | None
     unknown: UnknownLimits | None
     clinical: Evidence | None = None
+    parents: dict[str, str] | None = None
     model_sha256: str
     fast_jpeg: bool = False
 

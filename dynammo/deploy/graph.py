@@ -23,6 +23,7 @@ from dynammo.data.formats.pictures import Form, Pixels
 from dynammo.deploy.answers import Answering
 from dynammo.errors import CheckpointError, ConfigError, DynammoError
 from dynammo.evaluation.strangeness import UnknownLimits
+from dynammo.hierarchy import problems_of_parents
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +160,7 @@ class GraphPredictor(Answering):
             stored = read_graph(folder)
             described = _described(stored.manifest)
             self.classes, self.form, self.thresholds, self.unknown, self.clinical = described
+            self.parents = _parents(stored.manifest)
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session, self.provider = open_session(stored.graph, threads), "cpu"
             self._check_shapes()
@@ -308,3 +310,16 @@ def _described(
 def _is_window(window: Any) -> bool:
     numbers = isinstance(window, list) and all(isinstance(own, int | float) for own in window)
     return window is None or (numbers and len(window) == 2 and window[0] < window[1])
+
+
+def _parents(content: bytes) -> dict[str, str] | None:
+    """What classes belong to, from `model.json`."""
+    found: Any = unsealed(content).get("parents")
+    if found is None:
+        return None
+    named = isinstance(found, dict) and all(isinstance(own, str) for own in found.values())
+    problems = problems_of_parents(found) if named else ["expected by class a name"]
+    if problems:
+        raise CheckpointError(f"{MANIFEST}: parents: {'; '.join(problems)}")
+    parents: dict[str, str] = found
+    return parents

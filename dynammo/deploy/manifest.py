@@ -21,6 +21,7 @@ from dynammo.config.sections import Section
 from dynammo.data.checks import problems_of_names
 from dynammo.data.formats.pictures import Form
 from dynammo.errors import CheckpointError
+from dynammo.hierarchy import problems_of_parents
 from dynammo.state import State
 
 
@@ -93,6 +94,7 @@ class Manifest(Section):
     prediction_sets: PredictionSets | None = None  # none where no test image was kept
     unknown: Unknown | None = None  # none likewise, or of too few
     clinical: Clinical | None = None
+    parents: dict[str, str] | None = None  # what classes belong to (`dynammo.hierarchy`)
     provenance: dict[str, Any]
 
     @field_validator("classes")
@@ -114,6 +116,8 @@ class Manifest(Section):
             raise ValueError("prediction_sets: expected a threshold a class")
         if self.clinical:
             Evidence.read(self.clinical.model_dump(), len(self.classes))
+        if self.parents is not None and (problems := problems_of_parents(self.parents)):
+            raise ValueError(f"parents: {'; '.join(problems)}")
         return self
 
 

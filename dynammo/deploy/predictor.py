@@ -94,6 +94,7 @@ def save_model(
     prediction_sets: PredictionSets | None = None,
     unknown: Unknown | None = None,
     clinical: Clinical | None = None,
+    parents: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write a self-contained model: `model.safetensors` and `model.json`.
 
@@ -113,6 +114,7 @@ def save_model(
         prediction_sets: their thresholds, where there were images to find them on.
         unknown: the threshold of "none of the classes I know", likewise.
         clinical: what columns beside the image say, where they are counted.
+        parents: what classes belong to, where that is known.
 
     Returns:
         What kept adapters from being folded, a line each; nothing where all were.
@@ -152,6 +154,7 @@ def save_model(
             prediction_sets=prediction_sets,
             unknown=unknown,
             clinical=clinical,
+            parents=dict(parents) if parents else None,
             provenance=dict(provenance),
         )
     except ValidationError as error:
@@ -203,6 +206,7 @@ class Predictor(Answering):
         self.unknown = UnknownLimits.read(unknown.model_dump()) if unknown else None
         beside = self.manifest.clinical
         self.clinical = Evidence.read(beside.model_dump(), len(self.classes)) if beside else None
+        self.parents = self.manifest.parents
         adapter = self.manifest.adapter
         network = build_network(
             self.manifest.backbone,

@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     """What the champion (old) and the new version say of the same N images, in the same order.
 
     All images are of classes that both know. An answer may be any class: whatever differs from the
-    target is wrong, as `-1` for a class that is not in `classes`.
+    target is wrong: from C on the answer is one of `others`, and -1 is not known which.
 
     Args:
         targets: (N,) integers, indices into `classes`.
@@ -48,6 +48,7 @@ class Outcome(NamedTuple):
         groups: N labels of what belongs together (patient, lesion); an image with None is a group
             of its own.
         classes: C >= 1 names.
+        others: names of classes that one of the two answers with and the other does not know.
     """
 
     targets: NDArray[np.integer[Any]]
@@ -55,6 +56,7 @@ class Outcome(NamedTuple):
     predicted_new: NDArray[np.integer[Any]]
     groups: Sequence[str | int | None]
     classes: Sequence[str]
+    others: Sequence[str] = ()
 
     @property
     def flipped(self) -> NDArray[np.bool_]:

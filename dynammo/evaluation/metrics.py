@@ -11,7 +11,7 @@ where a single number or a JSON document is returned, never a silent 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,6 +25,8 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
+
+from dynammo.hierarchy import costs, groups, mean_cost, within
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
@@ -312,6 +314,7 @@ def evaluate_stage(
     tasks: Sequence[Sequence[str]],
     stage: int,
     previous: Predictions | None = None,
+    parents: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Every metric after learning task `stage`, as a JSON document (undefined values are null).
 
@@ -323,6 +326,7 @@ def evaluate_stage(
         stage: how many tasks have been learnt, from 1.
         previous: the predictions before the last update over the same images, or over the first
             of them, for `negative_flips`.
+        parents: what classes belong to (`dynammo.hierarchy`), where that is known.
 
     Returns:
         `task` (= stage), `classes` (the C names seen), `accuracy`, `mean_class_recall`,
@@ -330,7 +334,9 @@ def evaluate_stage(
         `a[i][j]`), `negative_flips` (null at stage 1 or without `previous`), `ece`,
         `open_set_auroc` and `open_set_fpr95` (null where no unknowns are left), `per_class` (name
         -> recall, precision, auroc, calibration, support), `confusion` (C rows of true, C columns
-        of predicted classes).
+        of predicted classes). With `parents` also `hierarchical_cost`, the mean over classes of
+        what answers cost by it, and `per_group` (name -> recall, the share of its classes' images
+        that are answered with one of them, support, classes).
 
     Raises:
         ValueError: the arguments contradict each other, or no test image is of a seen class.
@@ -366,11 +372,15 @@ def evaluate_stage(
             "auroc": class_auroc(targets, known.scores),
             "calibration": classwise_calibration_error(targets, known.scores),
         },
+        parents,
     )
 
 
 def evaluate_counts(
-    confusion: Integers, tasks: Sequence[Sequence[str]], negative_flips: float | None
+    confusion: Integers,
+    tasks: Sequence[Sequence[str]],
+    negative_flips: float | None,
+    parents: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The document of `evaluate_stage` where nothing but counts is known: what needs scores is
     null.
@@ -379,6 +389,7 @@ def evaluate_counts(
         confusion: (C, C), rows true, columns predicted.
         tasks: the class names of all tasks learnt, in order of arrival.
         negative_flips: as counted.
+        parents: as in `evaluate_stage`.
 
     Raises:
         ValueError: nothing was counted.
@@ -396,7 +407,7 @@ def evaluate_counts(
     }
     unknown = np.full(len(names), math.nan)
     by_class = {"auroc": unknown, "calibration": unknown}
-    return _document(tasks, *from_counts(confusion), overall, by_class)
+    return _document(tasks, *from_counts(confusion), overall, by_class, parents)
 
 
 def _document(
@@ -405,6 +416,7 @@ def _document(
     predicted: Integers,
     overall: dict[str, float | None],
     by_class: dict[str, Floats],
+    parents: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """What follows from the answers to images of the tasks learnt, with what is known besides."""
     names = [name for task in tasks for name in task]
@@ -433,7 +445,24 @@ def _document(
             for c, name in enumerate(names)
         },
         "confusion": confusion.tolist(),
+        **(_by_hierarchy(parents, names, targets, predicted) if parents else {}),
     }
+
+
+def _by_hierarchy(
+    parents: Mapping[str, str], names: Sequence[str], targets: Integers, predicted: Integers
+) -> dict[str, Any]:
+    """How far answers are from right, and how often they are of the right group."""
+    found = {}
+    for group, members in groups(parents, names).items():
+        right = within(targets, predicted, members)
+        found[group] = {
+            "recall": float(right.mean()) if len(right) else None,
+            "support": len(right),
+            "classes": [names[place] for place in members],
+        }
+    cost = mean_cost(targets, predicted, costs(parents, names))
+    return {"hierarchical_cost": _json(cost), "per_group": found}
 
 
 def from_counts(confusion: Integers) -> tuple[Integers, Integers]:
@@ -443,12 +472,13 @@ def from_counts(confusion: Integers) -> tuple[Integers, Integers]:
 
 
 def summarise(stages: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The whole run in nine numbers, from the documents of `evaluate_stage` in order.
+    """The whole run in a few numbers, from the documents of `evaluate_stage` in order.
 
     Returns:
         `average_*` and `last_*` of accuracy and mean class recall, `forgetting_*` and
         `backward_transfer_*` of both (null with one task), and `average_negative_flips` over the
-        updates (null where there was none).
+        updates (null where there was none); with a hierarchy `average_` and
+        `last_hierarchical_cost`.
 
     Raises:
         ValueError: there are no stages, or they are not stages 1, 2, ..., n.
@@ -465,6 +495,10 @@ def summarise(stages: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         summary[f"forgetting_{metric}"] = forgetting(matrix)
         summary[f"backward_transfer_{metric}"] = backward_transfer(matrix)
     summary["average_negative_flips"] = _mean([stage["negative_flips"] for stage in stages])
+    if all("hierarchical_cost" in stage for stage in stages):
+        found = [stage["hierarchical_cost"] for stage in stages]
+        summary["average_hierarchical_cost"] = average_incremental(found)
+        summary["last_hierarchical_cost"] = found[-1]
     return summary
 
 

@@ -7,7 +7,7 @@ plain values that go into a JSON document as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from dynammo.evaluation.metrics import (
 )
 from dynammo.evaluation.plan import Limits, Plan
 from dynammo.evaluation.strangeness import strangeness
+from dynammo.hierarchy import ancestors, costs, groups, mean_cost, within
 
 Verdict = Literal["met", "not met", "not measured"]
 _AT_MOST = ("negative_flips", "ece")
@@ -89,6 +90,35 @@ class SubgroupGap(TypedDict):
     change: Interval | None
 
 
+class Pair(TypedDict):
+    """A number of the champion and of the version on the same images."""
+
+    old: float
+    new: float
+
+
+class GroupRecall(TypedDict):
+    """Of a group its `classes`, and `recall`: the share of their test images whose answer is one of
+    them. `both`: of the images of the classes that the champion knows, too; none where nothing can
+    be compared. `below` is the next group above it that has one.
+    """
+
+    classes: list[str]
+    below: str | None
+    recall: Interval
+    both: Pair | None
+
+
+class ByHierarchy(TypedDict):
+    """What answers are worth by what classes belong to (`dynammo.hierarchy`): the mean cost of an
+    answer, 0 to 1, as it is and (`both`) compared with the champion's; and each group.
+    """
+
+    cost: float | None
+    both: Pair | None
+    groups: dict[str, GroupRecall]
+
+
 class Judgement(TypedDict):
     """What the plan says of a version.
 
@@ -96,7 +126,7 @@ class Judgement(TypedDict):
     `champion` is the version compared with, 0 where there was none. `outside` are reasons.
     `subgroups` has a row for each value of each column kept of test images. `comparison` is with
     the champion, `cumulative` with the authorised version; intervals are of `confidence`. `honesty`
-    is none where there are no test images.
+    is none where there are no test images; `hierarchy` is there where one is given.
     """
 
     outcome: Literal["passed", "failed", "outside"]
@@ -111,6 +141,7 @@ class Judgement(TypedDict):
     comparison: Comparison | None
     cumulative: Comparison | None
     honesty: Honesty | None
+    hierarchy: NotRequired[ByHierarchy]
 
 
 class Against(NamedTuple):
@@ -215,6 +246,76 @@ def class_recalls(
         right = predictions.predicted[mine] == index if predictions else mine
         found[name] = {"new": share_interval(right, _of(groups, mine), confidence), "old": was}
     return found
+
+
+def by_hierarchy(
+    parents: Mapping[str, str],
+    predictions: Predictions | Counted | None,
+    patients: Sequence[str | None],
+    classes: Sequence[str],
+    old: Outcome | None,
+    confidence: float,
+) -> ByHierarchy:
+    """What answers are worth where it is known what classes belong to.
+
+    Args:
+        parents: the hierarchy.
+        predictions: none: no class has images.
+        patients: labels of what belongs together of their images.
+        classes: all that the version knows.
+        old: the answers of the champion, too.
+        confidence: of the intervals.
+    """
+    nothing = np.zeros(0, dtype=np.int64)
+    targets, said = nothing, nothing
+    if predictions:
+        known = predictions.targets < len(classes)
+        targets, said = predictions.targets[known], predictions.predicted[known]
+        patients = _of(patients, known)
+    cost = mean_cost(targets, said, costs(parents, classes))
+    found: dict[str, GroupRecall] = {}
+    members_of = groups(parents, classes)
+    for name, members in members_of.items():
+        right = within(targets, said, members)
+        owners = _of(patients, np.isin(targets, members))
+        found[name] = {
+            "classes": [classes[place] for place in members],
+            "below": next((own for own in ancestors(parents, name) if own in members_of), None),
+            "recall": share_interval(right, owners, confidence),
+            "both": _group_compared(old, name, parents),
+        }
+    return {
+        "cost": None if np.isnan(cost) else cost,
+        "both": _cost_compared(old, parents),
+        "groups": found,
+    }
+
+
+def _cost_compared(old: Outcome | None, parents: Mapping[str, str]) -> Pair | None:
+    if old is None or not len(old.targets) or not _all_named(old):
+        return None
+    table = costs(parents, [*old.classes, *old.others])
+    first, then = (
+        mean_cost(old.targets, said, table) for said in (old.predicted_old, old.predicted_new)
+    )
+    return {"old": first, "new": then}
+
+
+def _group_compared(old: Outcome | None, group: str, parents: Mapping[str, str]) -> Pair | None:
+    """Of the images of the group's classes that both know; answers may be other classes of it."""
+    if old is None or not _all_named(old):
+        return None
+    names = [*old.classes, *old.others]
+    members = [place for place, name in enumerate(names) if group in ancestors(parents, name)]
+    first, then = (
+        within(old.targets, said, members) for said in (old.predicted_old, old.predicted_new)
+    )
+    return {"old": float(first.mean()), "new": float(then.mean())} if len(first) else None
+
+
+def _all_named(outcome: Outcome) -> bool:
+    """Whether it is known what each answer was, also where it was wrong."""
+    return bool((outcome.predicted_old >= 0).all() and (outcome.predicted_new >= 0).all())
 
 
 def subgroup_gaps(

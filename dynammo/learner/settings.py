@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "train",
     "retention",
     "clinical",  # images without a column say nothing of it
+    "classes",
     "gate",
     "tracking",
     "data.repeats",

@@ -270,10 +270,21 @@ def evaluate(
                 percent(row["precision"]),
             )
         out.print(table)
+        if found := measured.get("per_group"):
+            together = Table("classes taken together", "images", "answered with one of them")
+            for name, row in found.items():
+                named = escape(f"{name} ({', '.join(row['classes'])})")
+                together.add_row(named, str(row["support"]), percent(row["recall"]))
+            out.print(together)
         out.print(
             f"accuracy {percent(measured['accuracy'])}, "
             f"mean class recall {percent(measured['mean_class_recall'])}"
         )
+        if "hierarchical_cost" in measured:
+            out.print(
+                f"hierarchical cost {measured['hierarchical_cost']:.3f} (0: right; 1: no group in "
+                "common with the right class)"
+            )
         if sets := measured["prediction_sets"]:
             out.print(
                 f"prediction sets hold the class of {percent(sets['coverage'])} of the images, "

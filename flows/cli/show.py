@@ -123,7 +123,7 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
         knownness=confidence,
     )
     return {
-        **evaluate_stage(predictions, [predictor.classes], 1),
+        **evaluate_stage(predictions, [predictor.classes], 1, parents=predictor.parents),
         "prediction_sets": _sets_of(answers, [label for _, label in labelled]),
         "unknown": None
         if predictor.unknown is None

@@ -48,7 +48,7 @@ class OwnNetwork(Steps):
             here = exam.context.named(self.name)
             bare = extract_test_features(*exam.network, exam.backbone, None, exam.tests, here)
         evaluated = evaluate_method(
-            method_config(exam.config, self.name),
+            method_config(exam.config, self.name, "classes"),
             exam.tasks,
             exam.learnt,
             exam.tests,

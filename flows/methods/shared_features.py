@@ -85,6 +85,7 @@ class SharedFeatures(Steps):
         ]
         evaluated = evaluate(
             *exam.network,
+            exam.config.classes,
             self.name,
             exam.tasks,
             exam.learnt,

@@ -42,6 +42,7 @@ class TaskHeads(Steps):
         ]
         evaluated = evaluate(
             *exam.network,
+            exam.config.classes,
             self.name,
             exam.tasks,
             len(own["adapters"]),

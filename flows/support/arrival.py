@@ -9,6 +9,7 @@ from prefect import get_run_logger
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
+from dynammo.config.parents import changes
 from dynammo.data.checks import check_image_set
 from dynammo.data.samples import ImageSet
 from dynammo.errors import ConfigError
@@ -18,6 +19,7 @@ from dynammo.learner.folder import LearnerFolder, now
 from dynammo.learner.ledger import Ledger
 from dynammo.learner.settings import DEPLOYED, check_again, first_settings, next_settings
 from dynammo.memory.herding import quota
+from flows.support.learning import check_hierarchy
 from tasks.keep_images import keep_images
 from tasks.retain import carry_features
 from tasks.support.stage import Stage, known_classes, measured
@@ -92,7 +94,8 @@ def read_batch(
 
     Raises:
         DataError: of the batch.
-        ConfigError: the memory has no place for its classes, or a method cannot learn more of them.
+        ConfigError: the memory has no place for its classes, a method cannot learn more of them, or
+            one is a group of others.
     """
     ledger = ledger_of(folder, before) if before else Ledger.empty()
     key = folder.key if before else "00" * 32
@@ -113,6 +116,7 @@ def read_batch(
     again = sorted(set(images.classes) & set(known))
     quota(config.memory, len(known) + len(new))  # there is a place for each
     check_again(config, again)
+    check_hierarchy(config, [*known, *new])
     numbers = [own["number"] for own in before["batches"]] if before else []
     return Arrival(images, max(numbers, default=0) + 1, new, again, ledger)
 
@@ -205,7 +209,7 @@ def draft_learnt(
             "classes": [own for own in forgotten["classes"] if own not in arrival.new],
         },
         tests=tests,
-        notes=[],
+        notes=changes(config_of(before).classes.parents, config.classes.parents) if before else [],
     )
 
 

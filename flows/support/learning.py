@@ -6,10 +6,15 @@ image of an earlier batch but those that the state keeps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+from prefect import get_run_logger
 
 from dynammo.checkpoint import Ref
 from dynammo.config import Config
+from dynammo.errors import ConfigError
+from dynammo.hierarchy import unnamed
 from dynammo.methods import METHODS
 from flows.methods import steps_of
 from flows.methods.adapting import adapt
@@ -39,6 +44,32 @@ def start(config: Config, first: Batch, context: Context) -> Ref:
             context,
         )
     return backbone
+
+
+def check_hierarchy(config: Config, classes: Sequence[str]) -> None:
+    """Find out whether what classes belong to is of these classes; those it does not name are told.
+
+    Raises:
+        ConfigError: a class with images is the parent of another name.
+    """
+    parents = config.classes.parents
+    if parents is None:
+        return
+    child_of = {parent: name for name, parent in parents.content.items()}
+    if wrong := [name for name in classes if name in child_of]:
+        raise ConfigError(
+            [
+                f"classes.parents: {parents.file}: {name!r} is the parent of {child_of[name]!r} "
+                "and a class with images; a group needs a name of its own"
+                for name in wrong
+            ]
+        )
+    if unknown := unnamed(parents.content, classes):
+        get_run_logger().warning(
+            "classes.parents: %s does not name %s: in no group with any other class",
+            parents.file,
+            ", ".join(unknown),
+        )
 
 
 def learn_batch(

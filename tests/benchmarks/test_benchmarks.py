@@ -14,11 +14,12 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks import open_set, updates
+from benchmarks import open_set, siblings, updates
 from dynammo.checkpoint import to_json
 from dynammo.config import BackboneConfig, HeadConfig
 from dynammo.evaluation.metrics import open_set_auroc
 from dynammo.evaluation.plan import read_plan
+from dynammo.heads.statistics import ClassStatistics
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.cost import count_macs
 from dynammo.network.network import build_network
@@ -164,3 +165,17 @@ def test_updates(
     assert "recall of old classes 90.0 -> 70.0 (-20.0, -30.0, -10.0)" in told
     assert "called unknown, of all: by_answer 0.021, by_appearance 0.024, share 0.043" in told
     assert "nevus: 20 images, coverage 0.912, set_size 1.500, false_alarms -, found 0.099" in told
+
+
+def test_means_are_drawn_to_those_of_siblings() -> None:
+    means = torch.tensor([[0.0, 2.0], [8.0, 2.0], [5.0, 5.0]], dtype=torch.float64)
+    counts = torch.tensor([2.0, 6.0, 4.0], dtype=torch.float64)
+    own = ClassStatistics(means, torch.eye(2, dtype=torch.float64), counts)
+    # The siblings' mean is (4, 2), whatever their counts: (2 * 0 + 2 * 4) / 4, (6 * 8 + 2 * 4) / 8.
+    found = siblings.towards_siblings(own, ["a", "a", "b"], 2)
+    assert found.tolist() == [[2.0, 2.0], [7.0, 2.0], [5.0, 5.0]]
+    assert torch.equal(siblings.towards_siblings(own, ["a", "a", "b"], 0), means)
+    trees = siblings.trees(
+        [name for of in siblings.TREES["by tissue"].values() for name in of], [1, 2]
+    )
+    assert sorted(trees["at random"][1]) == sorted(trees["by tissue"][2])

@@ -375,6 +375,7 @@ def test_a_model_is_measured_on_labelled_images(model_folder: Path, tmp_path: Pa
     assert f"accuracy {100 * right / 3:.1f}%" in text
     rows = {line.split()[1]: line.split()[3] for line in text.splitlines() if line[:1] == "│"}
     assert rows == {"melanoma": "0", "naevus": "1", "keratosis": "2"}
+    assert "hierarchical" not in text
     # Without `test`, the class folders themselves.
     assert f"accuracy {100 * right / 3:.1f}%" in output(
         "evaluate", data / "test", "--model", model_folder
@@ -396,6 +397,20 @@ def test_heat_maps_are_pictures(model_folder: Path, images: Path) -> None:
     picture(images / "inside" / "a.png", 1)
     assert "would share" in error("explain", images, "-m", model_folder, "-o", "m")
     assert not Path("m").exists()
+
+
+def test_groups_of_classes_are_measured_where_the_model_knows_them(tmp_path: Path) -> None:
+    folder = graph_folder(tmp_path / "model")
+    reseal_graph(folder, parents={"red": "warm", "green": "cold", "blue": "cold"})
+    predictor = load_predictor(folder)
+    files = [picture(tmp_path / "data" / "green" / f"{n}.png", n) for n in range(4)]
+    said = [answer.label for answer in predictor.predict(files)]
+    cold = sum(label in ("green", "blue") for label in said)
+    cost = (said.count("blue") / 2 + said.count("red")) / 4
+    text = output("evaluate", tmp_path / "data", "-m", folder)
+    assert f"hierarchical cost {cost:.3f} (0: right; 1: no group" in " ".join(text.split())
+    rows = [line.split("│") for line in text.splitlines() if "cold (green, blue)" in line]
+    assert [cell.strip() for cell in rows[0][2:4]] == ["4", f"{25 * cold:.1f}%"]
 
 
 def test_prediction_sets_are_measured(tmp_path: Path) -> None:

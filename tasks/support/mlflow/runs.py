@@ -66,6 +66,7 @@ _STAGE_METRICS = (
     "ece",
     "open_set_auroc",
     "open_set_fpr95",
+    "hierarchical_cost",
     "gmacs",
     "parameters",
 )
@@ -284,8 +285,8 @@ def log_monitoring(config: Config, registered: str, found: Mapping[str, Any]) ->
 def log_stage(run_id: str, step: int, stage: Mapping[str, Any]) -> None:
     """Record a variant's metrics after one task: the same keys in every run, so curves overlay.
 
-    Overall metrics, `accuracy_task_03` (on the images of task 3) and `recall/<class>`; a metric
-    without a value is left out.
+    Overall metrics, `accuracy_task_03` (on the images of task 3), `recall/<class>` and, where
+    classes belong to groups, `recall/group/<group>`; a metric without a value is left out.
 
     Args:
         run_id: the variant's run.
@@ -297,6 +298,8 @@ def log_stage(run_id: str, step: int, stage: Mapping[str, Any]) -> None:
         values[f"accuracy_task_{number:02d}"] = accuracy
     for name, metrics in stage.get("per_class", {}).items():
         values[f"recall/{_safe(name)}"] = metrics["recall"]
+    for name, metrics in stage.get("per_group", {}).items():
+        values[f"recall/group/{_safe(name)}"] = metrics["recall"]
     _log_metrics(run_id, [(key, step, value) for key, value in values.items()])
 
 
@@ -514,10 +517,12 @@ def _compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted names and text. `adapter.options` is one value."""
+    """Nested settings as dotted names and text. `adapter.options` is one value, and so is what a
+    file says: a class's name may be no name of a parameter.
+    """
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and key != "adapter.options":
+        if isinstance(value, dict) and key not in ("adapter.options", "classes.parents"):
             yield from _flatten(value, f"{key}.")
         else:
             yield key, _shown(value if isinstance(value, str) else json.dumps(value), _PARAM_LENGTH)

@@ -207,6 +207,25 @@ def test_what_is_known_beside_images_is_gone_by(folder: Path, model_folder: Path
             load(folder if load is GraphPredictor else copy)
 
 
+def test_what_classes_belong_to_is_in_the_model(folder: Path, model_folder: Path) -> None:
+    copy = shutil.copytree(model_folder, folder.parent / "torch")
+    parents = {"red": "warm", "warm": "any"}
+    reseal_graph(folder, parents=parents)
+    reseal(copy, {"parents": parents})
+    for predictor in (GraphPredictor(folder), Predictor(copy)):
+        assert predictor.parents == parents
+    for wrong, why in (
+        ({"red": "red"}, "'red' is below 'red': a circle"),
+        ({"red": 1}, r"parents\W"),
+        (["red"], r"parents\W"),
+    ):
+        reseal_graph(folder, parents=wrong)
+        reseal(copy, {"parents": wrong})
+        for load in (GraphPredictor, Predictor):
+            with pytest.raises(CheckpointError, match=why):
+                load(folder if load is GraphPredictor else copy)
+
+
 def test_a_stream_holds_few_images_and_ends_its_threads(folder: Path) -> None:
     """It never takes more from an endless source than it may hold, and stops when left."""
     taken = 0

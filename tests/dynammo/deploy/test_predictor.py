@@ -121,6 +121,7 @@ def test_a_saved_model_is_two_files_and_a_readable_manifest(folder: Path) -> Non
         "prediction_sets": None,
         "unknown": None,
         "clinical": None,
+        "parents": None,
         "provenance": {"data": "d" * 64},
     }
 

@@ -23,6 +23,7 @@ from dynammo.evaluation.metrics import (
     class_recall,
     classwise_calibration_error,
     confusion_counts,
+    evaluate_counts,
     evaluate_stage,
     expected_calibration_error,
     forgetting,
@@ -467,3 +468,43 @@ def test_summary_needs_every_stage_in_order() -> None:
     for stages in ([], [stage, stage], [stage | {"task": 2}]):
         with pytest.raises(ValueError, match="stages must be 1, 2"):
             summarise(stages)
+
+
+def test_what_classes_belong_to_adds_the_cost_of_answers_and_the_recall_of_groups() -> None:
+    parents = {"mel": "malignant", "bcc": "malignant", "nv": "benign", "bkl": "benign"}
+    tasks = [["mel", "nv"], ["bcc"], ["bkl"]]
+    # At stage 2: mel is called mel, bcc (1/2) and nv (1); nv is called bcc (1); bcc is called bcc;
+    # bkl is not learnt yet. Height 2: malignant is of height 1.
+    predictions = make([0, 0, 0, 1, 2, 3], [0, 2, 1, 2, 2, 0], 3)
+    found = evaluate_stage(predictions, tasks, 2, parents=parents)
+    assert found["hierarchical_cost"] == pytest.approx(((0 + 1 / 2 + 1) / 3 + 1 + 0) / 3)
+    assert found["per_group"] == {
+        "malignant": {"recall": 0.75, "support": 4, "classes": ["mel", "bcc"]},
+        "benign": {"recall": 0.0, "support": 1, "classes": ["nv"]},
+    }
+    without = evaluate_stage(predictions, tasks, 2)
+    assert found.keys() - without.keys() == {"hierarchical_cost", "per_group"}
+    assert {key: found[key] for key in without} == without
+    counted = evaluate_counts(np.array(found["confusion"]), tasks[:2], None, parents)
+    assert (counted["hierarchical_cost"], counted["per_group"]) == (
+        found["hierarchical_cost"],
+        found["per_group"],
+    )
+    assert "per_group" not in evaluate_counts(np.array(found["confusion"]), tasks[:2], None)
+
+
+def test_a_group_without_test_images_has_no_recall() -> None:
+    found = evaluate_stage(make([1], [1], 2), [["mel", "nv"]], 1, parents={"mel": "malignant"})
+    assert found["per_group"]["malignant"] == {"recall": None, "support": 0, "classes": ["mel"]}
+
+
+def test_the_summary_has_the_cost_where_every_stage_has_it() -> None:
+    first = evaluate_stage(make([0], [0], 1), [["mel"]], 1, parents={"mel": "malignant"})
+    second = evaluate_stage(
+        make([0, 1], [1, 1], 2), [["mel"], ["nv"]], 2, parents={"mel": "malignant"}
+    )
+    summary = summarise([first, second])
+    assert summary["last_hierarchical_cost"] == 0.5  # of mel all, at the root, of nv none
+    assert summary["average_hierarchical_cost"] == 0.25
+    del first["hierarchical_cost"]
+    assert "last_hierarchical_cost" not in summarise([first, second])

@@ -17,7 +17,9 @@ from dynammo.evaluation.metrics import Predictions
 from dynammo.evaluation.plan import Plan
 from dynammo.evaluation.protocol import (
     Against,
+    Counted,
     Measured,
+    by_hierarchy,
     class_recalls,
     judge_by_plan,
     subgroup_gaps,
@@ -304,3 +306,50 @@ def test_mlflow_validates_the_same_numbers_as_the_plan_judges(wrong: dict[int, i
         except ModelValidationFailedException:
             valid = False
         assert valid == judged[name], name
+
+
+def test_what_answers_are_worth_by_what_classes_belong_to() -> None:
+    parents = {"melanoma": "malignant", "carcinoma": "malignant", "nevus": "benign"}
+    classes = ["nevus", "melanoma", "carcinoma"]
+    # Patient p has two images of melanoma. Four of the five malignant ones are called malignant.
+    counted = Counted(np.array([0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 1, 0]))
+    # The champion knows no carcinoma, but warts: the melanomas were called nevus and wart, and are
+    # called melanoma and carcinoma now; the two of nevus right and wart, now right and melanoma.
+    old = Outcome(
+        np.array([0, 0, 1, 1]),
+        np.array([0, 3, 0, 3]),
+        np.array([0, 1, 1, 2]),
+        [None] * 4,
+        ["nevus", "melanoma"],
+        ["carcinoma", "wart"],
+    )
+    found = by_hierarchy(parents, counted, ["a", "b", "p", "p", "c", "d", "e"], classes, old, 0.95)
+    assert found["cost"] == pytest.approx(((0 + 1) / 2 + (0 + 0.5) / 2 + (0 + 0.5 + 1) / 3) / 3)
+    assert found["both"] == {
+        "old": pytest.approx(((0 + 1) / 2 + (1 + 1) / 2) / 2),
+        "new": pytest.approx(((0 + 1) / 2 + (0 + 0.5) / 2) / 2),
+    }
+    malignant, benign = found["groups"]["malignant"], found["groups"]["benign"]
+    assert malignant["classes"] == ["melanoma", "carcinoma"] and malignant["below"] is None
+    recall = malignant["recall"]
+    assert (recall["images"], recall["groups"], recall["value"]) == (5, 4, pytest.approx(0.8))
+    assert malignant["both"] == {"old": 0.0, "new": 1.0}
+    assert benign["both"] == {"old": 0.5, "new": 0.5}
+
+
+def test_a_group_below_another_names_it_and_what_was_not_counted_is_not_compared() -> None:
+    parents = {"melanoma": "melanocytic", "melanocytic": "malignant", "carcinoma": "malignant"}
+    old = Outcome(np.array([0]), np.array([-1]), np.array([0]), [None], ["melanoma"])
+    found = by_hierarchy(parents, None, [], ["nevus", "melanoma", "carcinoma"], old, 0.95)
+    groups = found["groups"]
+    assert (groups["melanocytic"]["below"], groups["malignant"]["below"]) == ("malignant", None)
+    assert (found["cost"], found["both"]) == (None, None)
+    assert groups["malignant"]["both"] is None
+    assert groups["malignant"]["recall"]["value"] is None
+
+
+def test_images_of_unknown_classes_are_in_no_group() -> None:
+    parents = {"melanoma": "malignant"}
+    given = answers({}, unknown=5)
+    found = by_hierarchy(parents, given, [None] * len(given.targets), CLASSES, None, 0.95)
+    assert found["cost"] == 0 and found["groups"]["malignant"]["recall"]["images"] == 20

@@ -7,7 +7,7 @@ import pytest
 
 from dynammo.config import Config
 from dynammo.reporting.card import Card, write_card
-from tests.dynammo.reporting.test_change import NEW, document
+from tests.dynammo.reporting.test_change import NEW, by_group, document
 
 
 def card(**more: Any) -> Card:
@@ -94,3 +94,14 @@ def test_groups_of_people_are_shown_where_they_are_kept() -> None:
     assert "the learner keeps no sex, age or site" in bare
     settings = Config.model_validate({"retention": {"subgroups": ["sex"]}}).model_dump(mode="json")
     assert "(no test image with sex)" in write_card(card(change=report, settings=settings))
+
+
+def test_groups_of_classes_are_shown_where_they_are_known() -> None:
+    assert "Classes taken together" not in write_card(card())
+    report = document(hierarchy="p.csv, SHA-256 1234")
+    report["judgement"]["hierarchy"] = by_group()  # type: ignore[typeddict-item]
+    text = write_card(card(change=report))
+    assert "Classes taken together, by p.csv, SHA-256 1234: the share" in text
+    row = r"| \<malignant\> | melanoma, carcinoma | 20 | 90.0 (70.0 to 100.0) |"
+    assert row in text.splitlines()
+    assert "| rare | wart | 20 | - |" in text.splitlines()

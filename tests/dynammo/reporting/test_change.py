@@ -15,6 +15,7 @@ from dynammo.reporting import figures
 from dynammo.reporting.change import (
     ChangeReport,
     Flip,
+    grouped,
     nearest,
     reasons,
     recalls,
@@ -119,6 +120,7 @@ def document(outcome: str = "failed", **more: Any) -> ChangeReport:
             "rollback": {"to": "authorised", "when": "complaints"},
             "signatures": ["A. Example, 2027"],
         },
+        "hierarchy": None,
         "batches": [{"number": 3, "hash": "d" * 64, "train_images": 9, "test_images": 4}],
         "evidence": {"f" * 64: "objects/plan-1.json", "e" * 64: "objects/predictions-1.json"},
         "standing": [],
@@ -330,6 +332,46 @@ def test_what_is_said_of_unknown_is_of_both_limits(tmp_path: Path) -> None:
     del honesty["alarms"], honesty["classes"]["nevus"]["found"]  # type: ignore[misc]
     before = written(own, tmp_path / "c.html")  # a version of before these were measured
     assert "It was said of" not in before
+
+
+def by_group() -> dict[str, Any]:
+    def group(classes: list[str], below: str | None, value: float | None) -> dict[str, Any]:
+        recall = interval(value) if value is not None else {**interval(0), "value": None}
+        both = {"old": 0.75, "new": 0.5} if value is not None else None
+        return {"classes": classes, "below": below, "recall": recall, "both": both}
+
+    return {
+        "cost": 0.256,
+        "both": {"old": 0.3, "new": 0.2},
+        "groups": {
+            "<malignant>": group(["melanoma", "carcinoma"], None, 0.9),
+            "melanocytic": group(["melanoma"], "<malignant>", 0.8),
+            "rare": group(["wart"], None, None),
+        },
+    }
+
+
+def test_groups_of_classes_are_on_the_first_page_and_in_a_table(tmp_path: Path) -> None:
+    own = document(hierarchy="p.csv, SHA-256 1234")
+    assert grouped(own) == ""
+    assert "Classes taken together" not in written(own, tmp_path / "a.html")
+    own["judgement"]["hierarchy"] = by_group()  # type: ignore[typeddict-item]
+    assert grouped(own) == (
+        "Of 20 test images of <malignant> (melanoma, carcinoma), 90.0 % are answered with a class "
+        "of <malignant>."
+    )
+    page = written(own, tmp_path / "b.html")
+    assert page.index("Of 20 test images of &lt;malignant&gt;") < page.index("What was required")
+    table = page[page.index("Classes taken together") :]
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table)
+    row = cells.index("melanocytic (of &lt;malignant&gt;)")
+    assert cells[row + 1 : row + 7] == [
+        *("melanoma", "20", "20", "80.0 (60.0 to 90.0)", "75.0", "50.0")
+    ]
+    row = cells.index("rare")
+    assert cells[row + 4 : row + 7] == ["-", "-", "-"]
+    assert "By p.csv, SHA-256 1234." in table
+    assert "Hierarchical cost: 0.256" in table and "it is 0.200, and was 0.300" in table
 
 
 def written(own: ChangeReport, file: Path, flips: Sequence[Flip] = ()) -> str:

@@ -51,6 +51,7 @@ NETWORK = HEADS | {
 RENORMALISED = {"renormalise backbone"}
 BACKBONES = {"prepare backbone", *RENORMALISED}
 SEEDED = {*BACKBONES, "train adapter", "initial adapter", *HEADS}
+PARENTS = {"file": "p.csv", "sha256": "0" * 64, "content": {"mole": "benign"}}
 REF: Ref = {"path": "adapter-0.safetensors", "sha256": "0" * 64}
 HERE = Context(label="1/3")
 
@@ -151,6 +152,7 @@ def test_changed_code_runs_what_uses_it_again(
         ({"head.epochs": 3}, HEADS | {"trust adapter"}),
         ({"merge.rule": "ties"}, {"merge adapters"}),
         ({"merge.options": {"keep": 0.5}}, {"merge adapters"}),
+        ({"classes.parents": PARENTS}, {"evaluate"}),
         ({"image.size": 64}, NETWORK | RENORMALISED | {"keep images"}),
         ({"adapter.name": "conv"}, NETWORK),
         ({"adapter.options": {"bias": False}}, NETWORK),

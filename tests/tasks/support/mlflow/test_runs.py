@@ -136,6 +136,21 @@ def test_curves_of_all_variants_have_the_same_keys_and_steps(tracking: Path) -> 
     assert curve(runs["children"]["unmerged"], "negative_flips") == {2: 0.1}
 
 
+def test_groups_of_classes_have_curves_of_their_own(tracking: Path) -> None:
+    run = start()["children"]["merged"]
+    group = {"recall": 0.75, "support": 4, "classes": ["mel", "bcc"]}
+    found = {"hierarchical_cost": 0.25, "per_group": {"malignant": group, "a/b": group}}
+    log_stage(run, 1, {**stage(1, accuracy=0.5), **found})
+    metrics = client().get_run(run).data.metrics
+    assert (metrics["hierarchical_cost"], metrics["recall/group/malignant"]) == (0.25, 0.75)
+    assert [key for key in metrics if key.startswith("recall/group/a_b_")]
+    # A class may be called anything; what a file says is one parameter.
+    file = {"file": "p.csv", "sha256": "0" * 64, "content": {"mel (in situ)": "malignant"}}
+    runs = open_runs(load_config(None, {"classes.parents": file}), "another", DATA, ["merged"])
+    params = client().get_run(runs["parent"]).data.params
+    assert json.loads(params["classes.parents"]) == file
+
+
 def test_doing_everything_twice_records_it_once(tracking: Path, tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
     picture.write_bytes(b"picture")
