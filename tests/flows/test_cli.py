@@ -182,7 +182,7 @@ def test_columns_beside_the_classes_are_those_reserved(tmp_path: Path) -> None:
 
 
 def test_fast_jpeg(model_folder: Path, tmp_path: Path) -> None:
-    size = Predictor(model_folder).size
+    size = Predictor(model_folder).form.size
     noise = np.random.default_rng(0).integers(0, 256, (8 * size, 8 * size, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "big.jpg")
     shares = [
