@@ -49,8 +49,8 @@ APART = (
     "confidences are calibrated at each site, among its own classes: nobody has all sites' images"
 )
 UNCALIBRATED = (
-    "confidences are not calibrated, and too sure: no site could measure a temperature without "
-    "noise, on two classes of five images"
+    "confidences are not calibrated: no site has measured a temperature, which takes two classes "
+    "of five images, some answered wrongly, and statistics without noise"
 )
 NO_SUBGROUPS = (
     "subgroups are not compared: retention.subgroups keeps columns of test images, and no test "
