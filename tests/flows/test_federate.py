@@ -517,7 +517,8 @@ def settings_in(here: Path, **more: object) -> Path:
 
 @needs_flower
 def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) -> None:
-    settings = settings_in(here)
+    describe(sites[0])  # the others have no columns
+    settings = settings_in(here, **COLUMNS)
     for file in sites[2].rglob("*.png"):
         file.write_bytes(b"no picture")
     subprocess.run(
@@ -528,8 +529,10 @@ def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) 
         check=True,
         env=environment(here),
     )
-    hold(here / "expected", sites[:2])
+    hold(here / "expected", sites[:2], **COLUMNS)
     same_round(here)
+    first, second = read_round(here / "round")["sites"]
+    assert first["columns"] and not second["columns"]
 
 
 ROUNDS = """
@@ -613,6 +616,35 @@ def test_several_rounds_of_training_and_a_site_that_goes_between_them(
     )
 
 
+EARLIER = ROUNDS.replace("for rounds in (3, 0)", "for rounds in (1,)").replace(
+    "            yield reply",
+    """
+            for record in ("temperatures", "columns", "values"):
+                if node == 0 and record in reply.content:
+                    del reply.content[record]
+            yield reply""",
+)
+
+
+@needs_flower
+def test_a_site_of_an_earlier_version_is_in_without_counts(here: Path, sites: list[Path]) -> None:
+    for path in sites[:2]:
+        describe(path)
+    settings = settings_in(here, **COLUMNS)
+    done = subprocess.run(
+        [FLOWER, "-c", EARLIER, str(settings), str(here / "round"), str(K), *map(str, sites[:2])],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(here),
+    )
+    assert not done.returncode, done.stderr
+    first, second = read_round(here / "round")["sites"]
+    assert first["columns"] is None and first["temperatures"] == {"merged": 1.0, "frozen": 1.0}
+    hold(here / "expected", sites[:2], **COLUMNS)
+    assert second["columns"] == read_round(here / "expected")["sites"][1]["columns"]
+
+
 GONE = """
 from pathlib import Path
 
@@ -649,7 +681,9 @@ def test_a_node_that_is_gone_is_told_from_the_superlink_that_says_so() -> None:
 
 @needs_flower
 def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[Path]) -> None:
-    settings, port = settings_in(here), free_port()
+    for path in sites:
+        describe(path)
+    settings, port = settings_in(here, **COLUMNS), free_port()
     env, address = environment(here), f"127.0.0.1:{port}"
     sites[2].rename(here / "gone")  # its supernode comes, and has no images
     home = here / "flower"
@@ -687,8 +721,9 @@ def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[
             process.terminate()
         for process in started:
             process.wait(30)
-    hold(here / "expected", sites[:2])
+    hold(here / "expected", sites[:2], **COLUMNS)
     same_round(here)
+    assert all(own["columns"] for own in read_round(here / "round")["sites"])
 
 
 def free_port() -> int:
