@@ -29,7 +29,7 @@ def judged(
     config: Config, merged: State, sites: Sequence[SiteBatch], least: int
 ) -> tuple[float, float]:
     """Accuracy and mean class recall of the learner that a merged adapter leads to."""
-    found = [measure_site(config, merged, own)[DEPLOYED] for own in sites]
+    found = [measure_site(config, merged, own)[DEPLOYED].statistics for own in sites]
     classes = [sorted(own.patients) for own in sites]
     names, _, head = head_of(config, list(zip(classes, found, strict=True)))
     model = Model(names, merged, head)

@@ -15,6 +15,9 @@ Of a category, with n_cv of a class's n_c values, and a prior as strong as a ima
 
 Of a number, a normal distribution a class, its variance drawn to the mean of all classes' likewise.
 
+A class without any value of a column, as of a site that has none, neither gains nor loses by it:
+its probability stays, and the column divides what the other classes have together.
+
 Sources: Domingos and Pazzani 1997 (naive Bayes); Kittler et al. 1998 (the product rule of fusion).
 Nothing here loads more than NumPy: `dynammo predict` answers with it.
 """
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -47,7 +51,12 @@ class Counts(TypedDict):
     numbers: dict[str, list[list[float]]]
 
 
-NO_COUNTS: Counts = {"classes": 0, "categories": {}, "numbers": {}}
+def nothing(classes: int) -> Counts:
+    """Counts of so many classes, of which nothing is known."""
+    return {"classes": classes, "categories": {}, "numbers": {}}
+
+
+NO_COUNTS = nothing(0)
 
 
 def count(
@@ -66,7 +75,7 @@ def count(
         categories: names of columns.
         numbers: names of columns whose texts are numbers, or empty.
     """
-    found: Counts = {"classes": classes, "categories": {}, "numbers": {}}
+    found = nothing(classes)
     for name in categories:
         of_value = found["categories"].setdefault(name, {})
         for value, label in zip(columns[name], labels, strict=True):
@@ -90,7 +99,7 @@ def add(old: Counts, new: Counts, owner: Sequence[int], classes: int) -> Counts:
         owner: of each of its classes, the place among all.
         classes: how many there are then.
     """
-    both: Counts = {"classes": classes, "categories": {}, "numbers": {}}
+    both = nothing(classes)
     for part, places in ((old, range(old["classes"])), (new, owner)):
         for name, of_value in part["categories"].items():
             for value, counts in of_value.items():
@@ -131,11 +140,13 @@ class Evidence(NamedTuple):
         weight: w above.
         categories: of each column and value (C,), log p(v | c).
         numbers: of each column the means and the variances, (C,) each.
+        uncounted: of columns the classes without a value, whose numbers above say nothing.
     """
 
     weight: float
     categories: Mapping[str, Mapping[str, Sequence[float]]]
     numbers: Mapping[str, Sequence[Sequence[float]]]
+    uncounted: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     @classmethod
     def read(cls, document: Any, classes: int) -> Evidence:
@@ -151,8 +162,10 @@ class Evidence(NamedTuple):
             of_values = [np.array(row, float) for row in rows]
             whole = all(own.shape == (2, classes) and (own[1] > 0).all() for own in of_numbers)
             whole &= all(own.shape == (classes,) for own in of_values)
+            whole &= found.uncounted.keys() <= {*found.names}
+            places = [own for own in found.uncounted.values() if not {*own} < {*range(classes)}]
             finite = all(np.isfinite(own).all() for own in [*of_numbers, *of_values])
-            if whole and finite and 0 < found.weight <= 1:
+            if whole and finite and not places and 0 < found.weight <= 1:
                 return found
         except (TypeError, ValueError, AttributeError):
             pass
@@ -193,11 +206,30 @@ class Evidence(NamedTuple):
         Raises:
             DataError: a number is none.
         """
-        with np.errstate(divide="ignore"):  # a probability may be 0
-            logits = np.log(probabilities) + self.logs(columns, *probabilities.shape)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        found: Floats = shares / shares.sum(axis=1, keepdims=True)
+        found: Floats = np.array(probabilities, dtype=float)
+        images, classes = found.shape
+        for uncounted, names in self._alike():
+            counted = [place for place in range(classes) if place not in uncounted]
+            shares = found[:, counted]
+            own = {name: columns[name] for name in names if name in columns}
+            with np.errstate(divide="ignore"):  # a probability may be 0
+                logits = np.log(shares) + self.logs(own, images, classes)[:, counted]
+            top = logits.max(axis=1, keepdims=True)
+            raised = np.exp(logits - np.where(np.isfinite(top), top, 0))
+            whole = raised.sum(axis=1, keepdims=True)
+            parts = np.divide(raised, whole, out=raised, where=whole > 0)
+            found[:, counted] = parts * shares.sum(axis=1, keepdims=True)
+        found /= found.sum(axis=1, keepdims=True)
         return found
+
+    def _alike(self) -> list[tuple[tuple[int, ...], list[str]]]:
+        """Columns by the classes without a value in them. Those with the fewest such come first: a
+        column tells nothing of these classes beside what the columns before have told.
+        """
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for name in self.names:
+            alike.setdefault(tuple(sorted(self.uncounted.get(name, ()))), []).append(name)
+        return sorted(alike.items(), key=lambda own: (len(own[0]), own[0]))
 
 
 def evidence(counts: Counts, names: Sequence[str], weight: float) -> Evidence:
@@ -211,15 +243,20 @@ def evidence(counts: Counts, names: Sequence[str], weight: float) -> Evidence:
     categories = {
         name: _categories(of_value)
         for name, of_value in counts["categories"].items()
-        if name in names
+        if name in names and of_value
     }
     numbers = {
-        name: _numbers(moments) for name, moments in counts["numbers"].items() if name in names
+        name: own
+        for name, moments in counts["numbers"].items()
+        if name in names and (own := _numbers(moments))
     }
+    images = {name: np.sum([*counts["categories"][name].values()], axis=0) for name in categories}
+    images |= {name: np.array(counts["numbers"][name][0]) for name in numbers}
     return Evidence(
         weight,
-        {name: own for name, own in categories.items() if own},
-        {name: own for name, own in numbers.items() if own},
+        categories,
+        numbers,
+        {name: np.flatnonzero(own == 0).tolist() for name, own in images.items() if not own.all()},
     )
 
 
@@ -269,8 +306,6 @@ def number(text: str, name: str = "a column") -> float:
 
 
 def _categories(of_value: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
-    if not of_value:
-        return {}
     images = np.array([*of_value.values()], dtype=float)  # (V, C)
     of_class = images.sum(axis=0)
     seen = of_class > 0
@@ -280,7 +315,7 @@ def _categories(of_value: Mapping[str, Sequence[int]]) -> dict[str, list[float]]
 
 
 def _numbers(moments: Sequence[Sequence[float]]) -> list[list[float]] | None:
-    """Means and variances; a class without a value has those of all others together."""
+    """Means and variances; none where there are no two values."""
     images, sums, squares = np.array(moments)
     seen = images > 0
     if not seen.any():
@@ -293,7 +328,4 @@ def _numbers(moments: Sequence[Sequence[float]]) -> list[list[float]] | None:
         return None  # one value, which says nothing
     within = max(within, 1e-3 * between)  # a class whose images all have one value
     variances = (scatter + PRIOR * within) / (images + PRIOR)
-    return [
-        np.where(seen, means, means[seen].mean()).tolist(),
-        np.where(seen, variances, within + between).tolist(),
-    ]
+    return [means.tolist(), variances.tolist()]

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from prefect import flow, get_run_logger
 
-from dynammo.config import Config, load_config
+from dynammo.checkpoint import CheckpointStore
+from dynammo.clinical import Counts as ColumnCounts
+from dynammo.config import ClinicalConfig, Config, load_config
 from dynammo.config.parents import changes
 from dynammo.evaluation.metrics import evaluate_counts
 from dynammo.evaluation.protocol import Arrived
+from dynammo.federated.columns import names_in
 from dynammo.federated.judge import Counts
 from dynammo.federated.merge import check_federated
 from dynammo.federated.round import read_round
@@ -44,15 +47,17 @@ from tasks.support.version import (
 )
 
 shorten_expected_errors()
+APART = (
+    "confidences are calibrated at each site, among its own classes: nobody has all sites' images"
+)
 UNCALIBRATED = (
-    "confidences are not calibrated: that needs images, and none crossed; answers do not depend "
-    "on it"
+    "confidences are not calibrated: no site has measured a temperature, which takes two classes "
+    "of five images, some answered wrongly, and statistics without noise"
 )
 NO_SUBGROUPS = (
     "subgroups are not compared: retention.subgroups keeps columns of test images, and no test "
     "image crossed"
 )
-NO_CLINICAL = "clinical columns are not gone by: sites send no counts of them"
 
 
 @flow(name="dynammo-federate", flow_run_name="{learner}: federate", on_failure=[notify])
@@ -120,6 +125,7 @@ def federate(learner: str, held: str) -> dict[str, Any]:
             for own in document["sites"]
             if own["epsilon"]
         ]
+        absent += _silent_of_columns(config.clinical, document, Path(held))
         for note in absent:
             get_run_logger().warning(note)
         sent = {"round": here.checkpoints.save_json("round", document)}
@@ -151,9 +157,8 @@ def federate(learner: str, held: str) -> dict[str, Any]:
             ),
             tests=[],
             notes=[
-                UNCALIBRATED,
+                APART if _calibrated(document) else UNCALIBRATED,
                 *([NO_SUBGROUPS] * bool(config.retention.subgroups)),
-                *([NO_CLINICAL] * bool(config.clinical.names)),
                 *_hierarchy_changed(before, config),
                 *absent,
             ],
@@ -166,6 +171,43 @@ def federate(learner: str, held: str) -> dict[str, Any]:
 def _hierarchy_changed(before: Version | None, config: Config) -> list[str]:
     """What classes belong to otherwise than in the round before, as a note."""
     return changes(config_of(before).classes.parents, config.classes.parents) if before else []
+
+
+def _calibrated(document: dict[str, Any]) -> bool:
+    """Whether a site has measured a temperature; in rounds of earlier versions none has."""
+    sent = [own.get("temperatures", {}).get(DEPLOYED, 1.0) for own in document["sites"]]
+    return any(own != 1 for own in sent)
+
+
+def _silent_of_columns(clinical: ClinicalConfig, document: dict[str, Any], held: Path) -> list[str]:
+    """Which sites say nothing of columns that the learner asks for, and why, as far as is known;
+    and which have no value of a category in common with the others, as where it is spelt otherwise.
+    """
+    store, notes = CheckpointStore(held / "objects"), list[str]()
+    sent: dict[str, ColumnCounts] = {
+        own["name"]: store.load_json(own["columns"])
+        for own in document["sites"]
+        if own.get("columns")
+    }
+    for site in document["sites"]:
+        told = names_in(sent[site["name"]]) if site["name"] in sent else []
+        if silent := [name for name in clinical.names if name not in told]:
+            why = (
+                "where statistics have noise, counts stay"
+                if site["epsilon"]
+                else f"it has none, or of fewer than {document['min_patients']} patients a value"
+            )
+            notes.append(f"{site['name']} says nothing of {', '.join(silent)}: {why}")
+    for name in clinical.categories:
+        values = {site: {*own["categories"].get(name, ())} for site, own in sent.items()}
+        for site, own in values.items():
+            others = set[str]().union(*(more for key, more in values.items() if key != site))
+            if own and others and not own & others:
+                notes.append(
+                    f"{site} has no value of {name} in common with the others: "
+                    f"{', '.join(sorted(own))} instead of {', '.join(sorted(others))}"
+                )
+    return notes
 
 
 def _tested(site: dict[str, Any]) -> int:

@@ -9,13 +9,14 @@ import torch
 from prefect import task
 
 from dynammo.checkpoint import CheckpointStore, Ref
+from dynammo.clinical import Counts, nothing
 from dynammo.config import Config
 from dynammo.errors import DataError
-from dynammo.federated.merge import head_of, merge_sites
+from dynammo.federated.merge import add_columns, head_of, merge_sites, temperature_of
 from dynammo.federated.site import state_hash
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.methods import METHODS
-from tasks.support.stage import Adapted, Part, Stage, learnt
+from tasks.support.stage import Adapted, Clinical, Part, Stage, learnt
 from tasks.support.workspace import Context, provenance
 
 
@@ -88,6 +89,8 @@ def assemble_round(
         "methods": {},
         "training": [],
     }
+    if config.clinical.names:
+        stage["clinical"] = _columns(sites, came, store)
     for name in config.methods:
         parts: list[Part] = [
             {
@@ -100,7 +103,11 @@ def assemble_round(
         ]
         sent = [ClassStatistics.of(came.load(site["statistics"][name])) for site in sites]
         classes = [own["classes"] for own in parts]
-        _, total, head = head_of(config, list(zip(classes, sent, strict=True)))
+        # Not in rounds of earlier versions.
+        told = [(own.get("temperatures", {}).get(name, 1.0), own["images"]) for own in sites]
+        _, total, head = head_of(
+            config, list(zip(classes, sent, strict=True)), temperature_of(told)
+        )
         shared = METHODS[name].shared_adapters
         meta = provenance(config.head, **parents, parts=[own["statistics"] for own in parts])
         stage["methods"][name] = learnt(
@@ -111,3 +118,25 @@ def assemble_round(
             parts=parts,
         )
     return stage
+
+
+def _columns(
+    sites: list[dict[str, Any]], came: CheckpointStore, store: CheckpointStore
+) -> Clinical:
+    """The counts of all sites together, and each site's, which are none of one that sent none."""
+    sent: list[tuple[list[str], Counts]] = []
+    for site in sites:
+        ref = site.get("columns")  # not in rounds of earlier versions
+        counts: Counts = came.load_json(ref) if ref else nothing(len(site["classes"]))
+        sent.append((site["classes"], counts))
+    return {
+        "counts": store.save_json("column-counts", add_columns(sent)),
+        "parts": [
+            {
+                "batch": site["number"],
+                "classes": classes,
+                "counts": store.save_json("batch-column-counts", counts),
+            }
+            for site, (classes, counts) in zip(sites, sent, strict=True)
+        ],
+    }

@@ -78,6 +78,7 @@ class Clinical(Section):
     weight: float
     categories: dict[str, dict[str, list[float]]]
     numbers: dict[str, list[list[float]]]
+    uncounted: dict[str, list[int]] = Field(default_factory=dict)
 
 
 class Manifest(Section):

@@ -1,11 +1,11 @@
 """The Flower app: each site trains and measures, the server merges and adds up.
 
 Four messages a site: `introduce` (its name and the hash of its backbone), `train` (its adapter),
-`measure` (its class statistics under the merged adapter), and `evaluate` (what the model that
-follows answers to its test images, in counts). In several rounds of training, `train` comes again
-with the merged adapter, from which the site goes on. Who does not answer, or wrongly, is left out
-and named; what was merged with it is merged and measured again without it. Who has only not judged
-stays in, and is named.
+`measure` (its class statistics under the merged adapter, a temperature, and the counts of its
+columns), and `evaluate` (what the model that follows answers to its test images, in counts). In
+several rounds of training, `train` comes again with the merged adapter, from which the site goes
+on. Who does not answer, or wrongly, is left out and named; what was merged with it is merged and
+measured again without it. Who has only not judged stays in, and is named.
 """
 
 from __future__ import annotations
@@ -19,19 +19,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynammo.clinical import Evidence
 from dynammo.config import Config, load_config
 from dynammo.errors import ConfigError, DataError, DynammoError
 from dynammo.extras import needs
-from dynammo.federated.judge import Model, check_counts, compared_models, judge_site
+from dynammo.federated.columns import packed, unpacked
+from dynammo.federated.judge import (
+    Model,
+    check_counts,
+    clinical_evidence,
+    compared_models,
+    judge_site,
+)
 from dynammo.federated.merge import (
+    add_columns,
     check_adapter,
     check_federated,
     check_statistics,
+    check_temperature,
     head_of,
     merge_sites,
+    temperature_of,
 )
 from dynammo.federated.round import SiteSent, write_round
-from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
+from dynammo.federated.site import (
+    backbone_hash,
+    columns_sent,
+    measure_site,
+    read_site,
+    train_site,
+)
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerFolder
 from dynammo.learner.settings import DEPLOYED
@@ -121,8 +138,13 @@ def _measure(
     merged = content["adapter"].to_torch_state_dict()
     found = measure_site(config, merged, batch, asked["epsilon"])
     about = {"classes": sorted(batch.patients), "epsilon": asked["epsilon"]}
-    told = {"site": ConfigRecord(about)}
-    return RecordDict({**told, **{name: ArrayRecord(own.state()) for name, own in found.items()}})
+    measured = {name: own.temperature for name, own in found.items()}
+    told = {"site": ConfigRecord(about), "temperatures": ConfigRecord(measured)}
+    if counts := columns_sent(batch, asked["epsilon"]):
+        tables, values = packed(counts)
+        told |= {"columns": ArrayRecord(tables), "values": ConfigRecord(values)}
+    states = {name: ArrayRecord(own.statistics.state()) for name, own in found.items()}
+    return RecordDict({**told, **states})
 
 
 def _evaluate(
@@ -136,8 +158,9 @@ def _evaluate(
 
 
 def _records(name: str, model: Model) -> dict[str, ArrayRecord | ConfigRecord]:
+    beside = json.dumps(model.clinical._asdict()) if model.clinical else ""
     return {
-        name: ConfigRecord({"classes": model.classes}),
+        name: ConfigRecord({"classes": model.classes, "clinical": beside}),
         f"{name}.adapter": ArrayRecord(model.adapter),
         f"{name}.head": ArrayRecord(model.head),
     }
@@ -145,8 +168,13 @@ def _records(name: str, model: Model) -> dict[str, ArrayRecord | ConfigRecord]:
 
 def _model_in(content: RecordDict, name: str) -> Model:
     """What `_records` gave."""
-    parts = (dict(content[f"{name}.{part}"].to_torch_state_dict()) for part in ("adapter", "head"))
-    return Model(list(content[name]["classes"]), *parts)
+    adapter, head = (
+        dict(content[f"{name}.{part}"].to_torch_state_dict()) for part in ("adapter", "head")
+    )
+    classes, beside = list(content[name]["classes"]), content[name].get("clinical")
+    # Of a server of an earlier version there is nothing beside.
+    known = Evidence.read(json.loads(beside), len(classes)) if beside else None
+    return Model(classes, adapter, head, known)
 
 
 @dataclass(frozen=True)
@@ -251,7 +279,7 @@ def hold_round(grid: Grid, asked: Asked) -> None:
             grid, "query.measure", wanted, asked, {"adapter": ArrayRecord(merged)}
         ).items():
             try:
-                _take_statistics(config, sites[node], reply)
+                _take_statistics(config, sites[node], reply, asked.min_patients)
             except DataError as error:  # its adapter is in the merged one: once more without it
                 leave_out(sites.pop(node).name, str(error), asked.rounds > 1)
                 complete = False
@@ -289,8 +317,11 @@ def _judge(
     """Ask the sites for the counts of what follows from their parts; why one has sent none."""
     config, ordered = asked.config, sorted(sites.values(), key=lambda own: own.number)
     sent = [(own.classes, ClassStatistics.of(own.statistics[DEPLOYED])) for own in ordered]
-    names, _, head = head_of(config, sent)
-    model, others, found = Model(names, merged, head), dict[int, Model](), dict[int, str]()
+    temperature = temperature_of([(own.temperatures[DEPLOYED], own.images) for own in ordered])
+    names, _, head = head_of(config, sent, temperature)
+    counts = add_columns([(own.classes, own.columns) for own in ordered])
+    model = Model(names, merged, head, clinical_evidence(config, counts))
+    others, found = dict[int, Model](), dict[int, str]()
     if asked.learner is not None:
         others = compared_models(LearnerFolder(asked.learner.parent, asked.learner.name))
     records = _records("model", model)
@@ -373,7 +404,9 @@ def _take_adapter(config: Config, site: SiteSent, reply: RecordDict | str) -> No
     site.bytes += _size(record)
 
 
-def _take_statistics(config: Config, site: SiteSent, reply: RecordDict | str) -> None:
+def _take_statistics(
+    config: Config, site: SiteSent, reply: RecordDict | str, min_patients: int
+) -> None:
     if isinstance(reply, str):
         raise DataError(reply)
     if list(reply["site"]["classes"]) != site.classes:
@@ -386,6 +419,16 @@ def _take_statistics(config: Config, site: SiteSent, reply: RecordDict | str) ->
         check_statistics(config, len(site.classes), size, state)
         site.statistics[name] = state
         site.bytes += _size(reply[name])
+        # A site of an earlier version sends none.
+        told = reply["temperatures"].get(name, 1.0) if "temperatures" in reply else 1.0
+        site.temperatures[name] = check_temperature(float(told))
+    if "columns" in reply:  # not from a site without columns, or of an earlier version
+        tables, values = reply["columns"].to_torch_state_dict(), reply.get("values", {})
+        texts = {str(name): [str(value) for value in own] for name, own in values.items()}
+        site.columns = unpacked(
+            dict(tables), texts, config.clinical, len(site.classes), site.images, min_patients
+        )
+        site.bytes += _size(reply["columns"])
 
 
 def _size(record: ArrayRecord) -> int:

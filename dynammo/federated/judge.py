@@ -7,14 +7,16 @@ interval needs no knowledge of who they are. A class with fewer than k test pati
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dynammo.config import Config
+from dynammo.clinical import Counts as ColumnCounts
+from dynammo.clinical import Evidence, evidence
+from dynammo.config import Config, load_config
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.device import choose_device
 from dynammo.errors import DataError
@@ -27,11 +29,14 @@ from dynammo.state import State
 
 
 class Model(NamedTuple):
-    """What answers: its C classes, in order of arrival, the merged adapter, and the head."""
+    """What answers: its C classes, in order of arrival, the merged adapter, the head, and what
+    columns beside the image say, where any are counted.
+    """
 
     classes: list[str]
     adapter: State
     head: State
+    clinical: Evidence | None = None
 
 
 @dataclass
@@ -96,12 +101,12 @@ def judge_site(
         return counts
     pixels = load_pixels(config, ImageSet(batch.images.root, samples), samples)
     actual = [sample.label for sample in samples]
-    now = _answers(config, model, pixels)
+    now = _answers(config, model, pixels, samples)
     place = {name: index for index, name in enumerate(model.classes)}
     for true, said in zip(actual, now, strict=True):
         counts.confusion[place[true], place[said]] += 1
     for number, other in others.items():
-        then = _answers(config, other, pixels)
+        then = _answers(config, other, pixels, samples)
         for true, old, new in zip(actual, then, now, strict=True):
             if true in other.classes:
                 counts.paired[number][place[true], int(old == true), int(new == true)] += 1
@@ -164,17 +169,34 @@ def compared_models(folder: LearnerFolder) -> dict[int, Model]:
     numbers = {pointer["champion"], *(own["authorised"] for own in pointer["plans"][-1:])} - {0}
     found = {}
     for number in sorted(numbers):
-        stage = folder.version(number)["stage"]
+        version = folder.version(number)
+        stage = version["stage"]
         own = stage["methods"][DEPLOYED]
+        counts = (
+            folder.store.load_json(stage["clinical"]["counts"]) if "clinical" in stage else None
+        )
         found[number] = Model(
             [name for task in stage["tasks"] for name in task],
             folder.store.load(own["adapter"]),
             folder.store.load(own["heads"][0]),
+            counts and clinical_evidence(load_config(None, version["config"]), counts),
         )
     return found
 
 
-def _answers(config: Config, model: Model, pixels: Tensor) -> list[str]:
+def clinical_evidence(config: Config, counts: ColumnCounts) -> Evidence | None:
+    """What the columns say that a version goes by; none where it goes by images alone."""
+    asked = config.clinical
+    return evidence(counts, asked.names, asked.weight) if asked.names else None
+
+
+def _answers(config: Config, model: Model, pixels: Tensor, samples: Sequence[Sample]) -> list[str]:
+    """As the published model answers that is given the columns which the site has."""
     network = adapted_network(config, model.adapter).to(choose_device(config.device))
-    said = unified_scores(extract_features(network, pixels), model.head).predicted
-    return [model.classes[index] for index in said.tolist()]
+    scores = unified_scores(extract_features(network, pixels), model.head)
+    said = scores.predicted.tolist()
+    if model.clinical is not None:
+        rows = [dict(sample.columns) for sample in samples]
+        columns = {name: [row.get(name, "") for row in rows] for name in model.clinical.names}
+        said = model.clinical.fused(scores.probabilities.numpy(), columns).argmax(1).tolist()
+    return [model.classes[index] for index in said]

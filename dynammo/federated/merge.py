@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from dynammo.clinical import NO_COUNTS, Counts, add, nothing
 from dynammo.config import Config
 from dynammo.errors import ConfigError, DataError
 from dynammo.heads import HEAD_RULES
-from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.discriminant import HOTTEST, discriminant_head
 from dynammo.heads.statistics import ClassStatistics, add_samples
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
@@ -87,13 +89,46 @@ def add_sites(
     return names, total
 
 
+def add_columns(parts: Sequence[tuple[Sequence[str], Counts | None]]) -> Counts:
+    """What is known beside images, of all sites' classes in order of arrival: as a learner counts
+    that gets the sites' batches one after another, to the last digit.
+
+    Args:
+        parts: of each site its classes, and their counts if it sent any.
+    """
+    names: list[str] = []
+    total = NO_COUNTS
+    for classes, own in parts:
+        names += [name for name in classes if name not in names]
+        owner = [names.index(name) for name in classes]
+        total = add(total, own or nothing(len(classes)), owner, len(names))
+    return total
+
+
 def head_of(
-    config: Config, parts: Sequence[tuple[Sequence[str], ClassStatistics]]
+    config: Config,
+    parts: Sequence[tuple[Sequence[str], ClassStatistics]],
+    temperature: float = 1.0,
 ) -> tuple[list[str], ClassStatistics, State]:
-    """Classes, statistics and the head over all of them, from those of the sites (`add_sites`)."""
+    """Classes, statistics and the head over all of them, from those of the sites (`add_sites`), its
+    outputs divided by a temperature.
+    """
     names, total = add_sites(parts)
     head = discriminant_head(total, config.head.shrinkage)
-    return names, total, {**head, "power": torch.tensor(config.head.power, dtype=torch.float64)}
+    cooled = {name: value / temperature for name, value in head.items()}
+    return names, total, {**cooled, "power": torch.tensor(config.head.power, dtype=torch.float64)}
+
+
+def temperature_of(sent: Sequence[tuple[float, int]]) -> float:
+    """The sites' temperatures as one: their geometric mean, each weighing as its images do. One of
+    exactly 1 says that the site could not measure any; without others it is 1.
+
+    Args:
+        sent: of each site the temperature and the number of training images.
+    """
+    logs = [(math.log(own), images) for own, images in sent if own != 1]
+    images = sum(weight for _, weight in logs)
+    return math.exp(sum(own * weight for own, weight in logs) / images) if images else 1.0
 
 
 def check_adapter(config: Config, adapter: State) -> None:
@@ -104,6 +139,17 @@ def check_adapter(config: Config, adapter: State) -> None:
     """
     network = build_network(config.backbone.architecture, None, config.image.form, config.adapter)
     _fits(adapter, network.adapter_state())
+
+
+def check_temperature(temperature: float) -> float:
+    """A temperature that was received.
+
+    Raises:
+        DataError: none that can be.
+    """
+    if not 1 <= temperature <= HOTTEST:
+        raise DataError("a temperature that cannot be")
+    return temperature
 
 
 def check_statistics(config: Config, classes: int, features: int, state: State) -> None:

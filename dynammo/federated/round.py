@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from dynammo.checkpoint import CheckpointStore, to_json, write_atomically
+from dynammo.clinical import Counts as ColumnCounts
 from dynammo.config import Config
 from dynammo.errors import DataError
 from dynammo.federated.judge import Counts
 from dynammo.federated.site import state_hash
 from dynammo.state import State
 
-FORMAT = 2
+FORMAT = 3
+READ = (2, FORMAT)  # in 2, sites sent no temperatures and no counts of columns
 
 
 @dataclass
 class SiteSent:
     """What the server has of a site: the number of its batch, the classes, how many training images
     there were, its adapter, by method its statistics, what the merged model answers to its test
-    images, none if it did not judge, how many bytes all took, and the epsilon of its statistics,
-    0 before they came and infinite without noise.
+    images, none if it did not judge, how many bytes all took, the epsilon of its statistics,
+    0 before they came and infinite without noise, the counts of its columns, if it sent any, and by
+    method its temperature (`dynammo.federated.merge.temperature_of`).
     """
 
     name: str
@@ -36,6 +39,8 @@ class SiteSent:
     tests: Counts | None = None
     bytes: int = 0
     epsilon: float = 0.0
+    columns: ColumnCounts | None = None
+    temperatures: dict[str, float] = field(default_factory=dict)
 
 
 def write_round(
@@ -86,6 +91,8 @@ def write_round(
                     for name, state in own.statistics.items()
                 },
                 "tests": own.tests.document() if own.tests else None,
+                "temperatures": own.temperatures,
+                "columns": store.save_json("column-counts", own.columns) if own.columns else None,
             }
             for own in ordered
         ],
@@ -111,6 +118,8 @@ def read_round(folder: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}") from None
-    if found != FORMAT:
-        raise DataError(f"{path} is of format {found!r}, this program reads {FORMAT}")
+    if found not in READ:
+        raise DataError(
+            f"{path} is of format {found!r}, this program reads {' and '.join(map(str, READ))}"
+        )
     return document

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynammo.clinical import Counts
 from dynammo.config import Config
 from dynammo.data.checks import check_image_set
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.store import ImageStore, build_store
 from dynammo.device import choose_device
 from dynammo.errors import DataError
+from dynammo.federated.columns import SiteColumns, columns_told, packed
 from dynammo.federated.noise import noise_scale, noisy_classes
+from dynammo.heads.discriminant import calibration_temperature
 from dynammo.heads.scaling import power_normalise
 from dynammo.heads.statistics import ClassStatistics, measure_classes
-from dynammo.learner.batch import load_batch
+from dynammo.learner.batch import batch_columns, load_batch
 from dynammo.learner.ledger import Ledger
 from dynammo.methods import METHODS
 from dynammo.network.backbones import pretrained_weights
@@ -36,12 +39,15 @@ from dynammo.training.loop import train_adapter
 class SiteBatch(NamedTuple):
     """A site's images of the classes that may cross, and how many patients each class has.
 
-    `held_back`: likewise of those that have too few, and stay.
+    `held_back`: likewise of those that have too few, and stay. `columns`: what else is told of the
+    patients; `absent`: columns that the learner asks for, and that the site's listing lacks.
     """
 
     images: ImageSet
     patients: dict[str, int]
     held_back: dict[str, int]
+    columns: SiteColumns
+    absent: list[str]
 
     @property
     def training(self) -> tuple[Sample, ...]:
@@ -49,14 +55,26 @@ class SiteBatch(NamedTuple):
         return self.images.select("train", sorted(self.patients))
 
 
+class Measured(NamedTuple):
+    """Under a network: the site's class statistics, and the temperature at which a discriminant of
+    these alone is as right as it says (`dynammo.heads.discriminant`); 1: none could be measured.
+    """
+
+    statistics: ClassStatistics
+    temperature: float
+
+
 class Crossing(NamedTuple):
-    """A tensor that leaves a site: in which message, its name, shape, type and bytes."""
+    """A tensor that leaves a site: in which message, its name, shape, type and bytes, and how many
+    patients at least a number in it is of, beside those that are 0.
+    """
 
     message: str
     tensor: str
     shape: tuple[int, ...]
     kind: str
     bytes: int
+    fewest: int
 
 
 def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
@@ -68,10 +86,23 @@ def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
         min_patients: k; of a class with images without a group, each image counts as a patient.
 
     Raises:
-        DataError: of the batch; or no class has k patients.
+        DataError: of the batch; no class has k patients; a clinical number is none.
     """
-    volumes = config.image.slices > 1
-    images, _ = load_batch(path, config.data.test_share, Ledger.empty(), "00" * 32, volumes=volumes)
+    header, asked = batch_columns(path), config.clinical
+    there_are = asked.model_copy(
+        update={
+            "categories": [name for name in asked.categories if name in header],
+            "numbers": [name for name in asked.numbers if name in header],
+        }
+    )
+    images, _ = load_batch(
+        path,
+        config.data.test_share,
+        Ledger.empty(),
+        "00" * 32,
+        clinical=there_are,
+        volumes=config.image.slices > 1,
+    )
     check_image_set(images, config.data.repeats)
     counts = {name: _patients(images.select("train", [name])) for name in images.classes}
     there = {name: count for name, count in counts.items() if count >= min_patients}
@@ -79,7 +110,10 @@ def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
         raise DataError(f"{path}: no class has {min_patients} patients; nothing would be sent")
     kept = tuple(sample for sample in images.samples if sample.label in there)
     rest = {name: count for name, count in counts.items() if name not in there}
-    return SiteBatch(ImageSet(images.root, kept), there, rest)
+    learnt, names = ImageSet(images.root, kept), sorted(there)
+    columns = columns_told(learnt.select("train", names), names, there_are, min_patients)
+    absent = [name for name in asked.names if name not in header]
+    return SiteBatch(learnt, there, rest, columns, absent)
 
 
 def train_site(
@@ -111,14 +145,15 @@ def train_site(
 
 def measure_site(
     config: Config, adapter: State, batch: SiteBatch, epsilon: float = math.inf
-) -> dict[str, ClassStatistics]:
-    """The site's class statistics for each method: under the merged adapter, or the bare backbone.
+) -> dict[str, Measured]:
+    """What the site measures for each method: under the merged adapter, or the bare backbone.
 
     Args:
         config: of the learner.
         adapter: the merged one.
         batch: of the site.
-        epsilon: of all of them together (`dynammo.federated.noise`); infinite: no noise.
+        epsilon: of all statistics together (`dynammo.federated.noise`); infinite: no noise. With
+            noise no temperature is measured.
 
     Raises:
         DataError: epsilon is not above 0.
@@ -136,20 +171,33 @@ def measure_site(
         )
         features = power_normalise(views, head.power)
         if scale:
-            found[name] = noisy_classes(
+            noisy = noisy_classes(
                 *(features, labels, patients, len(batch.patients), head.pooling, scale),
                 np.random.default_rng(),  # of the system's entropy
             )
+            found[name] = Measured(noisy, 1.0)
             continue
-        measured = measure_classes(features, labels, len(batch.patients), "classes")
-        found[name] = measured.pooled(head.pooling)
+        own = measure_classes(features, labels, len(batch.patients), "classes").pooled(head.pooling)
+        temperature = calibration_temperature(own, features, labels, head.shrinkage)
+        found[name] = Measured(own, temperature)
     return found
 
 
-def crossings(config: Config, batch: SiteBatch) -> list[Crossing]:
+def columns_sent(batch: SiteBatch, epsilon: float) -> Counts | None:
+    """The counts of columns that leave a site, if any do: noise is not added to them, so that where
+    it is asked for (a finite epsilon) they stay.
+    """
+    return batch.columns.counts if batch.columns.names and math.isinf(epsilon) else None
+
+
+def crossings(config: Config, batch: SiteBatch, epsilon: float = math.inf) -> list[Crossing]:
     """All tensors that a site will send; nothing is computed on its images."""
-    network = _network(config, 0)
-    rows = [_crossing("train", name, value) for name, value in network.adapter_state().items()]
+    network, fewest = _network(config, 0), min(batch.patients.values())
+    everybody = len({sample.group or sample.sha256 for sample in batch.training})
+    rows = [
+        _crossing("train", name, value, everybody)
+        for name, value in network.adapter_state().items()
+    ]
     classes, size = len(batch.patients), network.feature_size
     own = () if config.head.pooling == "samples" else (classes,)
     shapes = {
@@ -157,10 +205,16 @@ def crossings(config: Config, batch: SiteBatch) -> list[Crossing]:
         "scatter": (*own, size * (size + 1) // 2),
         "counts": (classes,),
     }
-    return rows + [
-        _crossing("measure", f"{method}.{name}", torch.empty(shape, dtype=torch.float64))
+    rows += [
+        _crossing("measure", f"{method}.{name}", torch.empty(shape, dtype=torch.float64), fewest)
         for method in config.methods
         for name, shape in shapes.items()
+    ]
+    counts = columns_sent(batch, epsilon)
+    tables = packed(counts)[0] if counts else {}
+    return rows + [
+        _crossing("measure", f"columns.{name}", value, batch.columns.fewest[name])
+        for name, value in tables.items()
     ]
 
 
@@ -216,6 +270,6 @@ def _network(config: Config, seed: int | None) -> Network:
     )
 
 
-def _crossing(message: str, name: str, value: Tensor) -> Crossing:
+def _crossing(message: str, name: str, value: Tensor, fewest: int) -> Crossing:
     kind = str(value.dtype).removeprefix("torch.")
-    return Crossing(message, name, tuple(value.shape), kind, value.nbytes)
+    return Crossing(message, name, tuple(value.shape), kind, value.nbytes, fewest)

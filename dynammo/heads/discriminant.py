@@ -22,6 +22,8 @@ from dynammo.heads.statistics import (
 )
 from dynammo.state import State
 
+HOTTEST = math.exp(6)  # temperature
+
 
 class Discriminant:
     """Shrunk linear discriminant analysis of the class statistics (`discriminant_head`) of
@@ -125,7 +127,7 @@ def calibration_temperature(
         shrinkage: as for the head.
 
     Returns:
-        T from 1 to exp(6): a few images that are all right are no reason to be surer. 1 where no
+        T from 1 to HOTTEST: a few images that are all right are no reason to be surer. 1 where no
         class has five of them.
 
     Source: Guo 2017 (arXiv 1706.04599), temperature scaling.
@@ -148,4 +150,4 @@ def calibration_temperature(
 
     if loss(0.0) < 1e-6:  # nothing to learn from: any temperature would do
         return 1.0
-    return math.exp(minimize_scalar(loss, bounds=(0, 6), method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=(0, math.log(HOTTEST)), method="bounded").x)

@@ -100,6 +100,16 @@ def list_labelled(path: Path, columns: Sequence[str] = (), volumes: bool = False
     return _folders(path, volumes)
 
 
+def batch_columns(path: Path) -> list[str]:
+    """The columns that a batch's CSV has; none of a folder without one.
+
+    Raises:
+        DataError: the CSV cannot be read.
+    """
+    listing = path if path.is_file() else path / "manifest.csv"
+    return csv_manifest.read_table(listing)[0] if listing.is_file() else []
+
+
 def _check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
     problems = []
     for sample in listed.samples:

@@ -24,6 +24,7 @@ from flows.cli.main import Params, Set, app, out, readable_errors
 
 if TYPE_CHECKING:
     from dynammo.config import Config
+    from dynammo.federated.site import SiteBatch
 
 
 @app.command(rich_help_panel=PANEL)
@@ -84,7 +85,7 @@ def federate(
             config = _settings(learner, params, set_)
             if dry_run:
                 for path in batches:
-                    _list(path, config, min_patients, rounds)
+                    _list(path, config, min_patients, rounds, epsilon)
                 return
         server.ready()
         if simulate:
@@ -108,17 +109,22 @@ def _settings(learner: str, params: Path | None, set_: list[str] | None) -> Conf
     return config
 
 
-def _list(path: Path, config: Config, min_patients: int, rounds: int) -> None:
+def _list(path: Path, config: Config, min_patients: int, rounds: int, epsilon: float) -> None:
     """What would leave a site, for whoever has to agree to it."""
     from dynammo.federated.judge import patients_tested
     from dynammo.federated.site import crossings, read_site
 
     batch = read_site(path, config, min_patients)
-    rows = crossings(config, batch)
-    table = Table("message", "tensor", "shape", "type", "bytes", box=SIMPLE_HEAD, title=path.name)
+    rows = crossings(config, batch, epsilon)
+    table = Table(
+        *("message", "tensor", "shape", "type", "fewest patients", "bytes"),
+        box=SIMPLE_HEAD,
+        title=path.name,
+    )
     for row in rows:
         shape = " x ".join(map(str, row.shape)) or "1"
-        table.add_row(row.message, escape(row.tensor), shape, row.kind, f"{row.bytes:,}")
+        fewest = f"{row.fewest:,}"
+        table.add_row(row.message, escape(row.tensor), shape, row.kind, fewest, f"{row.bytes:,}")
     out.print(table)
     smallest = min(batch.patients, key=lambda name: batch.patients[name])
     counts = ", ".join(f"{name} {count}" for name, count in batch.patients.items())
@@ -126,7 +132,8 @@ def _list(path: Path, config: Config, min_patients: int, rounds: int) -> None:
     often = f" (those of train {rounds} times)" if rounds > 1 else ""
     lines = [
         f"{len(rows)} tensors{often}, {size:,} bytes; and in words the name "
-        f"{path.stem}, the classes' names, and that it has {len(batch.training)} training images",
+        f"{path.stem}, the classes' names, and that it has {len(batch.training)} training images"
+        + (f"; and {len(config.methods)} temperatures" if math.isinf(epsilon) else ""),
         f"patients by class: {counts}; fewest: {smallest}, {batch.patients[smallest]}",
     ]
     counted = patients_tested(batch.images, batch.patients, min_patients)
@@ -137,8 +144,36 @@ def _list(path: Path, config: Config, min_patients: int, rounds: int) -> None:
     if batch.held_back:
         held = ", ".join(f"{name} {count}" for name, count in batch.held_back.items())
         lines.append(f"held back, with fewer than {min_patients} patients: {held}")
+    lines += _columns(batch, min_patients, epsilon)
     for line in lines:
         out.print(Text(line), soft_wrap=True)
+
+
+def _columns(batch: SiteBatch, min_patients: int, epsilon: float) -> list[str]:
+    """What is said of clinical columns, and what is not."""
+    lines, told = [], batch.columns
+    if math.isfinite(epsilon):
+        if told.names:
+            names = ", ".join(told.names)
+            lines.append(f"not told, since statistics have noise (--epsilon): {names}")
+    else:
+        values = [
+            f"{name} {', '.join(sorted(own))}" for name, own in told.counts["categories"].items()
+        ]
+        if values:
+            lines.append(f"values that are named: {'; '.join(values)}")
+        held = [
+            f"{name} of {label} ({', '.join(own)})"
+            for name, of_class in told.held_back.items()
+            for label, own in of_class.items()
+        ]
+        if held:
+            why = f"so that no count is of fewer than {min_patients} patients"
+            lines.append(f"held back, {why}: {'; '.join(held)}")
+    if batch.absent:
+        absent = ", ".join(batch.absent)
+        lines.append(f"columns that the learner asks for and that are not here: {absent}")
+    return lines
 
 
 def _simulate(

@@ -86,12 +86,40 @@ def test_what_a_number_says_is_worked_by_hand() -> None:
     assert not logs[1].any()
 
 
-def test_a_class_without_values_is_as_the_others_together() -> None:
-    rows = [("f", "40", 0), ("f", "60", 0), ("m", "70", 1), ("m", "90", 1), ("", "", 2)]
+ROWS_OF_TWO = [("f", "20", 0)] * 9 + [("m", "24", 0)] + [("f", "80", 1)] + [("m", "84", 1)] * 9
+SAID = {"sex": ["f", "m", "", "f"], "age": ["22", "50", "50", ""]}
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2], [1, 2, 0], [0, 2, 1]])
+def test_a_class_without_values_neither_gains_nor_loses(places: list[int]) -> None:
+    """Whatever the columns say: both agree, contradict each other, or lie between the classes."""
+    rows = [(sex, age, places[label]) for sex, age, label in ROWS_OF_TWO]
+    found = evidence(counted(rows, 3), ["sex", "age"], 0.75)
+    assert found.uncounted == {"sex": [places[2]], "age": [places[2]]}
+    image = np.random.default_rng(0).dirichlet([1, 1, 1], 4)
+    fused = found.fused(image, SAID)
+    np.testing.assert_allclose(fused[:, places[2]], image[:, places[2]])
+    # The other two share the rest as if they were alone.
+    two = evidence(counted(ROWS_OF_TWO, 2), ["sex", "age"], 0.75)
+    alone = two.fused(image[:, places[:2]], SAID)
+    rest = 1 - image[:, places[2], None]
+    np.testing.assert_allclose(fused[:, places[:2]], rest * alone)
+    assert np.abs(fused - image).max() > 0.1
+    certain = np.eye(3)[[places[2]] * 4]  # nothing is left to share
+    np.testing.assert_array_equal(found.fused(certain, SAID), certain)
+
+
+def test_a_column_tells_nothing_of_a_class_beside_what_the_others_have_told() -> None:
+    rows = [*ROWS_OF_TWO, *[("f", "", 2)] * 5, *[("m", "", 2)] * 5]
     found = evidence(counted(rows, 3), ["sex", "age"], 1.0)
-    assert math.exp(found.categories["sex"]["f"][2]) == pytest.approx(0.5)
-    means, variances = found.numbers["age"]
-    assert (means[2], variances[2]) == (65, 100 + 225)
+    assert found.uncounted == {"age": [2]}
+    image = np.random.default_rng(1).dirichlet([1, 1, 1], 4)
+    by_sex = found.fused(image, {"sex": SAID["sex"]})
+    assert np.abs(by_sex - image).max() > 0.1
+    both = found.fused(image, SAID)
+    np.testing.assert_allclose(both[:, 2], by_sex[:, 2])
+    turned = found._replace(categories={}, numbers={**found.numbers})
+    np.testing.assert_allclose(turned.fused(by_sex, SAID), both)
 
 
 @pytest.mark.parametrize("ages", [["50"] * 4, [""] * 4])
@@ -130,6 +158,10 @@ def test_probabilities_are_fused() -> None:
         {"numbers": {"age": [[50.0, 70.0], [100.0, 0.0]]}},
         {"numbers": {"age": [[50.0, 70.0]]}},
         {"numbers": None},
+        {"uncounted": {"size": [0]}},
+        {"uncounted": {"age": [2]}},
+        {"uncounted": {"age": [0, 1]}},
+        {"uncounted": None},
         {"more": 1},
     ],
 )

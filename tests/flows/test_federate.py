@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, DataError
-from dynammo.federated.judge import Model, compared_models, judge_site
-from dynammo.federated.merge import SETTINGS, add_sites, head_of, merge_sites
+from dynammo.federated.judge import (
+    Counts,
+    Model,
+    clinical_evidence,
+    compared_models,
+    judge_site,
+)
+from dynammo.federated.merge import (
+    SETTINGS,
+    add_columns,
+    add_sites,
+    head_of,
+    merge_sites,
+    temperature_of,
+)
 from dynammo.federated.round import SiteSent, read_round, write_round
-from dynammo.federated.site import backbone_hash, measure_site, read_site, train_site
+from dynammo.federated.site import (
+    backbone_hash,
+    columns_sent,
+    measure_site,
+    read_site,
+    train_site,
+)
 from dynammo.heads.statistics import ClassStatistics
 from dynammo.learner.folder import LearnerError, LearnerFolder
 from dynammo.learner.settings import first_settings
 from flows.cli import app
-from flows.federate import NO_SUBGROUPS, federate
+from flows.federate import APART, NO_SUBGROUPS, UNCALIBRATED, federate
 from flows.forget import forget
 from flows.learn import learn
 from flows.promote import promote
@@ -76,10 +100,15 @@ def hold(
         whole = merge_sites(config, [own.adapter for own in sent], [own.images for own in sent])
     for own, batch in zip(sent, batches, strict=True):
         found = measure_site(config, whole, batch)
-        own.statistics = {name: value.state() for name, value in found.items()}
+        own.statistics = {name: value.statistics.state() for name, value in found.items()}
+        own.temperatures = {name: value.temperature for name, value in found.items()}
+        own.columns = columns_sent(batch, math.inf)
     parts = [(own.classes, ClassStatistics.of(own.statistics["merged"])) for own in sent]
-    names, _, head = head_of(config, parts)
-    model, others = Model(names, whole, head), compared_models(find_learner("fed"))
+    cooled = temperature_of([(own.temperatures["merged"], own.images) for own in sent])
+    names, _, head = head_of(config, parts, cooled)
+    counts = add_columns([(own.classes, own.columns) for own in sent])
+    model = Model(names, whole, head, clinical_evidence(config, counts))
+    others = compared_models(find_learner("fed"))
     for own, batch in zip(sent, batches, strict=True):
         own.tests = judge_site(config, model, others, batch, K)
     write_round(folder, config, K, sent, whole, backbone_hash(config), [], 0.0, rounds=rounds)
@@ -142,10 +171,10 @@ def test_what_forgetting_leaves_of_a_site_after_several_rounds_of_training(
 
 
 def answers(folder: LearnerFolder, batches: list[Path]) -> dict[str, tuple[str, str]]:
-    """Of each test image: its class, and what the published model says."""
+    """Of each test image: its class, and what the published model says, with its columns."""
     model = Predictor(folder.path / "model")
     files = sorted(file for batch in batches for file in batch.glob("test/*/*.png"))
-    said = model.predict(files)
+    said = model.predict(files, columns=columns_of(files))
     return {
         f"{file.parent.name}/{file.name}": (file.parent.name, own.label)
         for file, own in zip(files, said, strict=True)
@@ -224,6 +253,194 @@ def test_a_site_that_comes_late_and_alone_is_held_back(
     assert len(read_version(find_learner("fed"))["batches"]) == 3
 
 
+COLUMNS: dict[str, Any] = {"clinical.categories": ["ward"], "clinical.numbers": ["age"]}
+# No class has five training images, so that no temperature is measured; adapters stay as they
+# begin, without any effect, so that features do not change from one batch to the next.
+PLAIN: dict[str, Any] = {
+    **{"train.learning_rate": 1e-30, "train.weight_decay": 0.0, "tracking.onnx_graph": False},
+    **COLUMNS,
+}
+
+
+def noise(
+    batch: Path, classes: Sequence[str], train: range = range(4), test: range = range(8, 12)
+) -> Path:
+    """Pictures that tell no class from another: only what is beside them does."""
+    for label in classes:
+        for split, numbers in (("train", train), ("test", test)):
+            for number in numbers:
+                random = np.random.default_rng([CLASSES.index(label), number])
+                file = batch / split / label / f"{number:02d}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    return batch
+
+
+def describe(batch: Path, known: bool = True) -> None:
+    """List a folder's images, each with a ward and an age of its class's; or with none."""
+    lines = ["file,split,class,ward,age"]
+    for file in sorted(batch.glob("*/*/*.png")):
+        split, label, name = file.relative_to(batch).parts
+        place = CLASSES.index(label)
+        beside = f"{'north' if place % 2 else 'south'},{30.1 + 10 * place + int(file.stem) % 3}"
+        lines.append(f"{split}/{label}/{name},{split},{label},{beside if known else ','}")
+    (batch / "manifest.csv").write_text("\n".join([*lines, ""]))
+
+
+def columns_of(files: list[Path]) -> dict[str, list[str]]:
+    """What the listings say of images; nothing where there is none."""
+    rows: list[dict[str, str]] = []
+    for file in files:
+        listing = file.parents[2] / "manifest.csv"
+        known = csv.DictReader(listing.open()) if listing.exists() else []
+        own = file.relative_to(listing.parent).as_posix()
+        rows.append(next((row for row in known if row["file"] == own), {}))
+    return {name: [row.get(name, "") for row in rows] for name in ("ward", "age")}
+
+
+def counts_in(folder: LearnerFolder) -> Any:
+    return folder.store.load_json(read_version(folder)["stage"]["clinical"]["counts"])
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_learner_of_sites_answers_with_columns_as_one_of_the_batches(here: Path) -> None:
+    """To the last digit; of three sites the second has no columns, and the third leaves again."""
+    sites = [
+        noise(here / "a", CLASSES[:2]),
+        noise(here / "b", CLASSES[2:3]),
+        noise(noise(here / "c", CLASSES[1:2], range(4, 8), range(12, 16)), CLASSES[3:5]),
+    ]
+    describe(sites[0])
+    describe(sites[2])
+    hold(here / "round", sites, **PLAIN)
+    federate("fed", str(here / "round"))
+    fed = find_learner("fed")
+    notes = read_version(fed)["notes"]
+    assert [own for own in notes if "says nothing" in own] == [
+        f"b says nothing of ward, age: it has none, or of fewer than {K} patients a value"
+    ]
+    assert UNCALIBRATED in notes
+
+    listed = shutil.copytree(sites[1], here / "listed")  # a learner asks for the columns
+    describe(listed, known=False)
+    for number, batch in enumerate((sites[0], listed, sites[2])):
+        learn("central", str(batch), None, {**OVERRIDES, **PLAIN} if number == 0 else None)
+    central = find_learner("central")
+    counts = counts_in(fed)
+    assert counts == counts_in(central)
+    assert counts["categories"]["ward"] == {"north": [0, 8, 0, 4, 0], "south": [4, 0, 0, 0, 4]}
+    assert counts["numbers"]["age"][0] == [4, 8, 0, 4, 4]
+
+    for folder in (fed, central):
+        promote(folder.name, folder.pointer()["current"], "to look at its model")
+    ours, theirs = (Predictor(own.path / "model") for own in (fed, central))
+    assert ours.manifest.clinical is not None
+    assert ours.manifest.clinical == theirs.manifest.clinical
+    assert ours.manifest.clinical.uncounted == {"ward": [2], "age": [2]}
+    files = sorted(file for batch in sites for file in batch.glob("*/*/*.png"))
+    beside = columns_of(files)
+    alone = ours.predict(files)
+    got, wanted = (own.predict(files, columns=beside) for own in (ours, theirs))
+    assert [own.label for own in got] == [own.label for own in wanted]
+    for image, one, other in zip(alone, got, wanted, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+        # A class without counts neither gains nor loses.
+        assert one.probabilities["coral"] == pytest.approx(image.probabilities["coral"], abs=1e-6)
+    # What the sites have counted are the answers with their columns, which are others than without.
+    counted = Counts.of(fed.store.load_json(read_version(fed)["counts"])).confusion
+    said = answers(fed, sites)
+    assert int(counted.diagonal().sum()) == sum(true == label for true, label in said.values())
+    tested = [file for file in files if file.parent.parent.name == "test"]
+    without = ours.predict(tested)
+    by_image = sum(own.label == f.parent.name for own, f in zip(without, tested, strict=True))
+    assert int(counted.diagonal().sum()) > by_image
+
+    for folder in (fed, central):
+        forget(folder.name, [3])
+    hold(here / "rest", sites[:2], **PLAIN)
+    federate("rest", str(here / "rest"))
+    assert counts_in(fed) == counts_in(central) == counts_in(find_learner("rest"))
+    assert counts_in(fed)["categories"]["ward"] == {"north": [0, 4, 0], "south": [4, 0, 0]}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_rounds_of_earlier_versions_and_sites_with_noise_have_no_counts(here: Path) -> None:
+    sites = [
+        noise(here / name, CLASSES[2 * n : 2 * n + 2], range(8))
+        for n, name in enumerate(("site_a", "site_b"))
+    ]
+    for path in sites:
+        describe(path)
+    spelt = (sites[1] / "manifest.csv").read_text()
+    (sites[1] / "manifest.csv").write_text(
+        spelt.replace(",north,", ",N,").replace(",south,", ",S,")
+    )
+    hold(here / "round", sites, **COLUMNS)
+    federate("fed", str(here / "round"))
+    notes = read_version(find_learner("fed"))["notes"]
+    assert APART in notes and UNCALIBRATED not in notes
+    assert [own for own in notes if "in common" in own] == [
+        "site_a has no value of ward in common with the others: north, south instead of N, S",
+        "site_b has no value of ward in common with the others: N, S instead of north, south",
+    ]
+
+    document = json.loads((here / "round/round.json").read_text())
+    for own in document["sites"]:
+        own["columns"] = None
+    document["sites"][0]["epsilon"] = 3.0
+    write_atomically(here / "round/round.json", to_json(document))
+    federate("noisy", str(here / "round"))
+    silent = [own for own in read_version(find_learner("noisy"))["notes"] if "says nothing" in own]
+    assert silent == [
+        "site_a says nothing of ward, age: where statistics have noise, counts stay",
+        f"site_b says nothing of ward, age: it has none, or of fewer than {K} patients a value",
+    ]
+
+    for own in document["sites"]:
+        del own["columns"], own["temperatures"]
+    write_atomically(here / "round/round.json", to_json({**document, "format": 2}))
+    federate("earlier", str(here / "round"))
+    earlier = find_learner("earlier")
+    assert UNCALIBRATED in read_version(earlier)["notes"]
+    assert counts_in(earlier) == {"classes": 4, "categories": {}, "numbers": {}}
+
+
+def test_a_dry_run_lists_the_counts_of_columns(here: Path, sites: list[Path]) -> None:
+    describe(sites[0])
+    listing = sites[0] / "manifest.csv"
+    lines = listing.read_text().splitlines()
+    shown = [
+        line.replace(",south,", ",rare,") if re.search(r"train/amber/0[0-2]", line) else line
+        for line in lines
+    ]
+    listing.write_text("\n".join([*shown, ""]))
+    settings = [part for key in ("image", "backbone") for part in own_settings(key)]
+    asked = ["-s", 'clinical.categories=["ward","smoker"]', "-s", 'clinical.numbers=["age"]']
+
+    def said(*more: str) -> str:
+        command = ["federate", "fed", "--dry-run", str(sites[0]), "--min-patients", "3"]
+        found = CliRunner().invoke(app, [*command, *more, *settings, *asked])
+        assert found.exit_code == 0, found.output
+        return " ".join(found.output.split())
+
+    told = said()
+    assert "measure columns.ward 3 x 2 int64 3 48" in told
+    assert "measure columns.age 3 x 2 float64 8 48" in told
+    assert "values that are named: ward north, rare, south" in told
+    assert "columns that the learner asks for and that are not here: smoker" in told
+    assert "2 temperatures" in told and "held back" not in told
+    told = said("--min-patients", "4")
+    assert "values that are named: ward north, south" not in told
+    assert "columns.ward 1 x 2" in told and "rare, " not in told.split("named")[1].split("held")[0]
+    assert (
+        "held back, so that no count is of fewer than 4 patients: ward of amber (rare, south)"
+        in told
+    )
+    told = said("--epsilon", "3")
+    assert "columns.ward" not in told and "temperatures" not in told
+    assert "not told, since statistics have noise (--epsilon): ward, age" in told
+
+
 def test_subgroups_of_a_federated_learner_are_refused_in_a_plan(
     here: Path, sites: list[Path]
 ) -> None:
@@ -256,6 +473,8 @@ def same_round(here: Path) -> None:
         assert own["adapter"] == expected["adapter"]
         assert own["statistics"] == expected["statistics"]
         assert own["tests"] == expected["tests"]
+        assert own["columns"] == expected["columns"]
+        assert own["temperatures"] == pytest.approx(expected["temperatures"])
     assert [own["name"] for own in got["left_out"]] == ["site_c"]
 
 
@@ -290,15 +509,16 @@ def own_settings(section: str) -> list[str]:
     ]
 
 
-def settings_in(here: Path) -> Path:
-    config = first_settings("fed", None, OVERRIDES)
+def settings_in(here: Path, **more: object) -> Path:
+    config = first_settings("fed", None, {**OVERRIDES, **more})
     write_atomically(here / "config.json", to_json(config.model_dump(mode="json")))
     return here / "config.json"
 
 
 @needs_flower
 def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) -> None:
-    settings = settings_in(here)
+    describe(sites[0])  # the others have no columns
+    settings = settings_in(here, **COLUMNS)
     for file in sites[2].rglob("*.png"):
         file.write_bytes(b"no picture")
     subprocess.run(
@@ -309,8 +529,10 @@ def test_a_site_that_fails_is_left_out_and_named(here: Path, sites: list[Path]) 
         check=True,
         env=environment(here),
     )
-    hold(here / "expected", sites[:2])
+    hold(here / "expected", sites[:2], **COLUMNS)
     same_round(here)
+    first, second = read_round(here / "round")["sites"]
+    assert first["columns"] and not second["columns"]
 
 
 ROUNDS = """
@@ -394,6 +616,35 @@ def test_several_rounds_of_training_and_a_site_that_goes_between_them(
     )
 
 
+EARLIER = ROUNDS.replace("for rounds in (3, 0)", "for rounds in (1,)").replace(
+    "            yield reply",
+    """
+            for record in ("temperatures", "columns", "values"):
+                if node == 0 and record in reply.content:
+                    del reply.content[record]
+            yield reply""",
+)
+
+
+@needs_flower
+def test_a_site_of_an_earlier_version_is_in_without_counts(here: Path, sites: list[Path]) -> None:
+    for path in sites[:2]:
+        describe(path)
+    settings = settings_in(here, **COLUMNS)
+    done = subprocess.run(
+        [FLOWER, "-c", EARLIER, str(settings), str(here / "round"), str(K), *map(str, sites[:2])],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(here),
+    )
+    assert not done.returncode, done.stderr
+    first, second = read_round(here / "round")["sites"]
+    assert first["columns"] is None and first["temperatures"] == {"merged": 1.0, "frozen": 1.0}
+    hold(here / "expected", sites[:2], **COLUMNS)
+    assert second["columns"] == read_round(here / "expected")["sites"][1]["columns"]
+
+
 GONE = """
 from pathlib import Path
 
@@ -430,7 +681,9 @@ def test_a_node_that_is_gone_is_told_from_the_superlink_that_says_so() -> None:
 
 @needs_flower
 def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[Path]) -> None:
-    settings, port = settings_in(here), free_port()
+    for path in sites:
+        describe(path)
+    settings, port = settings_in(here, **COLUMNS), free_port()
     env, address = environment(here), f"127.0.0.1:{port}"
     sites[2].rename(here / "gone")  # its supernode comes, and has no images
     home = here / "flower"
@@ -468,8 +721,9 @@ def test_one_superlink_and_three_supernodes_on_loopback(here: Path, sites: list[
             process.terminate()
         for process in started:
             process.wait(30)
-    hold(here / "expected", sites[:2])
+    hold(here / "expected", sites[:2], **COLUMNS)
     same_round(here)
+    assert all(own["columns"] for own in read_round(here / "round")["sites"])
 
 
 def free_port() -> int:

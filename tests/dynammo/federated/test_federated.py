@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dynammo.config import Config
+from dynammo.config import ClinicalConfig, Config
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.errors import CheckpointError, ConfigError, DataError
+from dynammo.federated.columns import packed
 from dynammo.federated.judge import Counts, Model, check_counts, patients_tested
 from dynammo.federated.merge import (
     SETTINGS,
@@ -19,12 +20,26 @@ from dynammo.federated.merge import (
     check_adapter,
     check_federated,
     check_statistics,
+    check_temperature,
+    head_of,
     merge_sites,
+    temperature_of,
 )
 from dynammo.federated.noise import noise_scale, noisy_classes
-from dynammo.federated.site import crossings, measure_site, read_site, train_site
+from dynammo.federated.site import (
+    adapted_network,
+    columns_sent,
+    crossings,
+    load_pixels,
+    measure_site,
+    read_site,
+    train_site,
+)
+from dynammo.heads.discriminant import calibration_temperature
+from dynammo.heads.scaling import power_normalise
 from dynammo.heads.statistics import ClassStatistics, measure_classes
 from dynammo.learner.settings import first_settings
+from dynammo.network.features import augmented_views
 from tests.flows.project import CLASSES, PARAMS, write_pictures
 
 OWN = {key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train")}
@@ -62,19 +77,94 @@ def test_a_site_sends_what_was_listed_and_holds_small_classes_back(
     found = measure_site(config, adapter, batch)
     sent = [("train", name, value) for name, value in adapter.items()]
     for method, own in found.items():
-        sent += [("measure", f"{method}.{name}", value) for name, value in own.state().items()]
+        state = own.statistics.state()
+        sent += [("measure", f"{method}.{name}", value) for name, value in state.items()]
     listed = {(row.message, row.tensor): (row.shape, row.bytes) for row in crossings(config, batch)}
     assert listed == {
         (message, name): (tuple(value.shape), value.nbytes) for message, name, value in sent
     }
     check_adapter(config, adapter)
-    state = found["frozen"].state()
+    state = found["frozen"].statistics.state()
     size = state["means"].shape[1]
     check_statistics(config, 2, size, state)
     with pytest.raises(DataError, match="other tensors"):
         check_statistics(config, 3, size, state)
     with pytest.raises(DataError, match="not finite"):
         check_adapter(config, {name: value * torch.nan for name, value in adapter.items()})
+
+
+def test_the_columns_of_a_listing_are_listed_and_counted(site: Path, config: Config) -> None:
+    """Training images only, of classes that cross; not with noise; without a column that is not
+    there, nor any of a folder.
+    """
+    rows = [
+        (file.relative_to(site).as_posix(), *file.relative_to(site).parts[:2])
+        for file in sorted(site.glob("*/*/*.png"))
+    ]
+    assert {label for _, _, label in rows} == {"amber", "birch", "coral"}
+    listing = site / "listed.csv"
+    lines = [
+        f"{file},{split},{label},{'f' if split == 'train' else 'test'},{40 + n % 2}"
+        for n, (file, split, label) in enumerate(rows)
+    ]
+    listing.write_text("\n".join(["file,split,class,sex,age", *lines]))
+    asked = ClinicalConfig(categories=["sex", "smoker"], numbers=["age"])
+    own = config.model_copy(update={"clinical": asked})
+    batch = read_site(listing, own, 5)
+    assert batch.absent == ["smoker"]
+    counts = columns_sent(batch, math.inf)
+    assert counts is not None
+    assert counts["categories"] == {"sex": {"f": [8, 8]}}
+    assert counts["numbers"] == {"age": [[8, 8], [324, 324], [13124, 13124]]}
+    listed = {row.tensor: row for row in crossings(own, batch) if "columns" in row.tensor}
+    tables, _ = packed(counts)
+    assert {name: (row.message, row.shape, row.bytes) for name, row in listed.items()} == {
+        f"columns.{name}": ("measure", tuple(value.shape), value.nbytes)
+        for name, value in tables.items()
+    }
+    assert {row.fewest for row in listed.values()} == {8}
+    assert columns_sent(batch, 3.0) is None
+    assert not [row for row in crossings(own, batch, 3.0) if "columns" in row.tensor]
+    folder = read_site(site, own, 5)
+    assert folder.absent == asked.names and columns_sent(folder, math.inf) is None
+    listing.write_text(
+        "\n".join(["file,split,class,sex,age", *lines, ""]).replace(",41\n", ",old\n")
+    )
+    with pytest.raises(DataError, match="age: 'old' is no number"):
+        read_site(listing, own, 5)
+    listing.unlink()
+
+
+def test_a_temperature_is_measured_where_it_can_be(site: Path, config: Config) -> None:
+    """On every fifth image of a class, among the site's own classes; not under noise."""
+    batch = read_site(site, config, 5)
+    network = config.model_copy(update={"methods": ["frozen"]})
+    found = measure_site(network, {}, batch)["frozen"].temperature
+    pixels, labels = load_pixels(config, batch.images, batch.training), torch.arange(16) // 8
+    views = augmented_views(
+        adapted_network(config, None), pixels, config.head.flip, config.head.turns
+    )
+    features = power_normalise(views, config.head.power)
+    whole = measure_classes(features, labels, 2, config.head.pooling)
+    assert found == calibration_temperature(whole, features, labels, config.head.shrinkage)
+    assert found > 1 == measure_site(network, {}, batch, 3.0)["frozen"].temperature
+    # Each weighs as its images; who has measured none does not count.
+    assert temperature_of([(2.0, 30), (16.0, 10), (1.0, 99)]) == pytest.approx(2**1.75)
+    assert temperature_of([(1.0, 5)]) == 1 and check_temperature(2.5) == 2.5
+    for wrong in (0.5, 404.0, math.nan):
+        with pytest.raises(DataError, match="temperature"):
+            check_temperature(wrong)
+
+
+def test_a_temperature_cools_the_head_and_changes_no_answer(config: Config) -> None:
+    random = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(1, 40, 6, generator=random), torch.arange(40) % 4
+    parts = [(["a", "b", "c", "d"], measure_classes(features, labels, 4, config.head.pooling))]
+    _, _, plain = head_of(config, parts)
+    _, _, cooled = head_of(config, parts, 4.0)
+    assert torch.equal(plain["power"], cooled["power"])
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(cooled[name], plain[name] / 4)
 
 
 def test_a_further_round_of_training_starts_at_the_merged_adapter(
