@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dynammo.config import ClinicalConfig, Config
 from dynammo.data.samples import ImageSet, Sample
@@ -135,9 +136,15 @@ def test_the_columns_of_a_listing_are_listed_and_counted(site: Path, config: Con
     listing.unlink()
 
 
-def test_a_temperature_is_measured_where_it_can_be(site: Path, config: Config) -> None:
+def test_a_temperature_is_measured_where_it_can_be(tmp_path: Path, config: Config) -> None:
     """On every fifth image of a class, among the site's own classes; not under noise."""
-    batch = read_site(site, config, 5)
+    noise = np.random.default_rng(0)
+    for name in ("a", "b"):  # which cannot be told apart, and seem to be
+        (tmp_path / name).mkdir()
+        for number in range(10):  # two of them are test images
+            picture = Image.fromarray(noise.integers(0, 256, (48, 48, 3), np.uint8))
+            picture.save(tmp_path / name / f"{number}.png")
+    batch = read_site(tmp_path, config, 5)
     network = config.model_copy(update={"methods": ["frozen"]})
     found = measure_site(network, {}, batch)["frozen"].temperature
     pixels, labels = load_pixels(config, batch.images, batch.training), torch.arange(16) // 8
