@@ -34,7 +34,7 @@ def test_mlflow_runs_of_a_stopped_run_do_not_stay_running(
         raise stop
 
     batch = {"number": 1, "test": {}}
-    data = {"tasks": [batch], "manifest": "m"}
+    data = {"tasks": [batch], "manifest": "m", "classes": []}
     for name, result in {
         "sweep": None,
         "check_output": None,

@@ -34,7 +34,7 @@ class OneNorm(nn.Module):
 
 def one_norm() -> Network:
     """Pixels 0 and 255 become -1 and 1."""
-    return Network(OneNorm().requires_grad_(False).eval(), (0.5,) * 3, (0.5,) * 3, size=4)
+    return Network(OneNorm().requires_grad_(False).eval(), (0.5,) * 3, (0.5,) * 3, form=4)
 
 
 def noise(count: int) -> Tensor:
