@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dynammo.deploy.graph import has_graph
 from flows.cli import app
 from flows.page.view import timeline
 from tasks.support.version import find_learner
@@ -61,3 +62,4 @@ def test_first_learner(
     assert [version.gained for version in versions] == [list("0123"), list("456"), []]
     assert versions[-1].lost == list("456")
     assert "champion" in versions[-1].marks
+    assert has_graph(find_learner("numbers").path / "model")
