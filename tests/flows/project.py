@@ -40,7 +40,6 @@ OVERRIDES: dict[str, Any] = {
     },
     "memory.per_class": 4,
     "tracking.register_model": False,
-    "tracking.onnx_graph": False,
 }
 TASKS = [list(CLASSES[start : start + 2]) for start in (0, 2, 4)]
 
