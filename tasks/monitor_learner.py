@@ -92,7 +92,7 @@ def monitor_version(
     config = config_of(version)
     context, classes = context_in(folder, config), known_classes(version["stage"])
     reference = held_out(config, version, context)
-    arrived = arrive(Path(images), folder, version, config.image.slices > 1)
+    arrived = arrive(Path(images), folder, version, config.image.form.volumes)
     new, unreadable = look(config, version, arrived, context)
     checks = monitor(reference, new, classes, false_alarms=false_alarms, window=window)
     if evidently is not None:

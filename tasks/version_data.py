@@ -11,7 +11,7 @@ from dynammo.config import Config, ImageConfig
 from dynammo.data.checks import Repeats, check_image_set
 from dynammo.data.samples import ImageSet, read_manifest, subset_hash, write_manifest
 from dynammo.data.scenario import build_scenario
-from dynammo.data.sources.loading import load_source
+from dynammo.data.sources.loading import load_data
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
 from tasks.support.dvc import hint_if_missing, tracked_but_missing, version_with_dvc
@@ -59,9 +59,7 @@ def version_data(config: Config) -> DataVersion:
     path = Path(config.data.path)
     made_anew = tracked_but_missing(path)
     try:
-        image_set = load_source(
-            config.data.source, path, config.data.options, volumes=config.image.slices > 1
-        )
+        image_set = load_data(config)
     except DataError as error:
         raise DataError(f"{error}{hint_if_missing(path)}") from None
     check_image_set(image_set, config.data.repeats)

@@ -175,8 +175,7 @@ class ImageConfig(Section):
     @property
     def form(self) -> Form:
         """What every image is brought to."""
-        window = (self.window[0], self.window[1]) if self.window else None
-        return Form(self.size, self.slices, window)
+        return Form.of(self.size, self.slices, self.window)
 
 
 class ArchitectureConfig(Section):

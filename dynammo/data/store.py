@@ -23,15 +23,12 @@ from dynammo.data.checks import Repeats, repeats, warn_of
 from dynammo.data.formats.pictures import (
     DECODER_VERSION,
     Form,
+    HashedFile,
     Pixels,
-    Stack,
-    decode,
+    fitted,
     form_of,
-    read_stack,
-    resize,
-    stack_hash,
+    opened,
 )
-from dynammo.data.formats.volumes import load_volume
 from dynammo.data.near import Marks, mark, near_repeats
 from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
 from dynammo.errors import DataError
@@ -90,10 +87,10 @@ def build_store(
                 picture = _read(image_set.root, unique[files[row]], form)
             except DataError as error:
                 return error
-            rows[row] = picture if form.slices > 1 else resize(picture, form.size)
+            rows[row] = fitted(picture, form)
             digest = hashlib.sha256(repr(picture.shape).encode())
             digest.update(picture.data)
-            return digest.hexdigest(), None if form.slices > 1 else mark(picture)
+            return digest.hexdigest(), None if form.volumes else mark(picture)
 
         pictures: dict[str, str] = {}
         marks: dict[str, Marks | None] = {}
@@ -178,21 +175,13 @@ def _has(path: Path, files: list[str]) -> bool:
 
 def _read(root: Path, sample: Sample, form: Form) -> Pixels:
     """A picture, or a volume's strip, made sure to be of the file that was listed."""
-    path, found = root / sample.file, ""
-    content: bytes | Stack
+    file = HashedFile(root / sample.file)
     try:
-        if path.is_dir():
-            content = read_stack(path)
-            found = stack_hash(content)
-        else:
-            content = path.read_bytes()
-            found = hashlib.sha256(content).hexdigest()
+        content = file.read()
     except OSError as error:
         raise DataError(f"cannot read {sample.file}: {error.strerror}") from None
-    if found != sample.sha256:
-        raise DataError(f"{sample.file} has changed: SHA-256 {found}, listed as {sample.sha256}")
-    if form.slices > 1:
-        return load_volume(content, form, sample.file)
-    if not isinstance(content, bytes):
-        raise DataError(f"{sample.file} is a folder; expected a picture (image.slices 1)")
-    return decode(content, sample.file, window=form.window)
+    if file.sha256 != sample.sha256:
+        raise DataError(
+            f"{sample.file} has changed: SHA-256 {file.sha256}, listed as {sample.sha256}"
+        )
+    return opened(content, form, sample.file)

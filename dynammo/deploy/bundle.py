@@ -46,7 +46,7 @@ def export_bundle(
     with appearing(target, _refuse_filled) as made:
         report = export_model(source, made / "models", ["pt2"], images)
         manifest = parse_manifest((made / "models" / "model.json").read_bytes())
-        if manifest.form.slices > 1:
+        if manifest.form.volumes:
             raise ExportError("a bundle reads pictures, and this model is of volumes")
         for name in ("configs", "scripts"):
             (made / name).mkdir()

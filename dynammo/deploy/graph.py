@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,9 +159,10 @@ class GraphPredictor(Answering):
         folder = Path(folder)
         try:
             stored = read_graph(folder)
-            described = _described(stored.manifest)
+            document = _unsealed(stored.manifest)
+            described = _described(document)
             self.classes, self.form, self.thresholds, self.unknown, self.clinical = described
-            self.parents = _parents(stored.manifest)
+            self.parents = _parents(document)
             self.model_sha256 = hashlib.sha256(stored.manifest).hexdigest()
             self.session, self.provider = open_session(stored.graph, threads), "cpu"
             self._check_shapes()
@@ -267,16 +269,20 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return shares
 
 
+def _unsealed(content: bytes) -> dict[str, Any]:
+    """What `model.json` says."""
+    try:
+        return unsealed(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{MANIFEST}: {error}") from None
+
+
 def _described(
-    content: bytes,
+    document: Mapping[str, Any],
 ) -> tuple[list[str], Form, list[float | None] | None, UnknownLimits | None, Evidence | None]:
     """Class names, form of the images, thresholds of prediction sets and of "none of the classes I
     know", and what columns beside the image say, from `model.json`.
     """
-    try:
-        document = unsealed(content)
-    except CheckpointError as error:
-        raise CheckpointError(f"{MANIFEST}: {error}") from None
     classes, size = document.get("classes"), document.get("image_size")
     if document.get("format") != 2:
         raise CheckpointError(f"{MANIFEST}: format 2 expected")
@@ -289,7 +295,7 @@ def _described(
     slices, window = document.get("image_slices", 1), document.get("image_window")
     if not isinstance(slices, int) or not _is_window(window):
         raise CheckpointError(f"{MANIFEST}: image_slices, image_window: expected a number, a range")
-    form = Form(size, slices, (window[0], window[1]) if window else None)
+    form = Form.of(size, slices, window)
     unknown = document.get("unknown")
     try:
         limit = None if unknown is None else UnknownLimits.read(unknown)
@@ -312,9 +318,9 @@ def _is_window(window: Any) -> bool:
     return window is None or (numbers and len(window) == 2 and window[0] < window[1])
 
 
-def _parents(content: bytes) -> dict[str, str] | None:
+def _parents(document: Mapping[str, Any]) -> dict[str, str] | None:
     """What classes belong to, from `model.json`."""
-    found: Any = unsealed(content).get("parents")
+    found: Any = document.get("parents")
     if found is None:
         return None
     named = isinstance(found, dict) and all(isinstance(own, str) for own in found.values())

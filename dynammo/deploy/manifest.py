@@ -108,8 +108,7 @@ class Manifest(Section):
     @property
     def form(self) -> Form:
         """What every image is brought to."""
-        window = (self.image_window[0], self.image_window[1]) if self.image_window else None
-        return Form(self.image_size, self.image_slices, window)
+        return Form.of(self.image_size, self.image_slices, self.image_window)
 
     @model_validator(mode="after")
     def _one_threshold_a_class(self) -> Manifest:

@@ -53,7 +53,7 @@ def load_trial(path: Path, classes: Sequence[str], form: Form) -> Trial:
     Raises:
         DataError: an image cannot be read or is of an unknown class, or there are too few.
     """
-    image_set = split_off(list_labelled(path, volumes=form.slices > 1), _JUDGED)
+    image_set = split_off(list_labelled(path, volumes=form.volumes), _JUDGED)
     if unknown := sorted(set(image_set.classes) - set(classes)):
         raise DataError(f"{path}: the model has not learnt {unknown}; it knows {list(classes)}")
 

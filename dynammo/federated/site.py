@@ -101,7 +101,7 @@ def read_site(path: Path, config: Config, min_patients: int) -> SiteBatch:
         Ledger.empty(),
         "00" * 32,
         clinical=there_are,
-        volumes=config.image.slices > 1,
+        volumes=config.image.form.volumes,
     )
     check_image_set(images, config.data.repeats)
     counts = {name: _patients(images.select("train", [name])) for name in images.classes}

@@ -54,7 +54,7 @@ class LowFidelity(TrainedNetwork):
         super().__init__(config, weights, device)
         if not 1 <= reduction <= config.image.size**2:
             raise ValueError(f"reduction must be from 1 to the image's pixels, got {reduction}")
-        if config.image.slices > 1:
+        if config.image.form.volumes:
             raise ValueError("it keeps pictures small, and image.slices says they are volumes")
         self.size = config.image.size
         self.side = math.floor(self.size / math.sqrt(reduction))

@@ -138,15 +138,13 @@ def _data(params: str | None) -> str:
     from dynammo.data.checks import check_image_set
     from dynammo.data.scenario import build_scenario
     from dynammo.data.sources.about import about
-    from dynammo.data.sources.loading import load_source
+    from dynammo.data.sources.loading import load_data
 
     config = load_config(params)
     data = config.data
     if about(data.source).written and not Path(data.path).exists():
         return f"{data.path} will be written by the first run"
-    image_set = load_source(
-        data.source, Path(data.path), data.options, volumes=config.image.slices > 1
-    )
+    image_set = load_data(config)
     check_image_set(image_set, data.repeats)
     tasks = len(build_scenario(image_set, config.scenario, config.memory, config.seed))
     images, classes = len(image_set.samples), len(image_set.classes)

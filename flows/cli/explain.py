@@ -57,7 +57,7 @@ def explain(
         predictor = load_predictor(model, "torch", public_key=public_key)
         assert isinstance(predictor, Predictor)
         targets: dict[Path, Path] = {}
-        for file in image_files(images, predictor.form.slices > 1):
+        for file in image_files(images, predictor.form.volumes):
             target = output / f"{file.stem}-heat-map.{'dcm' if dicom else 'png'}"
             if target in targets:
                 raise DataError(f"{targets[target]} and {file} would share {target}: one at a time")

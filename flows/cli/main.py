@@ -181,7 +181,7 @@ def predict(
         if output is not None:
             check_writable(output)  # before all the work, not after it
         predictor = load_predictor(model, engine, public_key=public_key, provider=provider)
-        files = list(image_files(images, predictor.form.slices > 1))
+        files = list(image_files(images, predictor.form.volumes))
         if engine is None and not has_graph(model):
             err.print(Text(f"{model} has no ONNX graph: torch answers"), soft_wrap=True)
         predictor.fast_jpeg = fast_jpeg
@@ -487,7 +487,7 @@ def export_model(
         from dynammo.deploy.bundle import export_bundle
         from flows.cli.trial import costs, described, trial_of
 
-        images = list(image_files(check, described(model).form.slices > 1)) if check else None
+        images = list(image_files(check, described(model).form.volumes)) if check else None
         smaller = None
         if int8 or prune is not None:
             most = max_drop if max_drop is not None else 0.5 if prune is None else 1.0

@@ -101,7 +101,7 @@ def evaluate_model(model: Path, data: Path, progress: Callable[[int, int], None]
         DataError: no images, or a class that the model has not learnt.
     """
     predictor = load_predictor(model)
-    labelled = list(_labelled(data, predictor.form.slices > 1))
+    labelled = list(_labelled(data, predictor.form.volumes))
     unknown = sorted({label for _, label in labelled} - set(predictor.classes))
     if unknown:
         raise DataError(f"{data}: the model has not learnt {unknown}; it knows {predictor.classes}")

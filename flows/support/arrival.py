@@ -99,15 +99,7 @@ def read_batch(
     """
     ledger = ledger_of(folder, before) if before else Ledger.empty()
     key = folder.key if before else "00" * 32
-    images, left_out = load_batch(
-        path,
-        config.data.test_share,
-        ledger,
-        key,
-        config.retention.subgroups,
-        config.clinical,
-        volumes=config.image.slices > 1,
-    )
+    images, left_out = _listed(path, config, ledger, key)
     if left_out:
         get_run_logger().warning("%d images are left out: they have been learnt before", left_out)
     check_image_set(images, config.data.repeats)
@@ -125,16 +117,21 @@ def learnt_from(path: Path, folder: LearnerFolder, config: Config, version: Vers
     """The hash of a batch as the version before this one would have learnt it."""
     parent = version["parent"]
     ledger = ledger_of(folder, read_version(folder, parent)) if parent else Ledger.empty()
-    images, _ = load_batch(
+    images, _ = _listed(path, config, ledger, folder.key)
+    return images.content_hash
+
+
+def _listed(path: Path, config: Config, ledger: Ledger, key: str) -> tuple[ImageSet, int]:
+    """`load_batch` as configured."""
+    return load_batch(
         path,
         config.data.test_share,
         ledger,
-        folder.key,
+        key,
         config.retention.subgroups,
         config.clinical,
-        volumes=config.image.slices > 1,
+        volumes=config.image.form.volumes,
     )
-    return images.content_hash
 
 
 def keep_tests(

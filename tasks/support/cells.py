@@ -17,7 +17,7 @@ from dynammo.config import Config
 from dynammo.data.checks import check_image_set
 from dynammo.data.samples import ImageSet
 from dynammo.data.scenario import build_scenario
-from dynammo.data.sources.loading import load_source
+from dynammo.data.sources.loading import load_data
 from dynammo.data.store import build_store
 from dynammo.errors import ConfigError, DataError, DynammoError
 from dynammo.evaluation.grid import Cell, Grid, plan, where
@@ -193,9 +193,7 @@ def _shortened(problems: list[str], most: int = 10) -> list[str]:
 def _load(config: Config) -> ImageSet:
     path = Path(config.data.path)
     try:
-        image_set = load_source(
-            config.data.source, path, config.data.options, volumes=config.image.slices > 1
-        )
+        image_set = load_data(config)
         check_image_set(image_set, config.data.repeats)
     except DataError as error:
         *others, last = error.problems

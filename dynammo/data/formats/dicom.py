@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dynammo.data.formats.pictures import is_dicom
+from dynammo.data.formats.pictures import Window, is_dicom
 from dynammo.errors import DataError
 from dynammo.extras import needs
 
@@ -27,7 +27,6 @@ with needs("dicom", "pydicom"):
     from pydicom.valuerep import DA, TM
 
 Shown = NDArray[np.uint8]
-Window = tuple[float, float]
 
 _MOMENT: tuple[tuple[Any, str], ...] = ((DA, "Date"), (TM, "Time"))
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -215,8 +214,7 @@ def _shown(stored: NDArray[Any], dataset: Dataset, chosen: Window | None) -> NDA
         values = np.asarray(apply_modality_lut(stored, dataset), np.float64)
     _refuse_unless_finite(values, "RescaleSlope and RescaleIntercept")
     if chosen is not None:
-        low, high = chosen
-        return np.asarray(np.clip((values - low) / (high - low), 0, 1), np.float64)
+        return _between(values, *chosen)
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = apply_voi(np.rint(values).astype(np.int64), dataset)
@@ -239,6 +237,10 @@ def _shown(stored: NDArray[Any], dataset: Dataset, chosen: Window | None) -> NDA
         _refuse_unless_finite(np.array(high - low), "RescaleSlope and RescaleIntercept")
         if low == high:
             raise ValueError("RescaleSlope 0; expected another number")
+    return _between(values, low, high)
+
+
+def _between(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
     return np.asarray(np.clip((values - low) / (high - low), 0, 1), np.float64)
 
 

@@ -7,6 +7,7 @@ answers chose faster decoding of JPEG.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dynammo.errors import DataError
 
 Pixels = NDArray[np.uint8]
+Window = tuple[float, float]  # the values that are black and white
 
 
 class Form(NamedTuple):
@@ -32,7 +34,17 @@ class Form(NamedTuple):
 
     size: int
     slices: int = 1
-    window: tuple[float, float] | None = None
+    window: Window | None = None
+
+    @classmethod
+    def of(cls, size: int, slices: int, window: Sequence[float] | None) -> Form:
+        """With the window as files have it, a list."""
+        return cls(size, slices, (window[0], window[1]) if window else None)
+
+    @property
+    def volumes(self) -> bool:
+        """Whether images are volumes."""
+        return self.slices > 1
 
     @property
     def height(self) -> int:
@@ -69,8 +81,10 @@ class HashedFile:
         self.sha256 = hashlib.sha256(content).hexdigest()
         return content
 
-    def read_stack(self) -> Stack:
-        """All of a folder's pictures."""
+    def read(self) -> bytes | Stack:
+        """The whole file, or all files of a folder that is one volume."""
+        if not self.file.is_dir():
+            return self.read_bytes()
         stack = read_stack(self.file)
         self.sha256 = stack_hash(stack)
         return stack
@@ -99,9 +113,13 @@ def is_dicom(content: bytes) -> bool:
 
 
 def read_stack(folder: Path) -> Stack:
-    """The files of a folder that is one volume, hidden ones left out."""
-    files = sorted(file for file in folder.iterdir() if file.name[0] != "." and file.is_file())
-    return [(file.name, file.read_bytes()) for file in files]
+    """What is in the files of a folder that is one volume."""
+    return [(file.name, file.read_bytes()) for file in slice_files(folder)]
+
+
+def slice_files(folder: Path) -> list[Path]:
+    """The files of a folder that is one volume, hidden ones left out, in order of name."""
+    return sorted(file for file in folder.iterdir() if file.name[0] != "." and file.is_file())
 
 
 def stack_hash(stack: Stack) -> str:
@@ -116,7 +134,7 @@ def decode(
     source: Source,
     name: str | None = None,
     enough: int | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
 ) -> Pixels:
     """Any picture as RGB.
 
@@ -179,7 +197,7 @@ def resize(image: Pixels, size: int) -> Pixels:
 
 def as_given(image: Pixels, form: Form) -> Pixels:
     """What `load_image` made, as it takes it again: a volume's slices, (S, size, size, 3)."""
-    return image if form.slices == 1 else image.reshape(form.slices, form.size, form.size, 3)
+    return image.reshape(form.slices, form.size, form.size, 3) if form.volumes else image
 
 
 def sheet(image: NDArray[Any]) -> NDArray[Any]:
@@ -211,16 +229,31 @@ def load_image(source: Source, form: Form | int, fast_jpeg: bool = False) -> Pix
     it. Pixels then differ, and some answers with them (how many: benchmarks/decoding.py).
     """
     form = form_of(form)
-    if form.slices > 1:
+    return fitted(opened(source, form, enough=_DRAFT * form.size if fast_jpeg else None), form)
+
+
+def opened(
+    source: Source | Stack, form: Form, name: str | None = None, enough: int | None = None
+) -> Pixels:
+    """A picture in its own size, as `decode` gives it; of a volume its strip. `fitted` does the
+    rest. Raises `DataError` as `load_image` does.
+    """
+    if form.volumes:
         # Imported here: pictures need none of it.
         from dynammo.data.formats.volumes import load_volume
 
-        return load_volume(source, form)
-    enough = _DRAFT * form.size if fast_jpeg else None
-    return resize(decode(source, enough=enough, window=form.window), form.size)
+        return load_volume(source, form, name)
+    if isinstance(source, list):
+        raise DataError(f"{name} is a folder; expected a picture (image.slices 1)")
+    return decode(source, name, enough, form.window)
 
 
-def from_array(array: NDArray[Any], window: tuple[float, float] | None = None) -> Pixels:
+def fitted(image: Pixels, form: Form) -> Pixels:
+    """What `opened` gave, (height, size, 3)."""
+    return image if form.volumes else resize(image, form.size)
+
+
+def from_array(array: NDArray[Any], window: Window | None = None) -> Pixels:
     """`decode` of an array. Raises `ValueError`."""
     if window is not None and array.dtype != np.uint8:
         array = through_window(array, window)
@@ -243,7 +276,7 @@ def from_array(array: NDArray[Any], window: tuple[float, float] | None = None) -
     return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 
-def through_window(values: NDArray[Any], window: tuple[float, float]) -> Pixels:
+def through_window(values: NDArray[Any], window: Window) -> Pixels:
     """round(255 (v - a) / (b - a)), clipped, of values of any shape. Raises `ValueError`."""
     if values.dtype.kind not in "iuf":
         raise ValueError(f"values of {values.dtype}; expected numbers")
@@ -255,9 +288,7 @@ def through_window(values: NDArray[Any], window: tuple[float, float]) -> Pixels:
     return pixels
 
 
-def from_pil(
-    image: Image.Image, enough: int | None = None, window: tuple[float, float] | None = None
-) -> Pixels:
+def from_pil(image: Image.Image, enough: int | None = None, window: Window | None = None) -> Pixels:
     """`decode` of what Pillow has opened. Raises `ValueError` and what Pillow raises."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
@@ -265,9 +296,7 @@ def from_pil(
     return frame_of(image, enough, window)
 
 
-def frame_of(
-    image: Image.Image, enough: int | None = None, window: tuple[float, float] | None = None
-) -> Pixels:
+def frame_of(image: Image.Image, enough: int | None = None, window: Window | None = None) -> Pixels:
     """The frame that Pillow stands at, as `decode` shows it. Raises as `from_pil` does."""
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:

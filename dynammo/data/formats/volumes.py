@@ -29,6 +29,7 @@ from dynammo.data.formats.pictures import (
     Pixels,
     Source,
     Stack,
+    Window,
     decode,
     frame_of,
     from_array,
@@ -40,8 +41,6 @@ from dynammo.data.formats.pictures import (
 )
 from dynammo.errors import DataError
 from dynammo.extras import needs
-
-Window = tuple[float, float]
 
 _NUMPY, _GZIP = b"\x93NUMPY", b"\x1f\x8b"
 _NIFTI = slice(344, 348)  # where its mark is
@@ -136,14 +135,16 @@ def _frames(source: Source | Stack, window: Window | None, name: str) -> Frames:
         return _of_array(source, window)
     if isinstance(source, Image.Image):
         return _of_pages(source, window)
-    source = Path(source) if isinstance(source, str) else source
-    if isinstance(source, Path) and source.is_dir():
-        source = read_stack(source)
-    elif isinstance(source, HashedFile) and source.file.is_dir():
-        source = source.read_stack()
-    if isinstance(source, list):
-        return _of_folder(source, window, name)
-    content = source if isinstance(source, bytes) else source.read_bytes()
+    content: bytes | Stack
+    if isinstance(source, HashedFile):
+        content = source.read()
+    elif isinstance(source, str | Path):
+        path = Path(source)
+        content = read_stack(path) if path.is_dir() else path.read_bytes()
+    else:
+        content = source
+    if isinstance(content, list):
+        return _of_folder(content, window, name)
     if content[:2] == _GZIP:
         content = gzip.decompress(content)
     if content[_NIFTI] in _MARKS:

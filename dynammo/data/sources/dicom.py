@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from dynammo.data.formats.pictures import slice_files
 from dynammo.data.samples import ImageSet, Sample
 from dynammo.data.sources import csv_manifest, folder
 from dynammo.data.sources.about import About
@@ -58,7 +59,7 @@ def load(path: Path, patients: bool = True, volumes: bool = False) -> ImageSet:
         try:
             file = image_set.root / sample.file
             if file.is_dir():  # that its slices are of one patient is seen when they are decoded
-                file = min(own for own in file.iterdir() if own.name[0] != "." and own.is_file())
+                file = min(slice_files(file))
             header = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
         except (InvalidDicomError, OSError, ValueError, EOFError):
             problems.append(f"{sample.file} is no DICOM file")

@@ -61,14 +61,14 @@ def load(path: Path, volumes: bool = False) -> ImageSet:
         if not folders:
             problems.append(f"{path / split}: no class folders")
         for entry in entries:
-            if entry.suffix.lower() in EXTENSIONS and entry not in folders:
+            if _is_named(entry, _extensions(volumes)) and entry not in folders:
                 problems.append(f"{entry}: image in no class folder")
         for folder in folders:
-            found = _volumes(folder, problems) if volumes else _images(folder, problems)
+            found = _listed(folder, problems, volumes)
             files = [file.relative_to(path).as_posix() for file in found]
             rows += [(file, split, folder.name, None) for file in files]
             if not files:
-                known = ", ".join(sorted(VOLUMES if volumes else EXTENSIONS))
+                known = ", ".join(sorted(_extensions(volumes)))
                 problems.append(f"{folder}: class folder without images ({known})")
     if all(classes.values()):
         for name in sorted(classes["train"] ^ classes["test"]):
@@ -88,25 +88,35 @@ def image_files(folder: Path, volumes: bool = False) -> list[Path]:
         DataError: a folder cannot be listed, or there is no image.
     """
     problems: list[str] = []
-    files = sorted(_volumes(folder, problems) if volumes else _images(folder, problems))
+    files = sorted(_listed(folder, problems, volumes))
     if not files and not problems:
-        known = ", ".join(sorted(VOLUMES if volumes else EXTENSIONS))
+        known = ", ".join(sorted(_extensions(volumes)))
         problems.append(f"{folder}: no image files ({known})")
     if problems:
         raise DataError(problems)
     return files
 
 
+def _extensions(volumes: bool) -> frozenset[str]:
+    return VOLUMES if volumes else EXTENSIONS
+
+
+def _listed(folder: Path, problems: list[str], volumes: bool) -> list[Path]:
+    return _volumes(folder, problems) if volumes else _images(folder, problems, EXTENSIONS)
+
+
 def _volumes(folder: Path, problems: list[str]) -> list[Path]:
     """Files of volumes in a folder and below it; of each folder below it that holds slices, the
     folder.
     """
-    found: list[Path] = []
+    files: dict[Path, list[Path]] = {}
     for file in _images(folder, problems, VOLUMES):
-        whole = file.parent if file.parent != folder and holds_slices(file.parent) else file
-        if not found or found[-1] != whole:
-            found.append(whole)
-    return found
+        files.setdefault(file.parent, []).append(file)
+    return [
+        whole
+        for parent, own in files.items()
+        for whole in ([parent] if parent != folder and holds_slices(parent) else own)
+    ]
 
 
 def holds_slices(folder: Path) -> bool:
@@ -115,9 +125,7 @@ def holds_slices(folder: Path) -> bool:
     return len(files) > 1 and is_slice(files[0])
 
 
-def _images(
-    folder: Path, problems: list[str], extensions: frozenset[str] = EXTENSIONS
-) -> list[Path]:
+def _images(folder: Path, problems: list[str], extensions: frozenset[str]) -> list[Path]:
     """Image files in a folder and below it, each once, whatever links lead to it.
 
     What cannot be listed, is no regular file, or has a name that is not UTF-8 becomes a problem.

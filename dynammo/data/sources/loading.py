@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynammo.data import DATA_SOURCES
 from dynammo.data.samples import ImageSet
 from dynammo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dynammo.config import Config
+
+
+def load_data(config: Config) -> ImageSet:
+    """The images that a configuration names. Raises as `load_source` does."""
+    data = config.data
+    return load_source(data.source, Path(data.path), data.options, config.image.form.volumes)
 
 
 def load_source(

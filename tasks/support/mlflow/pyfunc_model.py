@@ -24,8 +24,7 @@ from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
 from dynammo.clinical import Evidence
-from dynammo.data.formats.pictures import Pixels, Source, as_given, decode
-from dynammo.data.formats.volumes import load_volume
+from dynammo.data.formats.pictures import Pixels, Source, as_given, decode, opened
 from dynammo.deploy.graph import has_graph, load_predictor
 from dynammo.deploy.log import LOG, PredictionLog, hash_pixels
 from dynammo.errors import ConfigError, DataError
@@ -88,7 +87,8 @@ class ImageClassifier(PythonModel):
             name = f"image {number} of {len(sent)}"
             try:
                 source = _source(image, name)
-                images.append(self._read(source, name))
+                form = self.predictor.form
+                images.append(as_given(opened(source, form, name), form))
                 hashes.append(
                     hashlib.sha256(source).hexdigest()
                     if isinstance(source, bytes)
@@ -110,12 +110,6 @@ class ImageClassifier(PythonModel):
             for row, image in zip(rows, images, strict=True):
                 row["heat_map"] = self._heat_map(image, row["label"])
         return rows
-
-    def _read(self, source: Source, name: str) -> Pixels:
-        form = self.predictor.form
-        if form.slices == 1:
-            return decode(source, name, window=form.window)
-        return as_given(load_volume(source, form, name), form)
 
     def _heat_map(self, image: Pixels, label: str) -> str:
         from dynammo.deploy.heat_map import explained

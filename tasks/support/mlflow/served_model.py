@@ -269,10 +269,12 @@ def _encode_example(example: Source) -> str:
     sent.
     """
     if isinstance(example, np.ndarray) and example.ndim == 4:
-        first, *others = (Image.open(BytesIO(thumbnail(own, _EXAMPLE_SIDE))) for own in example)
-        pages = BytesIO()
-        first.save(pages, "tiff", save_all=True, append_images=others, compression="tiff_deflate")
-        return base64.b64encode(pages.getvalue()).decode()
+        pages, file = [Image.fromarray(own) for own in example], BytesIO()
+        for page in pages:
+            page.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+        first, *others = pages
+        first.save(file, "tiff", save_all=True, append_images=others, compression="tiff_deflate")
+        return base64.b64encode(file.getvalue()).decode()
     return base64.b64encode(thumbnail(decode(example), _EXAMPLE_SIDE)).decode()
 
 

@@ -86,7 +86,7 @@ def test_an_intact_store_is_used_again(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = build_store(images, SIZE, tmp_path / "store")
-    monkeypatch.setattr(store, "decode", None)  # decoding again would fail
+    monkeypatch.setattr(store, "opened", None)  # decoding again would fail
     assert build_store(images, SIZE, tmp_path / "store") == path
 
 
