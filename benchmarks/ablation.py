@@ -267,7 +267,7 @@ def ensemble(learnt: Learnt) -> list[Tensor]:
     """Every adapter kept, each with the discriminant over all classes; the mean of their scores."""
     result, learnt = [], learnt.normalised(learnt.head.power)
     for known in unmerged_statistics(learnt):
-        heads = [discriminant_head(mine, learnt.head.shrinkage) for mine in known]
+        heads = [discriminant_head(mine, learnt.head) for mine in known]
         scores = [
             linear(features.test, head["weight"], head["bias"])
             for features, head in zip(learnt.alone[: len(heads)], heads, strict=True)
@@ -292,7 +292,7 @@ def choosing_by_others(learnt: Learnt) -> list[Tensor]:
             known = measure_classes(
                 learnt.alone[task].train[:, images], labels, size + bool(len(rest))
             )
-            heads.append(discriminant_head(known, learnt.head.shrinkage))
+            heads.append(discriminant_head(known, learnt.head))
             first += size
         tests = [features.test for features in learnt.alone[: stage + 1]]
         if stage:
@@ -331,9 +331,7 @@ def discriminant(net: str, drift: str = "new and exemplars", **head: float | str
         learnt = learnt.normalised(config.power)
         kept = followed(learnt, net, drift, config.drift_ridge, config.pooling)
         return [
-            predictions(
-                discriminant_head(known, config.shrinkage), of_network(net, learnt, stage).test
-            )
+            predictions(discriminant_head(known, config), of_network(net, learnt, stage).test)
             for stage, known in enumerate(kept)
         ]
 
@@ -344,13 +342,13 @@ def scores_averaged(*nets: str) -> Row:
     """The mean of the calibrated log-probabilities that discriminants of several networks give."""
 
     def row(learnt: Learnt) -> list[Tensor]:
-        learnt, amount = learnt.normalised(learnt.head.power), learnt.head.shrinkage
+        learnt = learnt.normalised(learnt.head.power)
 
         def said(net: str, stage: int, known: ClassStatistics) -> Tensor:
             features, new = of_network(net, learnt, stage), learnt.new(stage)
-            head = discriminant_head(known, amount)
+            head = discriminant_head(known, learnt.head)
             views, labels = features.train[:, new], learnt.labels[new]
-            temperature = calibration_temperature(known, views, labels, amount)
+            temperature = calibration_temperature(known, views, labels, learnt.head)
             logits = linear(features.test, head["weight"], head["bias"])
             return (logits / temperature).log_softmax(1)
 
@@ -371,7 +369,7 @@ def drift_seen_with_frozen(learnt: Learnt) -> list[Tensor]:
     both = followed(learnt, "frozen + merged", "new and exemplars", learnt.head.drift_ridge)
     for stage, known in enumerate(both):
         own = ClassStatistics(known.means[:, first:], known.scatter[first:, first:], known.counts)
-        head = discriminant_head(own, learnt.head.shrinkage)
+        head = discriminant_head(own, learnt.head)
         result.append(predictions(head, learnt.merged[stage].test))
     return result
 
@@ -382,7 +380,7 @@ def by_frequency(learnt: Learnt) -> list[Tensor]:
     """
     result, learnt = [], learnt.normalised(learnt.head.power)
     for stage, known in enumerate(kept_statistics(learnt)):
-        head = discriminant_head(known, learnt.head.shrinkage)
+        head = discriminant_head(known, learnt.head)
         head["bias"] = head["bias"] + known.counts.log().float()
         result.append(predictions(head, learnt.merged[stage].test))
     return result
@@ -425,7 +423,7 @@ def measured_on(what: str) -> Row:
             known = measure_classes(
                 features.train[:, images], learnt.labels[images], learnt.seen(stage)
             )
-            head = discriminant_head(known, learnt.head.shrinkage)
+            head = discriminant_head(known, learnt.head)
             result.append(predictions(head, features.test))
         return result
 
@@ -442,7 +440,7 @@ def then_tuned(learnt: Learnt) -> list[Tensor]:
     result, learnt = [], learnt.normalised(learnt.head.power)
     for stage, known in enumerate(kept_statistics(learnt)):
         kept, features = learnt.exemplars[stage], learnt.merged[stage]
-        start = discriminant_head(known, learnt.head.shrinkage)
+        start = discriminant_head(known, learnt.head)
         seed = derive_seed(learnt.seed, "fine-tune", learnt.seen(stage))
         inputs = features.train[:, kept]
         head = fine_tune_head(inputs, learnt.labels[kept], start, learnt.head, seed)

@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from torch.nn.functional import interpolate, linear, normalize
 
-from dynammo.config import Config
+from dynammo.config import Config, HeadConfig
 from dynammo.federated.merge import SETTINGS, add_sites
 from dynammo.federated.noise import noise_scale, noisy_classes
 from dynammo.federated.site import SiteBatch, adapted_network, load_pixels, read_site
@@ -94,9 +94,9 @@ def statistics(
     return add_sites(parts)[1]
 
 
-def recall(found: ClassStatistics, shrinkage: float, test: Images) -> float:
+def recall(found: ClassStatistics, config: HeadConfig, test: Images) -> float:
     """Mean class recall of the head, in %."""
-    head = discriminant_head(found, shrinkage)
+    head = discriminant_head(found, config)
     said = linear(test.features[0].float(), head["weight"], head["bias"]).argmax(1)
     return 100 * float(balanced_accuracy_score(test.labels, said))
 
@@ -119,7 +119,7 @@ def cost(config: Config, names: list[str], train: Images, test: Images) -> None:
     for epsilon in EPSILONS:
         seeds = SEEDS if math.isfinite(epsilon) else [0]
         plain = [
-            recall(statistics(train, len(names), epsilon, seed, sites), config.head.shrinkage, test)
+            recall(statistics(train, len(names), epsilon, seed, sites), config.head, test)
             for seed in seeds
         ]
         best = (-1.0, 0, 0.0)
@@ -128,12 +128,14 @@ def cost(config: Config, names: list[str], train: Images, test: Images) -> None:
             rest, look = images.of(~mask), images.of(mask)
             made = [statistics(rest, len(names), epsilon, 100 + s, sites) for s in list(seeds)[:1]]
             for shrinkage in SHRINKAGES:
-                value = float(np.mean([recall(own, shrinkage, look) for own in made]))
+                head = config.head.model_copy(update={"shrinkage": shrinkage})
+                value = float(np.mean([recall(own, head, look) for own in made]))
                 best = max(best, (value, size, shrinkage))
         _, size, shrinkage = best
+        head = config.head.model_copy(update={"shrinkage": shrinkage})
         images, target = (projected(own, size) if size else own for own in (train, test))
         chosen = [
-            recall(statistics(images, len(names), epsilon, seed, sites), shrinkage, target)
+            recall(statistics(images, len(names), epsilon, seed, sites), head, target)
             for seed in seeds
         ]
         print(

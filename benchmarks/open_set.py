@@ -246,8 +246,9 @@ def answers(
     """Statistics of the images of `fit`, and (N, C) probabilities and logits of all images."""
     own, of = features[fit], labels[fit]
     known = measure_classes(own[None], of, int(of.max()) + 1)
-    head = discriminant_head(known, config.shrinkage)
-    temperature = calibration_temperature(known, own[None], of, config.shrinkage)
+    config = config.model_copy(update={"flip": False})  # each image has one view
+    head = discriminant_head(known, config)
+    temperature = calibration_temperature(known, own[None], of, config)
     logits = linear(features, head["weight"], head["bias"]).double() / temperature
     return known, logits.softmax(1), logits
 

@@ -38,9 +38,9 @@ from dynammo.config import Config, HeadConfig
 from dynammo.data.formats.pictures import load_image
 from dynammo.data.sources.csv_manifest import read_table
 from dynammo.evaluation.metrics import class_recall
-from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.discriminant import linear_discriminant
 from dynammo.heads.scaling import power_normalise
-from dynammo.heads.statistics import ClassStatistics, measure_classes
+from dynammo.heads.statistics import ClassStatistics, measure_classes, shrunk_covariance
 from dynammo.network.backbones import pretrained_weights
 from dynammo.network.features import augmented_views
 from dynammo.network.network import build_network
@@ -195,7 +195,7 @@ def measured(
     own = parents[draw.seed]
     statistics = measure_classes(features, labels, len(own))
     means = towards_siblings(statistics, own, strength * len(features))
-    made = discriminant_head(statistics._replace(means=means), head.shrinkage)
+    made = linear_discriminant(means, shrunk_covariance(statistics, head.shrinkage))
     answers = linear(data.features[0], made["weight"], made["bias"]).argmax(1).numpy()
     choose, measure = (
         class_recall(data.labels[data.use == use], answers[data.use == use], len(own))

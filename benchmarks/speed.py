@@ -644,7 +644,7 @@ def learn_tasks(
 
             def head() -> None:
                 assert statistic is not None
-                discriminant_head(statistic, 0.85)
+                discriminant_head(statistic, HeadConfig(shrinkage=0.85))
 
             parts = {
                 "train the adapter": timed(train_one),

@@ -16,7 +16,7 @@ from dynammo.network.features import extract_features
 from dynammo.network.folding import fold_adapters
 
 SIZE, TASKS = 32, (["0", "1", "2"], ["3", "4", "5"])
-config = load_config(None, {"train.epochs": 3, "preset": "best"})
+config = load_config(None, {"train.epochs": 3, "preset": "best", "head.flip": False})
 digits = load_source("digits", Path("data/digits"))
 
 
@@ -40,7 +40,7 @@ folded = build_network(config.backbone, fold_adapters(network).weights, SIZE)  #
 known = [name for task in TASKS for name in task]
 images, labels = pictures("train", known)
 statistics = measure_classes(extract_features(folded, images)[None], labels, len(known))
-head = discriminant_head(statistics, config.head.shrinkage)
+head = discriminant_head(statistics, config.head)
 
 images, labels = pictures("test", known)
 logits = extract_features(folded, images) @ head["weight"].T + head["bias"]

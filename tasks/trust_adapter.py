@@ -77,7 +77,7 @@ def trust_adapter(
     shown = torch.cat([pixels[~held], kept])  # what merging did to features
 
     def seen(network: Network, pixels: torch.Tensor) -> torch.Tensor:
-        return power_normalise(augmented_views(network, pixels, head.flip), head.power)
+        return power_normalise(augmented_views(network, pixels, head.flip, head.turns), head.power)
 
     old = None if statistics is None else ClassStatistics.of(store.load(statistics))
     was = None
@@ -95,7 +95,7 @@ def trust_adapter(
         if old is not None and was is not None:
             drift = measure_drift(was, now.flatten(0, 1), head.drift_ridge)
             own = append_classes(own, drift.statistics(old))
-        fitted = discriminant_head(own, head.shrinkage)
+        fitted = discriminant_head(own, head)
         test = seen(network, pixels[held])[0]
         predicted.append(linear(test, fitted["weight"], fitted["bias"]).argmax(1))
     answers = {

@@ -114,7 +114,7 @@ def head_of(
     outputs divided by a temperature.
     """
     names, total = add_sites(parts)
-    head = discriminant_head(total, config.head.shrinkage)
+    head = discriminant_head(total, config.head)
     cooled = {name: value / temperature for name, value in head.items()}
     return names, total, {**cooled, "power": torch.tensor(config.head.power, dtype=torch.float64)}
 

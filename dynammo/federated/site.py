@@ -178,7 +178,7 @@ def measure_site(
             found[name] = Measured(noisy, 1.0)
             continue
         own = measure_classes(features, labels, len(batch.patients), "classes").pooled(head.pooling)
-        temperature = calibration_temperature(own, features, labels, head.shrinkage)
+        temperature = calibration_temperature(own, features, labels, head)
         found[name] = Measured(own, temperature)
     return found
 

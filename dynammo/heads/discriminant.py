@@ -40,11 +40,9 @@ class Discriminant:
         """
         if evidence.statistics is None or evidence.new is None or evidence.new_labels is None:
             raise ValueError("the discriminant needs class statistics and the newest images")
-        head = discriminant_head(evidence.statistics, config.shrinkage)
+        head = discriminant_head(evidence.statistics, config)
         new = power_normalise(evidence.new, config.power)
-        temperature = calibration_temperature(
-            evidence.statistics, new, evidence.new_labels, config.shrinkage
-        )
+        temperature = calibration_temperature(evidence.statistics, new, evidence.new_labels, config)
         power = torch.tensor(config.power, dtype=torch.float64)
         return {**{name: value / temperature for name, value in head.items()}, "power": power}
 
@@ -59,22 +57,24 @@ class Discriminant:
             now: of what is left of them.
             config: the rule's settings.
         """
-        was = discriminant_head(before, config.shrinkage)["weight"].norm()
+        was = discriminant_head(before, config)["weight"].norm()
         # Centred once more: in learners of earlier versions it is not.
         scaled = (head["weight"] - head["weight"].mean(0)).norm()
         temperature = was / scaled if was > 0 else 1.0  # a single class has no weights
-        made = discriminant_head(now, config.shrinkage)
+        made = discriminant_head(now, config)
         return {**head, **{name: value / temperature for name, value in made.items()}}
 
 
-def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
+def discriminant_head(statistics: ClassStatistics, config: HeadConfig) -> State:
     """Linear discriminant analysis of classes with the shrunk covariance
 
-        S = (1 - s) Sigma + s mean(diag(Sigma)) I.
+        S = (1 - s) Sigma + s mean(diag(Sigma)) I
+
+    and means drawn to one another as far as chance put them apart (`estimated_means`).
 
     Args:
         statistics: of C classes, D features; their pooling decides what Sigma is.
-        shrinkage: s in (0, 1].
+        config: its shrinkage s, and the views of an image, each of which is a sample.
 
     Returns:
         See `linear_discriminant`.
@@ -83,13 +83,65 @@ def discriminant_head(statistics: ClassStatistics, shrinkage: float) -> State:
     another on a frozen network it is SLDA (arXiv 1909.01520), and the case of a common covariance
     of FeCAM (arXiv 2309.14062); here the statistics follow a network that changes.
     """
-    return linear_discriminant(statistics.means, shrunk_covariance(statistics, shrinkage))
+    covariance = shrunk_covariance(statistics, config.shrinkage)
+    means, chance = estimated_means(statistics, covariance, config.views)
+    return linear_discriminant(means, covariance, chance)
 
 
-def linear_discriminant(means: Tensor, covariance: Tensor) -> State:
+def estimated_means(
+    statistics: ClassStatistics, covariance: Tensor, views: int
+) -> tuple[Tensor, Tensor]:
+    """Class means as far as they can be told from n_c images, and what chance is left in them.
+
+    The mean of few images lies far from all others by chance alone, so that its class would hardly
+    ever be answered. With distances measured by S, let the classes' means vary about their own by a
+    variance that is 1/m of that of images; then
+
+        k_c = n_c / (n_c + m),    mean_c' = g + k_c (mean_c - g),    g = sum k_c mean_c / sum k_c
+
+    is the expected mean, and k_c^2 tr(S^-1 Sigma) / n_c what chance adds to its squared length. As
+    in an analysis of variance, with F the variance of means over that of images,
+
+        m = n / (F - 1),    F = sum_c n_c |mean_c - mean|_S^2 / ((C - 1) tr(S^-1 Sigma)),
+
+    where n is the usual number of images a class, (N - sum n_c^2 / N) / (C - 1). Of equally large
+    classes none gains on another, and the bias is the same for all.
+
+    Args:
+        statistics: of C classes, D features.
+        covariance: S (D, D), positive definite.
+        views: samples that are of one image: they do not tell more than it.
+
+    Returns:
+        The means (C, D), and (C,) the chance in them. m is at most n: means that tell nothing
+        (F < 2) are drawn half-way, not into one point.
+
+    Source: James and Stein 1961; empirical Bayes with the moment estimate of a one-way analysis of
+    variance (Searle, Casella, McCulloch 1992); for the bias of few images in quadratic terms Moran
+    and Murphy 1979.
+    """
+    counts, means = statistics.counts / views, statistics.means
+    if len(means) < 2:
+        return means, torch.zeros_like(counts)
+    inverse = torch.linalg.inv(covariance)
+    spread = (inverse * statistics.covariance).sum()  # tr(S^-1 Sigma)
+    total = counts.sum()
+    apart = means - counts @ means / total
+    between = counts @ ((apart @ inverse) * apart).sum(1) / (len(means) - 1)
+    usual = (total - counts @ counts / total) / (len(means) - 1)
+    # Without any spread the means are what they are.
+    least = spread.clamp(min=torch.finfo(torch.float64).tiny)
+    strength = usual * spread / torch.maximum(between - spread, least)
+    kept = torch.where(counts > 0, counts / (counts + strength), 0)
+    centre = kept @ means / kept.sum()
+    chance = torch.where(counts > 0, kept.square() * spread / counts, 0)
+    return centre + kept.unsqueeze(1) * (means - centre), chance
+
+
+def linear_discriminant(means: Tensor, covariance: Tensor, chance: Tensor | None = None) -> State:
     """Linear discriminant analysis with equal priors, as a head: for the covariance S
 
-        w_c = S^-1 mu_c,    b_c = -1/2 mu_c^T S^-1 mu_c,
+        w_c = S^-1 mu_c,    b_c = -1/2 (mu_c^T S^-1 mu_c - chance_c),
 
     which is Bayes' rule for classes that are normal with a common covariance and equally frequent.
     It is centred: of w and of b their mean over the classes is taken away, which adds the same to
@@ -99,19 +151,21 @@ def linear_discriminant(means: Tensor, covariance: Tensor) -> State:
     Args:
         means: (C, D) float64.
         covariance: S (D, D) float64, positive definite.
+        chance: (C,), by which the squared lengths of means are too large; none: of none.
 
     Returns:
         `weight` (C, D) and `bias` (C,), float32; each sums to 0 over the classes.
     """
     centre = means.mean(0)
     weight = torch.linalg.solve(covariance, (means - centre).T).T
-    # -1/2 mu_c^T S^-1 mu_c, up to the same number for all.
-    bias = -0.5 * (weight * (means + centre)).sum(1)
+    # mu_c^T S^-1 mu_c, up to the same number for all.
+    length = (weight * (means + centre)).sum(1)
+    bias = -0.5 * (length if chance is None else length - chance)
     return {"weight": weight.float(), "bias": (bias - bias.mean()).float()}
 
 
 def calibration_temperature(
-    statistics: ClassStatistics, features: Tensor, labels: Tensor, shrinkage: float
+    statistics: ClassStatistics, features: Tensor, labels: Tensor, config: HeadConfig
 ) -> float:
     """The temperature T that makes softmax(logits / T) as right as it says it is.
 
@@ -124,7 +178,7 @@ def calibration_temperature(
         statistics: of all C classes, the samples of `features` among theirs.
         features: (V, N, D), V views of the newest task's training images.
         labels: (N,) class indices.
-        shrinkage: as for the head.
+        config: as for the head.
 
     Returns:
         T from 1 to HOTTEST: a few images that are all right are no reason to be surer. 1 where no
@@ -139,7 +193,7 @@ def calibration_temperature(
     place = torch.searchsorted(torch.tensor(owner), labels[held])
     out = measure_classes(features[:, held], place, len(owner), statistics.pooling)
     reduced = remove_samples(statistics, out, owner)
-    head = discriminant_head(reduced, shrinkage)
+    head = discriminant_head(reduced, config)
     logits = linear(features[0, held], head["weight"], head["bias"]).double()
     targets = labels[held]
     weights = 1 / torch.bincount(targets).double()[targets]

@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.special import logsumexp, softmax
 
+from dynammo.config import HeadConfig
 from dynammo.errors import CheckpointError
 from dynammo.evaluation.appearance import fit, measure
 from dynammo.evaluation.honesty import quantile_of
@@ -32,7 +33,8 @@ def test_images_between_the_classes_are_found_at_the_stated_rate_of_false_alarms
     def near(of: torch.Tensor) -> torch.Tensor:
         return centres[of] + torch.randn(len(of), 8, generator=generator)
 
-    head = discriminant_head(measure_classes(near(labels)[None], labels, 3), 0.1)
+    known = measure_classes(near(labels)[None], labels, 3)
+    head = discriminant_head(known, HeadConfig(shrinkage=0.1, flip=False))
 
     def strange(of: torch.Tensor) -> np.ndarray:
         logits = near(of) @ head["weight"].T + head["bias"]

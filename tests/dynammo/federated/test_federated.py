@@ -153,7 +153,7 @@ def test_a_temperature_is_measured_where_it_can_be(tmp_path: Path, config: Confi
     )
     features = power_normalise(views, config.head.power)
     whole = measure_classes(features, labels, 2, config.head.pooling)
-    assert found == calibration_temperature(whole, features, labels, config.head.shrinkage)
+    assert found == calibration_temperature(whole, features, labels, config.head)
     assert found > 1 == measure_site(network, {}, batch, 3.0)["frozen"].temperature
     # Each weighs as its images; who has measured none does not count.
     assert temperature_of([(2.0, 30), (16.0, 10), (1.0, 99)]) == pytest.approx(2**1.75)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from dynammo.heads.discriminant import discriminant_head
+from dynammo.heads.discriminant import linear_discriminant
 from dynammo.heads.linear import unified_scores
 from dynammo.heads.mahalanobis import mahalanobis
-from dynammo.heads.statistics import measure_classes
+from dynammo.heads.statistics import measure_classes, shrunk_covariance
 
 RANDOM = torch.Generator().manual_seed(0)
 LABELS = torch.arange(30) % 3
@@ -29,5 +29,7 @@ def test_it_is_scipys() -> None:
 
 
 def test_the_nearest_class_is_the_heads_answer() -> None:
-    predicted = unified_scores(FEATURES[0], discriminant_head(STATISTICS, 0.3)).predicted
+    """Whose means are those of the images."""
+    head = linear_discriminant(STATISTICS.means, shrunk_covariance(STATISTICS, 0.3))
+    predicted = unified_scores(FEATURES[0], head).predicted
     assert torch.equal(mahalanobis(FEATURES[0], STATISTICS, 0.3).argmin(1), predicted)
