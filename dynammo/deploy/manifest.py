@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 from safetensors.torch import save
 
+from dynammo import __version__
 from dynammo.checkpoint import unsealed
 from dynammo.clinical import Evidence
 from dynammo.config import AdapterConfig, ArchitectureConfig
@@ -134,7 +135,10 @@ def parse_manifest(content: bytes) -> Manifest:
             raise CheckpointError("format 2 expected")
         return Manifest.model_validate(document, strict=True)
     except ValidationError as error:
-        raise CheckpointError(f"model.json: {problems_in(error)}") from None
+        newer = ""
+        if any(item["type"] == "extra_forbidden" for item in error.errors()):
+            newer = f"; DynaMMo {__version__} does not know this, a later one may"
+        raise CheckpointError(f"model.json: {problems_in(error)}{newer}") from None
     except CheckpointError as error:
         raise CheckpointError(f"model.json: {error}") from None
 
