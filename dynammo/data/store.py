@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dynammo.checkpoint import to_json, write_atomically
 from dynammo.data.checks import Repeats, repeats, warn_of
+from dynammo.data.formats.clips import PYAV
 from dynammo.data.formats.pictures import (
     DECODER_VERSION,
     Form,
@@ -69,7 +70,7 @@ def build_store(
     form = form_of(form)
     identity = f"{image_set.content_hash} {form.size} {DECODER_VERSION}"
     if form != Form(form.size):
-        identity += f" {form.slices} {form.window}"
+        identity += f" {form.slices} {form.window} pyav-{PYAV}"
     path = directory.absolute() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if _has(path, files):
         return path

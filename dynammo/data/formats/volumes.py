@@ -1,11 +1,12 @@
 """Volumes and sequences: from a file or a folder of slices to the strip that the network sees.
 
-Read one slice at a time, so a volume costs the memory of its strip (of NIfTI also that of the file
-itself). What is one:
+Read one slice at a time, so a volume costs the memory of its strip, of a slice and of the file.
+What is one:
 
 - NIfTI, `.nii` and `.nii.gz` (nibabel): axial slices, the feet first, in the radiologist's view;
 - NumPy, `.npy`: (N, H, W) or (N, H, W, 3), as MedMNIST's 3-D sets have them;
 - DICOM of several frames, TIFF of several pages, an animated GIF, PNG or WebP;
+- a clip, `.mp4`, `.mov`, `.avi` or `.mkv` (PyAV);
 - a folder of pictures, in the order of their names, or of a DICOM series, by position.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
+from dynammo.data.formats.clips import decode_clip, kind_of
 from dynammo.data.formats.pictures import (
     FORMATS,
     Form,
@@ -80,9 +82,9 @@ def load_volume(source: Source | Stack, form: Form, name: str | None = None) -> 
         (height, size, 3) uint8.
 
     Raises:
-        DataError: unreadable, a single picture, more than three axes, slices of several series or
-            patients, at the same place twice, or missing in between.
-        MissingExtra: nibabel or pydicom is not installed.
+        DataError: unreadable, also for want of nibabel, PyAV or pydicom; a single picture, more
+            than three axes, slices of several series or patients, at the same place twice, or
+            missing in between.
     """
     name = name_of(source) if name is None else name
     try:
@@ -156,6 +158,8 @@ def _frames(source: Source | Stack, window: Window | None, name: str) -> Frames:
 
         count, shown = decode_frames(content, window)
         return Frames(count, (from_array(own) for own in shown))
+    if (kind := kind_of(content)) is not None:
+        return Frames(*decode_clip(content, kind, window))
     return _of_pages(Image.open(BytesIO(content), formats=FORMATS), window)
 
 
