@@ -61,8 +61,8 @@ def build_store(
     Raises:
         DataError: images that cannot be read, or whose file is not the one that was listed; the
             same picture (equal pixels before resizing) in train and test, or under two classes of
-            one split, or nearly the same in train and test (`dynammo.data.near`; not of volumes),
-            unless `repeated` is "warn". All of them at once.
+            one split, or nearly the same in train and test (`dynammo.data.near`), unless
+            `repeated` is "warn". All of them at once.
     """
     unique = {sample.sha256: sample for sample in reversed(image_set.samples)}
     files = sorted(unique)
@@ -92,7 +92,7 @@ def build_store(
             rows[row] = fitted(picture, form)
             digest = hashlib.sha256(repr(picture.shape).encode())
             digest.update(picture.data)
-            return digest.hexdigest(), None if form.volumes else mark(picture), spacing
+            return digest.hexdigest(), mark(picture, form.slices), spacing
 
         pictures: dict[str, str] = {}
         marks: dict[str, Marks | None] = {}
