@@ -14,7 +14,6 @@ from prefect.runtime import flow_run
 
 from dynammo.checks import check_parts
 from dynammo.config import load_config
-from dynammo.errors import ConfigError
 from flows.support.learning import at, check_hierarchy, evaluate_methods, learn_batch, start
 from tasks.keep_images import keep_images
 from tasks.publish import check_output, publish
@@ -52,8 +51,6 @@ def incremental(
     sweep(config.output_dir)
     check_output(config.output_dir)
     check_parts(config)
-    if config.clinical.names:
-        raise ConfigError(["clinical is for learners (dynammo learn), whose batches are CSVs"])
     data = version_data(config)
     check_hierarchy(config, data["classes"])
     batches = data["tasks"]

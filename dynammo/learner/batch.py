@@ -48,7 +48,7 @@ def load_batch(
     """
     asked = clinical.names if clinical else []
     listed = list_labelled(path, [*dict.fromkeys([*subgroups, *asked])], volumes)
-    _check_numbers(path, listed, clinical.numbers if clinical else [])
+    check_numbers(path, listed, clinical.numbers if clinical else [])
     seen_files, seen_groups = ledger.seen()
     bare = classes_without_test(listed)
 
@@ -110,7 +110,8 @@ def batch_columns(path: Path) -> list[str]:
     return csv_manifest.read_table(listing)[0] if listing.is_file() else []
 
 
-def _check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
+def check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
+    """Raises `DataError`: values of these columns that are no numbers."""
     problems = []
     for sample in listed.samples:
         for name, value in sample.columns:
