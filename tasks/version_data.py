@@ -14,7 +14,6 @@ from dynammo.data.scenario import build_scenario
 from dynammo.data.sources.loading import load_data
 from dynammo.data.store import build_store
 from dynammo.errors import DataError
-from dynammo.learner.batch import check_numbers
 from tasks.support.dvc import hint_if_missing, tracked_but_missing, version_with_dvc
 from tasks.support.progress import progress_bar
 from tasks.support.workspace import IMAGES, MANIFESTS, Classes
@@ -63,7 +62,6 @@ def version_data(config: Config) -> DataVersion:
         image_set = load_data(config)
     except DataError as error:
         raise DataError(f"{error}{hint_if_missing(path)}") from None
-    check_numbers(path, image_set, config.clinical.numbers)
     check_image_set(image_set, config.data.repeats)
     scenario = build_scenario(image_set, config.scenario, config.memory, config.seed)
     dvc = version_with_dvc(path, made_anew, logger)

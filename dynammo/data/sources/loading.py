@@ -7,6 +7,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynammo.clinical import check_numbers
 from dynammo.data import DATA_SOURCES
 from dynammo.data.samples import ImageSet
 from dynammo.errors import ConfigError
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
 
 def load_data(config: Config) -> ImageSet:
-    """The images that a configuration names. Raises as `load_source` does."""
-    data = config.data
-    return load_source(
-        data.source, Path(data.path), data.options, config.image.form.volumes, config.clinical.names
-    )
+    """The images that a configuration names, with the columns it names beside them.
+
+    Raises as `load_source` does, and `DataError` where a clinical number is none.
+    """
+    data, path, clinical = config.data, Path(config.data.path), config.clinical
+    images = load_source(data.source, path, data.options, config.image.form.volumes, clinical.names)
+    check_numbers(path, images, clinical.numbers)
+    return images
 
 
 def load_source(
