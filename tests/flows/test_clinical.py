@@ -127,7 +127,9 @@ def test_a_learner_goes_by_what_is_beside_the_images(
     assert json.loads((folder.path / "model/model.json").read_text())["clinical"]["weight"] == 0.75
 
 
-def test_a_run_goes_by_them_too(here: Path, listed: Callable[..., Path]) -> None:
+def test_a_run_goes_by_them_too(
+    here: Path, listed: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [row for n in (0, 1) for row in csv.DictReader(listed(f"batch{n}", TASKS[n]).open())]
     path = here / "all.csv"
     with path.open("w", newline="") as file:
@@ -148,6 +150,9 @@ def test_a_run_goes_by_them_too(here: Path, listed: Callable[..., Path]) -> None
     columns = {"clinical.categories": ["ward"], "clinical.numbers": ["age"]}
     alone = incremental(None, settings)["summary"]["merged"]
     beside = incremental(None, {**settings, **columns})
+    assert (
+        "columns beside images count for merged and frozen alone, not for unmerged" in caplog.text
+    )
     assert beside["summary"]["merged"]["last_accuracy"] > alone["last_accuracy"] + 0.3
     model = json.loads((Path(beside["output"]) / "model/model.json").read_text())
     assert model["clinical"]["categories"]["ward"].keys() == {

@@ -26,6 +26,7 @@ try:
 except PackageNotFoundError:
     PYAV = "none"
 _QUARTER = 90  # degrees
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 
 
@@ -39,7 +40,7 @@ def kind_of(content: bytes) -> str | None:
     if content[:4] == _EBML:
         return "matroska"
     # Before the index of an old MOV there may be what takes its place, or its pictures.
-    return "mov" if content[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") else None
+    return "mov" if content[4:8] in _BOXES else None
 
 
 def decode_clip(
@@ -59,7 +60,7 @@ def decode_clip(
     Raises:
         ValueError: a file whose end is missing, no video stream, no frames, a damaged frame, one
             that is too large or turned by other than quarters; of the frames also while they are
-            read. PyAV has its own errors, which are `ValueError` or `OSError`, too.
+            read. PyAV has errors of its own.
         MissingExtra: PyAV is not installed.
     """
     if (length := _length(content, kind)) > len(content):
