@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo.data.checks import finite
+from dynammo.data.samples import ImageSet
 from dynammo.data.sources.csv_manifest import read_table
 from dynammo.errors import CheckpointError, DataError
 
@@ -303,6 +304,20 @@ def number(text: str, name: str = "a column") -> float:
     if (value := finite(text)) is None:
         raise DataError(f"{name}: {text!r} is no number")
     return value
+
+
+def check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
+    """Raises `DataError`: values of these columns that are no numbers."""
+    problems = []
+    for sample in listed.samples:
+        for name, value in sample.columns:
+            if name in names and value:
+                try:
+                    number(value, name)
+                except DataError as error:
+                    problems.append(f"{path}: {sample.file}: {error}")
+    if problems:
+        raise DataError(problems)
 
 
 def _categories(of_value: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from dynammo.checks import check_parts
 from dynammo.config import load_config
-from dynammo.errors import ConfigError
+from flows.methods import steps_of
+from flows.methods.shared_features import SharedFeatures
 from flows.support.learning import at, check_hierarchy, evaluate_methods, learn_batch, start
 from tasks.keep_images import keep_images
 from tasks.publish import check_output, publish
@@ -52,8 +53,11 @@ def incremental(
     sweep(config.output_dir)
     check_output(config.output_dir)
     check_parts(config)
-    if config.clinical.names:
-        raise ConfigError(["clinical is for learners (dynammo learn), whose batches are CSVs"])
+    others = [name for name in config.methods if not isinstance(steps_of(name), SharedFeatures)]
+    if config.clinical.names and others:
+        get_run_logger().warning(
+            "columns beside images count for merged and frozen alone, not for %s", ", ".join(others)
+        )
     data = version_data(config)
     check_hierarchy(config, data["classes"])
     batches = data["tasks"]

@@ -46,8 +46,6 @@ def check_repeats(tests: list[Tested], before: Stage, repeated: Repeats, context
         if not samples or not kept[other]:
             continue
         new = images.store.load(samples).permute(0, 2, 3, 1).numpy()
-        if new.shape[1] != new.shape[2]:
-            return  # what is near among pictures says nothing of volumes
         old = torch.cat([store.load(ref)["images"] for ref in kept[other].values()])
         found += [
             f"nearly the same picture was a {other} image of an earlier batch: {samples[row].file}"

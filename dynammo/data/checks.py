@@ -6,7 +6,7 @@ import logging
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from dynammo.data.samples import SPLITS, ImageSet, Sample
@@ -16,6 +16,7 @@ Repeats = Literal["refuse", "warn"]
 
 # Columns of a table of answers (`dynammo predict`) beside one a class.
 RESERVED = ("file", "label", "probability", "prediction_set", "unknown", "error")
+_TIMES = 3.0  # that slices of one volume may be as far apart as those of another
 _log = logging.getLogger(__name__)
 
 
@@ -118,6 +119,26 @@ def warn_of(found: list[str], repeated: Repeats) -> list[str]:
         found[0],
     )
     return []
+
+
+def warn_of_spacing(spacings: Mapping[str, float]) -> None:
+    """Say in the log where slices of some volumes are more than 3 times as far apart as others'.
+
+    Every volume becomes as many slices, whatever they stand for, so that an answer may go by the
+    scanner instead of by what is seen.
+
+    Args:
+        spacings: millimetres from slice to slice, by file.
+    """
+    if not spacings:
+        return
+    close, far = (chosen(spacings, key=spacings.__getitem__) for chosen in (min, max))
+    if spacings[far] > _TIMES * spacings[close]:
+        _log.warning(
+            "slices are %g mm apart in %s and %g mm in %s, more than %g times as far: answers may "
+            "go by the scanner",
+            *(spacings[far], far, spacings[close], close, _TIMES),
+        )
 
 
 def _grouped(

@@ -1,7 +1,8 @@
 """Find nearly the same picture in train and in test: encoded again, or resized.
 
 By imagehash's `phash`: what the lowest 16 x 16 frequencies of a picture are, above or below their
-median. benchmarks/measurements/data.md says how the two limits were found.
+median. Volumes are compared slice by slice of their strips, and the limits are of the mean over
+slices. benchmarks/measurements/data.md says how the two were found.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from PIL import Image
 from dynammo.data.formats.pictures import Pixels
 from dynammo.data.samples import Sample
 
-MOST_BITS = 16  # of 256 that may differ
+MOST_BITS = 16  # of 256 that may differ, of a slice in the mean
 MOST_DIFFERENCE = 16.0  # mean over pixels, of 255: a hash knows no colours
 _SIDE = 16
+_WORDS = 4  # of 64 bits, in a hash
 _LEAST_CONTRAST = 2.0  # standard deviation; below it a hash is of noise, and the same for all
 _LOOKED_AT = 20  # of drawings that differ in colour alone there may be thousands
 _AT_ONCE = 200_000  # pairs, so that they stay in the processor's cache
@@ -26,8 +28,16 @@ _AT_ONCE = 200_000  # pairs, so that they stay in the processor's cache
 Marks = NDArray[np.uint64]
 
 
-def mark(picture: Pixels) -> Marks | None:
-    """The hash of a picture (H, W, 3), 256 bits as four numbers; none of one that shows nothing."""
+def mark(picture: Pixels, slices: int = 1) -> Marks | None:
+    """The hash of a picture (H, W, 3), 256 bits as four numbers; none of one that shows nothing.
+
+    Of a strip those of its slices, (4 S,), 0 for a slice that shows nothing, which no hash is.
+    """
+    if slices > 1:
+        own = [mark(part) for part in picture.reshape(slices, -1, *picture.shape[1:])]
+        if all(value is None for value in own):
+            return None
+        return np.concatenate([np.zeros(_WORDS, np.uint64) if v is None else v for v in own])
     grey = Image.fromarray(picture).convert("L")
     small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
     if small.std() < _LEAST_CONTRAST:
@@ -70,8 +80,8 @@ def near_kept(new: Pixels, kept: Pixels) -> list[int]:
     """Find pictures that nearly are, or are, one of those that are kept of earlier batches.
 
     Args:
-        new: pictures (N, S, S, 3).
-        kept: pictures (M, S, S, 3).
+        new: pictures (N, W, W, 3), or strips (N, S * W, W, 3).
+        kept: (M, W, W, 3), or strips.
 
     Returns:
         Rows of `new`.
@@ -84,14 +94,17 @@ def near_kept(new: Pixels, kept: Pixels) -> list[int]:
 def _pairs(
     asked: Marks, known: Marks, alike: Callable[[int, int], bool]
 ) -> Iterator[tuple[int, int]]:
-    """For each of the asked (N, 4) that a known one (M, 4) is near to, and alike: both rows."""
+    """For each of the asked (N, 4 S) that a known one (M, 4 S) is near to, and alike: both rows."""
     if not len(asked) or not len(known):
         return
     step = max(1, _AT_ONCE // len(known))
     for start in range(0, len(asked), step):
-        distances = _distances(asked[start : start + step], known)
-        for row in np.flatnonzero(distances.min(axis=1) <= MOST_BITS):
-            close = np.flatnonzero(distances[row] <= MOST_BITS)
+        some = asked[start : start + step]
+        distances = _distances(some, known)
+        # Slices that show nothing count for none; where the other shows something, all bits differ.
+        most = MOST_BITS * some.reshape(len(some), -1, _WORDS).any(axis=2).sum(axis=1)
+        for row in np.flatnonzero(distances.min(axis=1) <= most):
+            close = np.flatnonzero(distances[row] <= most[row])
             nearest = close[np.argsort(distances[row][close], kind="stable")[:_LOOKED_AT]]
             place = start + int(row)
             index = next((own for own in map(int, nearest) if alike(place, own)), None)
@@ -102,7 +115,7 @@ def _pairs(
 def _marked(
     samples: Sequence[Sample], marks: Mapping[str, Marks | None], split: str
 ) -> tuple[list[Sample], Marks]:
-    """The samples of a split that have a mark, and their marks (N, 4)."""
+    """The samples of a split that have a mark, and their marks (N, 4 S)."""
     found = [
         (own, value)
         for own in samples
@@ -113,14 +126,16 @@ def _marked(
 
 
 def _rows_marked(pictures: Pixels) -> tuple[list[int], Marks]:
-    """The rows of pictures (N, H, W, 3) that have a mark, and their marks (M, 4)."""
-    found = {row: value for row, own in enumerate(pictures) if (value := mark(own)) is not None}
+    """The rows of strips (N, S * W, W, 3) that have a mark, and their marks (M, 4 S)."""
+    slices = pictures.shape[1] // pictures.shape[2]
+    marked = ((row, mark(own, slices)) for row, own in enumerate(pictures))
+    found = {row: value for row, value in marked if value is not None}
     return list(found), np.array(list(found.values()), dtype=np.uint64)
 
 
-def _distances(some: Marks, others: Marks) -> NDArray[np.uint16]:
-    """Bits that differ, (N, 4) and (M, 4) -> (N, M)."""
-    total = np.zeros((len(some), len(others)), dtype=np.uint16)
+def _distances(some: Marks, others: Marks) -> NDArray[np.uint32]:
+    """Bits that differ, (N, 4 S) and (M, 4 S) -> (N, M)."""
+    total = np.zeros((len(some), len(others)), dtype=np.uint32)
     for word in range(some.shape[1]):
         total += np.bitwise_count(some[:, word, None] ^ others[None, :, word])
     return total

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from dynammo.checkpoint import to_json, write_atomically
-from dynammo.data.checks import Repeats, repeats, warn_of
+from dynammo.data.checks import Repeats, repeats, warn_of, warn_of_spacing
+from dynammo.data.formats.clips import PYAV
 from dynammo.data.formats.pictures import (
     DECODER_VERSION,
     Form,
@@ -29,6 +30,7 @@ from dynammo.data.formats.pictures import (
     form_of,
     opened,
 )
+from dynammo.data.formats.volumes import Volume, read_volume
 from dynammo.data.near import Marks, mark, near_repeats
 from dynammo.data.samples import ImageSet, Progress, Sample, hash_file
 from dynammo.errors import DataError
@@ -59,8 +61,8 @@ def build_store(
     Raises:
         DataError: images that cannot be read, or whose file is not the one that was listed; the
             same picture (equal pixels before resizing) in train and test, or under two classes of
-            one split, or nearly the same in train and test (`dynammo.data.near`; not of volumes),
-            unless `repeated` is "warn". All of them at once.
+            one split, or nearly the same in train and test (`dynammo.data.near`), unless
+            `repeated` is "warn". All of them at once.
     """
     unique = {sample.sha256: sample for sample in reversed(image_set.samples)}
     files = sorted(unique)
@@ -69,7 +71,7 @@ def build_store(
     form = form_of(form)
     identity = f"{image_set.content_hash} {form.size} {DECODER_VERSION}"
     if form != Form(form.size):
-        identity += f" {form.slices} {form.window}"
+        identity += f" {form.slices} {form.window} pyav-{PYAV}"
     path = directory.absolute() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if _has(path, files):
         return path
@@ -81,26 +83,29 @@ def build_store(
             draft, mode="w+", dtype=np.uint8, shape=(len(files), *form.shape)
         )
 
-        def fill(row: int) -> tuple[str, Marks | None] | DataError:
-            """Decode one image into its row; gives a hash of the picture, and its mark."""
+        def fill(row: int) -> tuple[str, Marks | None, float | None] | DataError:
+            """Decode one image into its row; gives a hash of the picture, its mark and spacing."""
             try:
-                picture = _read(image_set.root, unique[files[row]], form)
+                picture, spacing = _read(image_set.root, unique[files[row]], form)
             except DataError as error:
                 return error
             rows[row] = fitted(picture, form)
             digest = hashlib.sha256(repr(picture.shape).encode())
             digest.update(picture.data)
-            return digest.hexdigest(), None if form.volumes else mark(picture)
+            return digest.hexdigest(), mark(picture, form.slices), spacing
 
         pictures: dict[str, str] = {}
         marks: dict[str, Marks | None] = {}
+        spacings: dict[str, float] = {}
         problems: list[str] = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for row, result in enumerate(pool.map(fill, range(len(files)))):
                 if isinstance(result, DataError):
                     problems += result.problems
                 else:
-                    pictures[files[row]], marks[files[row]] = result
+                    pictures[files[row]], marks[files[row]], spacing = result
+                    if spacing is not None:
+                        spacings[unique[files[row]].file] = spacing
                 if progress:
                     progress(row + 1, len(files))
         readable = [sample for sample in image_set.samples if sample.sha256 in pictures]
@@ -108,6 +113,7 @@ def build_store(
         where = {file: row for row, file in enumerate(files)}
         found += near_repeats(readable, marks, lambda sample: rows[where[sample.sha256]], pictures)
         problems += warn_of(found, repeated)
+        warn_of_spacing(spacings)
         if problems:
             raise DataError(problems)
 
@@ -173,8 +179,8 @@ def _has(path: Path, files: list[str]) -> bool:
         return False
 
 
-def _read(root: Path, sample: Sample, form: Form) -> Pixels:
-    """A picture, or a volume's strip, made sure to be of the file that was listed."""
+def _read(root: Path, sample: Sample, form: Form) -> Volume:
+    """A volume, or a picture, without a spacing, made sure to be of the file that was listed."""
     file = HashedFile(root / sample.file)
     try:
         content = file.read()
@@ -184,4 +190,6 @@ def _read(root: Path, sample: Sample, form: Form) -> Pixels:
         raise DataError(
             f"{sample.file} has changed: SHA-256 {file.sha256}, listed as {sample.sha256}"
         )
-    return opened(content, form, sample.file)
+    if form.volumes:
+        return read_volume(content, form, sample.file)
+    return Volume(opened(content, form, sample.file), None)

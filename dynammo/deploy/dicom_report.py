@@ -1,13 +1,14 @@
 """DICOM objects that refer to a DICOM image: what a model says of it, and where it sees that.
 
-Dates are the image's own, since the same input is to give the same file under the same UIDs. When
-an answer was given, the prediction log says.
+Or to all slices of a series. Dates are the image's own, of a series its first file's, since the
+same input is to give the same file under the same UIDs. When an answer was given, the prediction
+log says.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, time
 from io import BytesIO
@@ -46,7 +47,7 @@ _CLOCK = (
 _REPORTS, _HEAT_MAPS = 9901, 9902  # series, by number
 
 
-def structured_report(header: Dataset, finding: Finding) -> bytes:
+def structured_report(headers: Sequence[Dataset], finding: Finding) -> bytes:
     """A Comprehensive SR document on an image: a Measurement Report (DICOM PS3.16, TID 1500).
 
     One group of measurements on the image has the predicted class and the classes that cannot be
@@ -55,23 +56,25 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
     highdicom fills in the template's own codes, such as the title (126000, DCM).
 
     Args:
-        header: of the image, as `dynammo.data.formats.dicom.read_header` gives it.
+        headers: of the image, or of all slices of a series, as
+            `dynammo.data.formats.dicom.read_headers` gives them.
         finding: what is said of it.
 
     Raises:
-        DataError: the header has values that no report can take over.
+        DataError: a header has values that no report can take over.
     """
-    device = finding.device
+    header, device = headers[0], finding.device
     evaluations = [hd.sr.QualitativeEvaluation(_coded(PREDICTED), _coded(finding.label))]
     if finding.possible is not None:
         evaluations += [
             hd.sr.QualitativeEvaluation(_coded(POSSIBLE), _coded(code)) for code in finding.possible
         ]
     with _taking_over():
-        source = hd.sr.SourceImageForMeasurementGroup.from_source_image(header)
+        sources = [hd.sr.SourceImageForMeasurementGroup.from_source_image(own) for own in headers]
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         hd.sr.TrackingIdentifier(
-            uid=dicom_uid(finding.identifier("group")), identifier="Whole image"
+            uid=dicom_uid(finding.identifier("group")),
+            identifier="Whole image" if len(headers) == 1 else "Whole series",
         ),
         algorithm_id=hd.sr.AlgorithmIdentification(
             name="DynaMMo",
@@ -86,7 +89,7 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
             hd.sr.Measurement(_coded(PROBABILITY), float(finding.percent), codes.UCUM.Percent)
         ],
         qualitative_evaluations=evaluations,
-        source_images=[source],
+        source_images=sources,
     )
     day, hour = date_of(header) or _NO_DATE
     with _taking_over():
@@ -96,7 +99,7 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
             imaging_measurements=[group],
         )
         report = hd.sr.ComprehensiveSR(
-            evidence=[header],
+            evidence=headers,
             content=content,
             series_instance_uid=_series(header, "reports", device),
             series_number=_REPORTS,
@@ -113,18 +116,20 @@ def structured_report(header: Dataset, finding: Finding) -> bytes:
     return _written(report)
 
 
-def heat_map_image(header: Dataset, drawn: Pixels, device: Device, label: str) -> bytes:
-    """A Secondary Capture of a drawn heat map that refers to the image it was made of.
+def heat_map_image(headers: Sequence[Dataset], drawn: Pixels, device: Device, label: str) -> bytes:
+    """A Secondary Capture of a drawn heat map that refers to what it was made of.
 
     Args:
-        header: of the image, as `dynammo.data.formats.dicom.read_header` gives it.
+        headers: of the image, or of all slices of a series, as
+            `dynammo.data.formats.dicom.read_headers` gives them.
         drawn: (H, W, 3) RGB.
         device: the model.
         label: the class that was looked for.
 
     Raises:
-        DataError: the header has values that no image can take over.
+        DataError: a header has values that no image can take over.
     """
+    header = headers[0]
     pixels = hashlib.sha256(drawn.tobytes()).hexdigest()
     unique = identifier("heat map", str(header.SOPInstanceUID), device.model, label, pixels)
     day, hour = date_of(header) or _NO_DATE
@@ -145,13 +150,7 @@ def heat_map_image(header: Dataset, drawn: Pixels, device: Device, label: str) -
             content_time=hour,
             **_equipment(device, "heat maps"),
         )
-    source = Dataset()
-    source.ReferencedSOPClassUID = header.SOPClassUID
-    source.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    source.PurposeOfReferenceCodeSequence = [
-        hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
-    ]
-    image.SourceImageSequence = [source]
+    image.SourceImageSequence = [_source(own) for own in headers]
     image["PatientOrientation"].value = None  # not known here
     image.Laterality = header.get("Laterality")
     image.ConversionType = "SYN"
@@ -180,6 +179,16 @@ def _written(made: Dataset) -> bytes:
     with _taking_over():
         made.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
+
+
+def _source(header: Dataset) -> Dataset:
+    source = Dataset()
+    source.ReferencedSOPClassUID = header.SOPClassUID
+    source.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    source.PurposeOfReferenceCodeSequence = [
+        hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
+    ]
+    return source
 
 
 def _coded(code: Code) -> hd.sr.CodedConcept:

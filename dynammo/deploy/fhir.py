@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynammo.deploy.finding import (
@@ -32,6 +32,8 @@ _SYSTEMS = {  # designator of a scheme in DICOM -> URI in FHIR (DICOM PS3.16, ta
     "I10C": "http://hl7.org/fhir/sid/icd-10-cm",
 }
 _UCUM, _UIDS, _URIS = "http://unitsofmeasure.org", "urn:dicom:uid", "urn:ietf:rfc:3986"
+_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+_UNKNOWN = {"extension": [{"url": _ABSENT, "valueCode": "unknown"}]}
 _SHA256 = "urn:oid:2.16.840.1.101.3.4.2.1"  # the name of the algorithm (RFC 5758)
 
 
@@ -46,8 +48,9 @@ def check_schemes(codes: Iterable[Code]) -> None:
         raise DataError(f"FHIR has no URI here for the scheme {', '.join(unknown)}; known: {known}")
 
 
-def diagnostic_report(finding: Finding, header: Dataset | None = None) -> dict[str, Any]:
-    """A report with one Observation and the Device that made it, both contained.
+def diagnostic_report(finding: Finding, headers: Sequence[Dataset] = ()) -> dict[str, Any]:
+    """A report with one Observation and the Device that made it, both contained; of a series also
+    an ImagingStudy, with the instances that were looked at.
 
     The value is the predicted class; components are its probability in percent and each class that
     cannot be excluded, or that none fits. Nobody is named who is not in the image's header, and
@@ -55,8 +58,10 @@ def diagnostic_report(finding: Finding, header: Dataset | None = None) -> dict[s
 
     Args:
         finding: what is said of the image; its codes are of schemes that `check_schemes` passes.
-        header: of a DICOM image, as `dynammo.data.formats.dicom.read_header` gives it.
+        headers: of a DICOM image, or of all slices of a series, as
+            `dynammo.data.formats.dicom.read_headers` gives them.
     """
+    header = headers[0] if headers else None
     unique = str(finding.identifier("FHIR"))
     patient = {} if header is None else _subject(header)
     when = {} if header is None else _time(header)
@@ -85,16 +90,16 @@ def diagnostic_report(finding: Finding, header: Dataset | None = None) -> dict[s
         **when,
         "valueCodeableConcept": _concept(finding.label),
         "device": {"reference": "#model"},
-        "derivedFrom": _sources(finding, header),
+        "derivedFrom": _sources(finding, headers),
         "component": components,
     }
-    study = {}
+    study, series = {}, [_series(headers)] if len(headers) > 1 else []
     if header is not None:
         study = {"imagingStudy": [_logical("ImagingStudy", _UIDS, f"{header.StudyInstanceUID}")]}
     return {
         "resourceType": "DiagnosticReport",
         "id": unique,
-        "contained": [observation, _device(finding.device)],
+        "contained": [observation, _device(finding.device), *series],
         "identifier": [{"system": _URIS, "value": f"urn:uuid:{unique}"}],
         "status": "preliminary",
         "code": _concept(_REPORT),
@@ -133,12 +138,42 @@ def _device(device: Device) -> dict[str, Any]:
     }
 
 
-def _sources(finding: Finding, header: Dataset | None) -> list[dict[str, Any]]:
-    """The file by its hash, a DICOM image by its UID, too."""
+def _sources(finding: Finding, headers: Sequence[Dataset]) -> list[dict[str, Any]]:
+    """The file by its hash, a DICOM image by its UID, too, and a series as what is contained."""
     file = _logical("DocumentReference", _SHA256, finding.input)
-    if header is None:
+    if not headers:
         return [file]
-    return [_logical("Media", _UIDS, f"{header.SOPInstanceUID}"), file]
+    if len(headers) > 1:
+        return [{"reference": "#images"}, file]
+    return [_logical("Media", _UIDS, f"{headers[0].SOPInstanceUID}"), file]
+
+
+def _series(headers: Sequence[Dataset]) -> dict[str, Any]:
+    """The study as far as it was looked at."""
+    first = headers[0]
+    instances = [
+        {
+            "uid": f"{own.SOPInstanceUID}",
+            "sopClass": {"system": _URIS, "code": f"urn:oid:{own.SOPClassUID}"},
+        }
+        for own in headers
+    ]
+    return {
+        "resourceType": "ImagingStudy",
+        "id": "images",
+        "identifier": [{"system": _UIDS, "value": f"urn:oid:{first.StudyInstanceUID}"}],
+        "status": "unknown",  # whether the archive has it
+        "subject": _UNKNOWN,  # FHIR wants one
+        **_subject(first),
+        "series": [
+            {
+                "uid": f"{first.SeriesInstanceUID}",
+                "modality": {"system": _SYSTEMS["DCM"], "code": f"{first.Modality}"},
+                "numberOfInstances": len(instances),
+                "instance": instances,
+            }
+        ],
+    }
 
 
 def _subject(header: Dataset) -> dict[str, Any]:

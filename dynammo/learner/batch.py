@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dynammo.clinical import number
+from dynammo.clinical import check_numbers
 from dynammo.config import ClinicalConfig
 from dynammo.data.marks import mark
 from dynammo.data.samples import ImageSet, Sample, list_samples
@@ -48,7 +48,7 @@ def load_batch(
     """
     asked = clinical.names if clinical else []
     listed = list_labelled(path, [*dict.fromkeys([*subgroups, *asked])], volumes)
-    _check_numbers(path, listed, clinical.numbers if clinical else [])
+    check_numbers(path, listed, clinical.numbers if clinical else [])
     seen_files, seen_groups = ledger.seen()
     bare = classes_without_test(listed)
 
@@ -108,19 +108,6 @@ def batch_columns(path: Path) -> list[str]:
     """
     listing = path if path.is_file() else path / "manifest.csv"
     return csv_manifest.read_table(listing)[0] if listing.is_file() else []
-
-
-def _check_numbers(path: Path, listed: ImageSet, names: Sequence[str]) -> None:
-    problems = []
-    for sample in listed.samples:
-        for name, value in sample.columns:
-            if name in names and value:
-                try:
-                    number(value, name)
-                except DataError as error:
-                    problems.append(f"{path}: {sample.file}: {error}")
-    if problems:
-        raise DataError(problems)
 
 
 def classes_without_test(image_set: ImageSet) -> set[str]:

@@ -58,7 +58,8 @@ def explain(
         assert isinstance(predictor, Predictor)
         targets: dict[Path, Path] = {}
         for file in image_files(images, predictor.form.volumes):
-            target = output / f"{file.stem}-heat-map.{'dcm' if dicom else 'png'}"
+            stem = file.name if file.is_dir() else file.stem
+            target = output / f"{stem}-heat-map.{'dcm' if dicom else 'png'}"
             if target in targets:
                 raise DataError(f"{targets[target]} and {file} would share {target}: one at a time")
             check_writable(target)
@@ -97,8 +98,8 @@ def _remembered(learner: str, model: Path, output: Path, predictor: Predictor) -
 
 def _as_dicom(model: Path, predictor: Predictor) -> Callable[[Path, bytes, str], bytes]:
     """A function of an image's file, its heat map as PNG and the class: a Secondary Capture."""
-    from dynammo.data.formats.dicom import read_header
-    from dynammo.data.formats.pictures import decode
+    from dynammo.data.formats.dicom import read_headers
+    from dynammo.data.formats.pictures import HashedFile, decode
     from dynammo.deploy.dicom_report import heat_map_image
     from dynammo.deploy.finding import read_device
 
@@ -106,10 +107,10 @@ def _as_dicom(model: Path, predictor: Predictor) -> Callable[[Path, bytes, str],
 
     def convert(file: Path, png: bytes, label: str) -> bytes:
         try:
-            header = read_header(file.read_bytes())
-            if header is None:
+            headers = read_headers(HashedFile(file).read())
+            if not headers:
                 raise DataError("it is no DICOM file, so that no DICOM image can refer to it")
-            return heat_map_image(header, decode(png), device, label)
+            return heat_map_image(headers, decode(png), device, label)
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
 

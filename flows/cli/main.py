@@ -140,7 +140,9 @@ def predict(
     log: Log = None,
     dicom_sr: Annotated[
         Path | None,
-        typer.Option("--dicom-sr", help="Folder for a DICOM Structured Report on each image."),
+        typer.Option(
+            "--dicom-sr", help="Folder for a DICOM Structured Report on each image or series."
+        ),
     ] = None,
     fhir: Annotated[
         Path | None,

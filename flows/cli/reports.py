@@ -1,8 +1,7 @@
-"""Reports of `dynammo predict` for other systems: DICOM SR and FHIR, a file an image."""
+"""Reports of `dynammo predict` for other systems: DICOM SR and FHIR, a file an image or series."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from dynammo.deploy.finding import find, own_codes, read_codes, read_device
 from dynammo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from dynammo.deploy.answers import Answer, Answering
 
 
@@ -67,29 +68,31 @@ class Reports:
         Raises:
             DataError: there can be none, or the file is no longer the one that was classified.
         """
-        if file.file.is_dir():
-            raise DataError(f"{file}: there is no report on a folder of slices")
-        content = file.file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != file.sha256:
+        again = HashedFile(file.file)
+        content = again.read()
+        if again.sha256 != file.sha256:
             raise DataError(f"{file}: it was changed after it was classified")
         finding = find(answer, file.sha256, self.codes, self.device)
-        name = f"{file.file.stem}-{file.sha256[:12]}"
-        header = None
+        # A folder's name may have points, as a series' UID has.
+        stem = file.file.name if file.file.is_dir() else file.file.stem
+        name = f"{stem}-{file.sha256[:12]}"
+        contents = [content] if isinstance(content, bytes) else [own for _, own in content]
+        headers: list[Dataset] = []
         try:
-            if is_dicom(content):
-                from dynammo.data.formats.dicom import read_header
+            if any(map(is_dicom, contents)):
+                from dynammo.data.formats.dicom import read_headers
 
-                header = read_header(content)
+                headers = read_headers(content)
             if self.fhir is not None:
                 from dynammo.deploy.fhir import diagnostic_report
 
-                document = to_json(diagnostic_report(finding, header))
+                document = to_json(diagnostic_report(finding, headers))
                 write_atomically(self.fhir / f"{name}.json", document)
             if self.dicom_sr is not None:
                 from dynammo.deploy.dicom_report import structured_report
 
-                if header is None:
+                if not headers:
                     raise DataError("it is no DICOM file, so that no DICOM report can refer to it")
-                write_atomically(self.dicom_sr / f"{name}.dcm", structured_report(header, finding))
+                write_atomically(self.dicom_sr / f"{name}.dcm", structured_report(headers, finding))
         except DataError as error:
             raise DataError(f"{file}: {error}") from None

@@ -127,17 +127,56 @@ def test_a_learner_goes_by_what_is_beside_the_images(
     assert json.loads((folder.path / "model/model.json").read_text())["clinical"]["weight"] == 0.75
 
 
+def test_a_run_goes_by_them_too(
+    here: Path, listed: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row for n in (0, 1) for row in csv.DictReader(listed(f"batch{n}", TASKS[n]).open())]
+    path = here / "all.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["split", *rows[0]])
+        writer.writeheader()
+        writer.writerows(
+            {**row, "split": "test" if number % 4 > 1 else "train"}
+            for number, row in enumerate(rows)
+        )
+    settings = {
+        **OVERRIDES,
+        "data.name": "run",
+        "data.source": "csv",
+        "data.path": str(path),
+        "scenario.classes_per_task": 2,
+        "scenario.class_order": "sorted",
+    }
+    columns = {"clinical.categories": ["ward"], "clinical.numbers": ["age"]}
+    alone = incremental(None, settings)["summary"]["merged"]
+    beside = incremental(None, {**settings, **columns})
+    assert (
+        "columns beside images count for merged and frozen alone, not for unmerged" in caplog.text
+    )
+    assert beside["summary"]["merged"]["last_accuracy"] > alone["last_accuracy"] + 0.3
+    model = json.loads((Path(beside["output"]) / "model/model.json").read_text())
+    assert model["clinical"]["categories"]["ward"].keys() == {
+        f"ward {name}" for own in TASKS[:2] for name in own
+    }
+
+    path.write_text(path.read_text().replace(",40\n", ",old\n", 1))
+    with pytest.raises(DataError, match="age: 'old' is no number"):
+        incremental(None, {**settings, **columns})
+    with pytest.raises(DataError, match="missing columns sex, which are asked for"):
+        incremental(None, {**settings, "clinical.categories": ["sex"]})
+    with pytest.raises(ConfigError, match=r"clinical: folder knows no columns \(ward, age\); csv"):
+        incremental(None, {**settings, **columns, "data.source": "folder"})
+
+
 def test_what_is_no_clinical_column_is_refused(here: Path, listed: Callable[..., Path]) -> None:
     path = listed("batch1", TASKS[0])
     path.write_text(path.read_text().replace(",40\n", ",old\n", 1))
     with pytest.raises(DataError, match=r"amber|birch.*: age: 'old' is no number"):
         learn("shapes", str(path), None, SETTINGS)
-    with pytest.raises(DataError, match=r"missing columns sex, which the learner asks for"):
+    with pytest.raises(DataError, match=r"missing columns sex, which are asked for"):
         learn("shapes", str(path), None, {**SETTINGS, "clinical.categories": ["sex"]})
     with pytest.raises(ConfigError, match="'age' is named twice"):
         learn("shapes", str(path), None, {**SETTINGS, "clinical.categories": ["age"]})
-    with pytest.raises(ConfigError, match="clinical is for learners"):
-        incremental(None, {"clinical.numbers": ["age"]})
     assert not find_learner("shapes").exists
     learn("shapes", str(listed("batch2", TASKS[0])), None, OVERRIDES)
     model = find_learner("shapes").path / "model"

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from dynammo.data.formats.pictures import Form
 from tests.flows.test_cli import dynammo, error
-from tests.models import graph_folder, reseal_graph
-from tests.scans import scan
+from tests.models import graph_folder, random_model, reseal_graph
+from tests.scans import STUDY, scan
 
 
 @pytest.fixture
@@ -75,6 +76,54 @@ def test_an_image_without_a_report_is_answered(model: Path, scans: Path, tmp_pat
         *(False, False, True, False)
     ]
     assert (len(list(sr.iterdir())), len(list(fhir.iterdir()))) == (2, 3)
+
+
+def test_reports_and_a_heat_map_on_a_folder_of_slices(tmp_path: Path) -> None:
+    model = random_model(tmp_path / "model", ["red", "blue"], form=Form(64, slices=4))
+    folder = tmp_path / "scans" / "1.2.3.4"
+    for number in range(5):
+        unique = {"SOPInstanceUID": f"1.2.3.4.{number}", "InstanceNumber": number + 1}
+        scan(folder / f"{number}.dcm", (50 * number, 10, 10), **unique)
+    sr, fhir, maps = (tmp_path / name for name in ("sr", "fhir", "maps"))
+    result = dynammo(
+        *("predict", "-m", model, tmp_path / "scans", "--engine", "torch"),
+        *("--dicom-sr", sr, "--fhir", fhir),
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    (document,), (report,) = sr.iterdir(), fhir.iterdir()
+    assert document.name.startswith("1.2.3.4-") and report.stem == document.stem
+    read = dcmread(document)
+    (study,) = read.CurrentRequestedProcedureEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    unique = [f"1.2.3.4.{number}" for number in range(5)]
+    assert read.StudyInstanceUID == study.StudyInstanceUID == STUDY
+    assert series.SeriesInstanceUID == f"{STUDY}.1"
+    assert [own.ReferencedSOPInstanceUID for own in series.ReferencedSOPSequence] == unique
+    assert predicted(document)[0] in ("red", "blue")
+    (imaged,) = [
+        own
+        for own in json.loads(report.read_text())["contained"]
+        if own["resourceType"] == "ImagingStudy"
+    ]
+    assert [own["uid"] for own in imaged["series"][0]["instance"]] == unique
+    result = dynammo("explain", "-m", model, tmp_path / "scans", "--dicom", "-o", maps)
+    assert result.exit_code == 0
+    image = dcmread(maps / "1.2.3.4-heat-map.dcm")
+    assert [own.ReferencedSOPInstanceUID for own in image.SourceImageSequence] == unique
+
+
+def test_pictures_in_a_folder_have_no_dicom_report(tmp_path: Path) -> None:
+    model = random_model(tmp_path / "model", ["red", "blue"], form=Form(64, slices=2))
+    series = tmp_path / "scans" / "series"
+    series.mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (16, 16), "blue").save(series / f"{number}.png")
+    sr, fhir = tmp_path / "sr", tmp_path / "fhir"
+    asked = ("predict", "-m", model, tmp_path / "scans", "--engine", "torch")
+    told = dynammo(*asked, "--dicom-sr", sr, "--fhir", fhir)
+    assert told.exit_code == 1
+    assert f"1 of 1 images have no report; first: {series}: it is no DICOM file" in told.stderr
+    assert len(list(fhir.iterdir())) == 1
 
 
 def test_what_is_refused_before_anything_is_answered(

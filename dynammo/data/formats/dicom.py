@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dynammo.data.formats.pictures import Window, is_dicom
+from dynammo.data.formats.pictures import Stack, Window, is_dicom
 from dynammo.errors import DataError
 from dynammo.extras import needs
 
@@ -190,6 +190,26 @@ def read_header(content: bytes) -> Dataset | None:
         if name not in header:
             setattr(header, name, None)
     return header
+
+
+def read_headers(content: bytes | Stack) -> list[Dataset]:
+    """`read_header` of a file, or of each file of a series; empty if they are no DICOM files.
+
+    Raises:
+        DataError: see `read_header`; of a series it names the file.
+    """
+    if isinstance(content, bytes):
+        header = read_header(content)
+        return [] if header is None else [header]
+    headers = []
+    for name, own in content:
+        try:
+            header = read_header(own)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        if header is not None:
+            headers.append(header)
+    return headers
 
 
 def date_of(header: Dataset) -> tuple[date, time] | None:

@@ -1,11 +1,12 @@
 """Volumes and sequences: from a file or a folder of slices to the strip that the network sees.
 
-Read one slice at a time, so a volume costs the memory of its strip (of NIfTI also that of the file
-itself). What is one:
+Read one slice at a time, so a volume costs the memory of its strip, of a slice and of the file.
+What is one:
 
 - NIfTI, `.nii` and `.nii.gz` (nibabel): axial slices, the feet first, in the radiologist's view;
 - NumPy, `.npy`: (N, H, W) or (N, H, W, 3), as MedMNIST's 3-D sets have them;
 - DICOM of several frames, TIFF of several pages, an animated GIF, PNG or WebP;
+- a clip, `.mp4`, `.mov`, `.avi` or `.mkv` (PyAV);
 - a folder of pictures, in the order of their names, or of a DICOM series, by position.
 """
 
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from dynammo.data.formats.clips import decode_clip, kind_of
 from dynammo.data.formats.pictures import (
     FORMATS,
     Form,
@@ -47,8 +49,9 @@ _NIFTI = slice(344, 348)  # where its mark is
 _MARKS = (b"n+1\0", b"n+2\0")
 _LOOKED_AT = 1_000_000  # voxels, to find what is black and what is white
 _TAILS = (0.5, 99.5)  # per cent of them: a few odd voxels must not make all others grey
-_GAP = 1.5  # times the usual distance of slices: one is missing
+_UNEQUAL = 1.5  # times the usual distance of slices, or this part of it
 _SAME = 1e-4  # millimetres: rounding
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # NIfTI; no unit is taken for millimetres
 
 
 class Frames(NamedTuple):
@@ -56,9 +59,22 @@ class Frames(NamedTuple):
 
     total: int
     slices: Iterator[Pixels]
+    spacing: float | None = None
+
+
+class Volume(NamedTuple):
+    """A volume's strip, and the distance of its slices in millimetres, where it is known."""
+
+    strip: Pixels
+    spacing: float | None
 
 
 def load_volume(source: Source | Stack, form: Form, name: str | None = None) -> Pixels:
+    """The strip of `read_volume`, which says all else."""
+    return read_volume(source, form, name).strip
+
+
+def read_volume(source: Source | Stack, form: Form, name: str | None = None) -> Volume:
     """A volume as a strip: `form.slices` pictures, one below the other.
 
     Each slice is resized as a picture is (`resize`), then N slices become S by the share of each
@@ -77,19 +93,23 @@ def load_volume(source: Source | Stack, form: Form, name: str | None = None) -> 
         name: what to call it in an error; default: the path.
 
     Returns:
-        (height, size, 3) uint8.
+        The strip (height, size, 3) uint8, and the distance of the slices of NIfTI and of DICOM
+        series.
 
     Raises:
-        DataError: unreadable, a single picture, more than three axes, slices of several series or
-            patients, at the same place twice, or missing in between.
-        MissingExtra: nibabel or pydicom is not installed.
+        DataError: unreadable, also for want of nibabel, PyAV or pydicom; a single picture, more
+            than three axes, slices of several series or patients, at the same place twice, or at
+            distances of which one is more than 1.5 times the usual one (the median), as where one
+            is missing, or less than 1 / 1.5 of it; or of no distance.
     """
     name = name_of(source) if name is None else name
     try:
         frames = _frames(source, form.window, name)
         if frames.total < 2:
             raise ValueError(f"a single picture; expected a volume (image.slices {form.slices})")
-        return _strip(frames, form)
+        return Volume(_strip(frames, form), frames.spacing)
+    except UnidentifiedImageError:
+        problem = "no kind of volume that can be read"
     except DataError:
         raise
     except Exception as error:  # as with pictures, damaged bytes raise nearly anything
@@ -156,6 +176,8 @@ def _frames(source: Source | Stack, window: Window | None, name: str) -> Frames:
 
         count, shown = decode_frames(content, window)
         return Frames(count, (from_array(own) for own in shown))
+    if (kind := kind_of(content)) is not None:
+        return Frames(*decode_clip(content, kind, window))
     return _of_pages(Image.open(BytesIO(content), formats=FORMATS), window)
 
 
@@ -179,10 +201,15 @@ def _of_pages(image: Image.Image, window: Window | None) -> Frames:
 def _of_nifti(content: bytes, window: Window | None) -> Frames:
     with needs("volumes", "nibabel"):
         from nibabel import Nifti1Image, Nifti2Image, as_closest_canonical
+        from nibabel.affines import voxel_sizes
 
     kind = Nifti1Image if content[_NIFTI] == _MARKS[0] else Nifti2Image
-    canonical: Any = as_closest_canonical  # has no types
-    image = canonical(kind.from_bytes(content))
+    canonical: Any = as_closest_canonical  # these have no types
+    sizes: Any = voxel_sizes
+    image = kind.from_bytes(content)
+    if not (np.isfinite(image.affine).all() and (sizes(image.affine) > 0).all()):
+        raise ValueError(f"voxels of {sizes(image.affine)}; expected sizes above 0")
+    image = canonical(image)
     if len(image.shape) != 3:
         raise ValueError(f"it has axes of {image.shape}; expected three")
     values = image.dataobj  # right, anterior, superior; read slice by slice
@@ -194,7 +221,8 @@ def _of_nifti(content: bytes, window: Window | None) -> Frames:
             own = np.asanyarray(values[..., index])[::-1, ::-1].T
             yield from_array(through_window(own, chosen))
 
-    return Frames(image.shape[2], slices())
+    unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    return Frames(image.shape[2], slices(), unit * float(sizes(image.affine)[2]))
 
 
 def _range_of(values: NDArray[Any]) -> Window:
@@ -207,13 +235,15 @@ def _range_of(values: NDArray[Any]) -> Window:
 
 
 def _of_folder(stack: Stack, window: Window | None, name: str) -> Frames:
+    spacing = None
     if any(is_dicom(content) for _, content in stack):
-        stack = _in_order(stack, name)
-    return Frames(len(stack), (decode(own, f"{name}/{file}", window=window) for file, own in stack))
+        stack, spacing = _in_order(stack, name)
+    shown = (decode(own, f"{name}/{file}", window=window) for file, own in stack)
+    return Frames(len(stack), shown, spacing)
 
 
-def _in_order(stack: Stack, name: str) -> Stack:
-    """A DICOM series from one end to the other."""
+def _in_order(stack: Stack, name: str) -> tuple[Stack, float | None]:
+    """A DICOM series from one end to the other, and the usual distance of its slices."""
     from dynammo.data.formats.dicom import place_of
 
     placed, problems = [], []
@@ -245,9 +275,10 @@ def _in_order(stack: Stack, name: str) -> Stack:
         raise DataError(f"{name}: {twice[0]} are at the same place")
     usual, unit = float(np.median(steps)) if len(steps) else 0.0, " mm" * measured
     for pair, step in zip(between, steps, strict=True):
-        if step > _GAP * usual:
+        if not usual / _UNEQUAL <= step <= _UNEQUAL * usual:
+            what = "are missing between" if step > usual else "are unequally spaced:"
             raise DataError(
-                f"{name}: slices are missing between {pair}, {step:g}{unit} apart where others "
-                f"are {usual:g}{unit}"
+                f"{name}: slices {what} {pair}, {step:g}{unit} apart where others are "
+                f"{usual:g}{unit}"
             )
-    return [(file, content) for _, file, content in placed]
+    return [(file, content) for _, file, content in placed], usual if measured and usual else None

@@ -27,9 +27,9 @@ ABOUT = About(
 )
 
 
-def load(path: Path) -> ImageSet:
+def load(path: Path, columns: Sequence[str] = ()) -> ImageSet:
     """List the images that a CSV names, see `read`."""
-    return read(path)
+    return read(path, columns=columns)
 
 
 def read(
@@ -65,7 +65,7 @@ def read(
         )
     if missing := [name for name in columns if name not in header]:
         raise DataError(
-            f"{path} line 1: missing columns {', '.join(missing)}, which the learner asks for "
+            f"{path} line 1: missing columns {', '.join(missing)}, which are asked for "
             f"(retention.subgroups, clinical); got {','.join(header)}"
         )
     if not lines:

@@ -8,6 +8,7 @@ Files are decoded where all images are (`dynammo.data.formats.pictures.decode`, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,9 @@ ABOUT = About(
 )
 
 
-def load(path: Path, patients: bool = True, volumes: bool = False) -> ImageSet:
+def load(
+    path: Path, patients: bool = True, volumes: bool = False, columns: Sequence[str] = ()
+) -> ImageSet:
     """List DICOM files laid out as for the sources `folder` or `csv`.
 
     With `patients` a file's group is its PatientID, so that a patient in train and in test is
@@ -43,16 +46,20 @@ def load(path: Path, patients: bool = True, volumes: bool = False) -> ImageSet:
         path: the folder, or the CSV, or a folder that holds `manifest.csv`.
         patients: whether to read PatientID; turn off where anonymisation gave all files the same.
         volumes: images are volumes: files of several frames, or folders of slices.
+        columns: further ones of the CSV to keep of each image.
 
     Raises:
         DataError: see `folder.load` and `csv_manifest.load`; files that are not DICOM. All at once.
+            Or columns, and no CSV.
         MissingExtra: pydicom is not installed.
     """
     with needs("dicom", "pydicom"):  # here, for `dynammo datasets` shows this source without it
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
     is_csv = not path.is_dir() or (path / "manifest.csv").exists()
-    image_set = csv_manifest.load(path) if is_csv else folder.load(path, volumes)
+    if columns and not is_csv:
+        raise DataError(f"{path} has no columns ({', '.join(columns)}): expected a CSV (clinical)")
+    image_set = csv_manifest.load(path, columns) if is_csv else folder.load(path, volumes)
     problems: list[str] = []
     samples: list[Sample] = []
     for sample in image_set.samples:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dynammo.data.formats.clips import CLIPS
 from dynammo.data.formats.volumes import is_slice
 from dynammo.data.samples import SPLITS, ImageSet, list_samples
 from dynammo.data.sources.about import About
@@ -15,7 +16,8 @@ EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm"}
     | {".dcm", ".dicom"}
 )
-VOLUMES = EXTENSIONS | {".nii", ".nii.gz", ".npy"}  # of which a folder of slices is one, too
+# A folder of slices is one, too.
+VOLUMES = EXTENSIONS | CLIPS | {".nii", ".nii.gz", ".npy"}
 
 ABOUT = About(
     title="your own images in folders",

@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TypedDict
@@ -46,6 +47,7 @@ _PACKAGES = (
     "torch",
     "torchvision",
 )
+_OF_VOLUMES = ("av", "nibabel")  # of the extra "volumes", which is not always installed
 # An image is an array or a text, and no other of MLflow's types admits both.
 _ANY = AnyType()  # type: ignore[no-untyped-call]
 _OUTPUTS = Schema(
@@ -131,7 +133,7 @@ def log_model(
                     python_model=str(_CODE),
                     artifacts=artifacts,
                     code_paths=[str(Path(dynammo.__file__).parent)],
-                    pip_requirements=[f"{name}=={_version(name)}" for name in _PACKAGES],
+                    pip_requirements=_requirements(folder),
                     signature=ModelSignature(
                         inputs=Schema([ColSpec(_ANY, "image"), *columns]),
                         outputs=_OUTPUTS,
@@ -276,6 +278,14 @@ def _encode_example(example: Source) -> str:
         first.save(file, "tiff", save_all=True, append_images=others, compression="tiff_deflate")
         return base64.b64encode(file.getvalue()).decode()
     return base64.b64encode(thumbnail(decode(example), _EXAMPLE_SIDE)).decode()
+
+
+def _requirements(folder: Path) -> list[str]:
+    """What answering with a model folder needs; of volumes, also what of the extra is there."""
+    names = [*_PACKAGES]
+    if json.loads((folder / "model.json").read_bytes()).get("image_slices", 1) > 1:
+        names += [name for name in _OF_VOLUMES if find_spec(name)]
+    return [f"{name}=={_version(name)}" for name in names]
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Form, Pixels
 from dynammo.data.near import MOST_BITS, mark, near_kept
 from dynammo.data.sources import folder
 from dynammo.data.store import build_store
@@ -94,6 +94,48 @@ def test_no_digit_is_taken_for_another() -> None:
     assert len(marks) == len(images)
     for number, own in enumerate(marks[:-1], start=1):
         assert np.bitwise_count(marks[number:] ^ own).sum(axis=1).min() > 2 * MOST_BITS
+
+
+def scenes(first: int, side: int = 64, count: int = 6) -> list[Image.Image]:
+    """A volume whose first slice shows nothing."""
+    return [Image.new("RGB", (side, side)), *(scene(first + own, side) for own in range(count))]
+
+
+VOLUMES: dict[str, Callable[[list[Image.Image]], list[Image.Image]]] = {
+    "encoded again": lambda own: [as_jpeg(page, 85).convert("RGB") for page in own],
+    "double the size": lambda own: [page.resize((128, 128)) for page in own],
+}
+
+
+@pytest.mark.parametrize("how", VOLUMES)
+def test_an_altered_training_volume_in_test_is_refused(how: str, tmp_path: Path) -> None:
+    def write(file: str, pages: list[Image.Image]) -> None:
+        path = tmp_path / "data" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+
+    for number in range(8):
+        split = "train" if number < 6 else "test"
+        write(f"{split}/{number % 2}/{number}.tif", scenes(10 * number))
+    build_store(folder.load(tmp_path / "data", True), Form(64, slices=7), tmp_path / "store")
+    # Half of another volume is no copy of it.
+    write("test/1/half.tif", scenes(20, count=3) + scenes(90, count=3)[1:])
+    build_store(folder.load(tmp_path / "data", True), Form(64, slices=7), tmp_path / "store")
+    write("test/1/leak.tif", VOLUMES[how](scenes(20)))
+    with pytest.raises(DataError) as caught:
+        build_store(folder.load(tmp_path / "data", True), Form(64, slices=7), tmp_path / "store")
+    assert caught.value.problems == [
+        "nearly the same picture is in train and in test: train/0/2.tif and test/1/leak.tif"
+    ]
+
+
+def test_slices_that_show_nothing_make_no_volumes_alike() -> None:
+    """All but one are black: the one that shows something has to be the same."""
+    blank = np.zeros((5 * 64, 64, 3), np.uint8)
+    one, other = (np.vstack([blank, np.asarray(scene(own, 64))]) for own in (1, 2))
+    early = np.vstack([np.asarray(scene(1, 64)), blank])
+    assert mark(blank, 5) is None
+    assert near_kept(np.stack([one, other, early]), one[None]) == [0]
 
 
 def test_a_kept_picture_is_known_again_at_the_size_at_which_it_is_kept() -> None:

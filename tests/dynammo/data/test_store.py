@@ -217,6 +217,28 @@ def test_repeated_pictures_may_be_kept(
     assert ImageStore.open(path).load(listed.samples).shape == (9, 3, SIZE, SIZE)
 
 
+def test_volumes_of_very_different_spacing_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    random = np.random.default_rng(0)
+
+    def volume(name: str, spacing: float) -> None:
+        values = random.integers(0, 200, (16, 16, 4)).astype(np.int16)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, spacing, 1])), tmp_path / name)
+
+    names = [f"{split}/{own}/1.nii.gz" for split in ("train", "test") for own in "ab"]
+    for name, spacing in zip(names, (1.0, 3.0, 2.0, 1.0), strict=True):
+        volume(name, spacing)
+    build_store(folder.load(tmp_path, volumes=True), Form(SIZE, 4), tmp_path / "s")
+    assert caplog.text == ""
+    volume(names[1], 3.5)
+    build_store(folder.load(tmp_path, volumes=True), Form(SIZE, 4), tmp_path / "s")
+    line = "slices are 3.5 mm apart in train/b/1.nii.gz and 1 mm in t"
+    assert line in caplog.text and "more than 3 times as far" in caplog.text
+
+
 def test_volumes_of_files_and_of_folders(tmp_path: Path) -> None:
     values = np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((1, SIZE, SIZE), np.uint8)
     (tmp_path / "series").mkdir()

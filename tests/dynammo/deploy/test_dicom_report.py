@@ -12,8 +12,8 @@ from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.sr.codedict import codes as standard
 
-from dynammo.data.formats.dicom import date_of, read_header
-from dynammo.data.formats.pictures import decode
+from dynammo.data.formats.dicom import date_of, read_header, read_headers
+from dynammo.data.formats.pictures import HashedFile, decode
 from dynammo.deploy.dicom_report import heat_map_image, structured_report
 from dynammo.deploy.finding import NONE, Code, Device, Finding, own_codes
 from dynammo.errors import DataError
@@ -47,7 +47,7 @@ def evaluations(group: Any) -> list[tuple[str, str]]:
 
 def test_a_report_says_what_the_model_says(tmp_path: Path) -> None:
     header = header_of(tmp_path)
-    report = structured_report(header, FINDING)
+    report = structured_report([header], FINDING)
     document = dcmread(BytesIO(report))
     assert document.SOPClassUID == "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR
     assert document.ContentTemplateSequence[0].TemplateIdentifier == "1500"
@@ -94,7 +94,7 @@ def test_codes_are_those_of_the_standard(tmp_path: Path) -> None:
     }
     meanings["UCUM", standard.UCUM.Percent.value] = standard.UCUM.Percent.meaning
     found = {}
-    document = dcmread(BytesIO(structured_report(header_of(tmp_path), FINDING)))
+    document = dcmread(BytesIO(structured_report([header_of(tmp_path)], FINDING)))
     for element in document.iterall():
         if element.keyword == "CodeValue":
             code = element.value
@@ -109,15 +109,17 @@ def test_codes_are_those_of_the_standard(tmp_path: Path) -> None:
 
 def test_none_of_the_classes_is_told_from_no_set(tmp_path: Path) -> None:
     header = header_of(tmp_path)
-    none = evaluations(group_of(structured_report(header, FINDING._replace(possible=[NONE]))))
+    none = evaluations(group_of(structured_report([header], FINDING._replace(possible=[NONE]))))
     assert none[1:] == [("Class that cannot be excluded", "None of the known classes")]
-    no_set = evaluations(group_of(structured_report(header, FINDING._replace(possible=None))))
+    no_set = evaluations(group_of(structured_report([header], FINDING._replace(possible=None))))
     assert no_set == [("Predicted class", "red")]
 
 
 def test_codes_are_those_that_were_given(tmp_path: Path) -> None:
     melanoma = Code("372244006", "SCT", "Malignant melanoma")
-    report = structured_report(header_of(tmp_path), FINDING._replace(label=melanoma, possible=None))
+    report = structured_report(
+        [header_of(tmp_path)], FINDING._replace(label=melanoma, possible=None)
+    )
     values = [one.value for one in group_of(report).get_qualitative_evaluations()]
     assert ("372244006", "SCT") in [(one.value, one.scheme_designator) for one in values]
 
@@ -128,22 +130,63 @@ def test_the_same_input_gives_the_same_file(tmp_path: Path) -> None:
     def made() -> list[bytes]:
         header = header_of(tmp_path)
         return [
-            structured_report(header, FINDING),
-            heat_map_image(header, drawn, DEVICE, "red"),
+            structured_report([header], FINDING),
+            heat_map_image([header], drawn, DEVICE, "red"),
         ]
 
     first = made()
     time.sleep(0.002)  # DICOM's clock has microseconds
     assert made() == first
-    other = structured_report(header_of(tmp_path), FINDING._replace(percent="1.00"))
+    other = structured_report([header_of(tmp_path)], FINDING._replace(percent="1.00"))
     unique = [dcmread(BytesIO(one)).SOPInstanceUID for one in (*first, other)]
     assert len(set(unique)) == 3
+
+
+def series_of(tmp_path: Path) -> list[Dataset]:
+    for number in (1, 2, 3):
+        unique = {"SOPInstanceUID": f"1.2.3.{number}", "InstanceNumber": number}
+        scan(tmp_path / f"series/{number}.dcm", **unique)
+    return read_headers(HashedFile(tmp_path / "series").read())
+
+
+def test_a_report_on_a_series_refers_to_its_study_its_series_and_its_slices(
+    tmp_path: Path,
+) -> None:
+    report = structured_report(series_of(tmp_path), FINDING)
+    document = dcmread(BytesIO(report))
+    (study,) = document.CurrentRequestedProcedureEvidenceSequence
+    assert study.StudyInstanceUID == document.StudyInstanceUID == STUDY
+    (series,) = study.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == f"{STUDY}.1"
+    unique = ["1.2.3.1", "1.2.3.2", "1.2.3.3"]
+    assert [one.ReferencedSOPInstanceUID for one in series.ReferencedSOPSequence] == unique
+    group = group_of(report)
+    assert [one.referenced_sop_instance_uid for one in group.source_images] == unique
+    assert group.tracking_identifier == "Whole series"
+    assert evaluations(group)[0] == ("Predicted class", "red")
+
+
+def test_a_heat_map_of_a_series_names_its_slices(tmp_path: Path) -> None:
+    headers = series_of(tmp_path)
+    drawn = np.zeros((8, 8, 3), np.uint8)
+    image = dcmread(BytesIO(heat_map_image(headers, drawn, DEVICE, "red")))
+    assert [one.ReferencedSOPInstanceUID for one in image.SourceImageSequence] == [
+        *("1.2.3.1", "1.2.3.2", "1.2.3.3")
+    ]
+    assert image.StudyInstanceUID == STUDY
+
+
+def test_a_slice_that_nothing_can_refer_to(tmp_path: Path) -> None:
+    series_of(tmp_path)
+    scan(tmp_path / "series/2.dcm", StudyInstanceUID="")
+    with pytest.raises(DataError, match=r"2\.dcm: it has no StudyInstanceUID"):
+        read_headers(HashedFile(tmp_path / "series").read())
 
 
 def test_a_heat_map_refers_to_its_image(tmp_path: Path) -> None:
     header = header_of(tmp_path)
     drawn = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
-    content = heat_map_image(header, drawn, DEVICE, "red")
+    content = heat_map_image([header], drawn, DEVICE, "red")
     image = dcmread(BytesIO(content))
     assert image.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture
     (source,) = image.SourceImageSequence
@@ -166,7 +209,7 @@ def test_a_heat_map_refers_to_its_image(tmp_path: Path) -> None:
 def test_dates_are_those_of_the_image(
     elements: dict[str, str], expected: tuple[str, str], tmp_path: Path
 ) -> None:
-    report = dcmread(BytesIO(structured_report(header_of(tmp_path, **elements), FINDING)))
+    report = dcmread(BytesIO(structured_report([header_of(tmp_path, **elements)], FINDING)))
     assert report.ContentDate == expected[0]
     assert str(report.ContentTime).ljust(6, "0") == expected[1].ljust(6, "0")
 
@@ -176,7 +219,7 @@ def test_headers_of_real_devices(name: str) -> None:
     file = get_testdata_file(name, download=False)
     header = read_header(Path(str(file)).read_bytes())
     assert header is not None
-    (source,) = group_of(structured_report(header, FINDING)).source_images
+    (source,) = group_of(structured_report([header], FINDING)).source_images
     assert source.referenced_sop_instance_uid == header.SOPInstanceUID
 
 
@@ -185,7 +228,7 @@ def test_what_is_no_image_of_a_patient() -> None:
     header = read_header(Path(str(file)).read_bytes())
     assert header is not None
     with pytest.raises(DataError, match="Modality 'RTDOSE' are not valid"):
-        structured_report(header, FINDING)
+        structured_report([header], FINDING)
 
 
 def test_what_nothing_can_refer_to(tmp_path: Path) -> None:
@@ -193,7 +236,7 @@ def test_what_nothing_can_refer_to(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it has no StudyInstanceUID, SeriesInstanceUID, so that"):
         header_of(tmp_path, StudyInstanceUID="", SeriesInstanceUID="")
     with pytest.raises(DataError, match="can take over its header: 'X' is not a valid"):
-        structured_report(header_of(tmp_path, PatientSex="X"), FINDING)
+        structured_report([header_of(tmp_path, PatientSex="X")], FINDING)
 
 
 def test_a_date_that_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 
-from dynammo.data.formats.dicom import read_header
+from dynammo.data.formats.dicom import read_headers
+from dynammo.data.formats.pictures import HashedFile
 from dynammo.deploy.fhir import check_schemes, diagnostic_report
 from dynammo.deploy.finding import NONE, Code, Device, Finding, own_codes
 from dynammo.errors import DataError
@@ -20,8 +21,8 @@ FINDING = Finding("c" * 64, CODES["red"], "87.65", [CODES["red"]], DEVICE)
 
 def report_on(file: Path | None, finding: Finding = FINDING) -> Any:
     """The report, read by somebody else's model of FHIR (R4B, which has these as R4 does)."""
-    header = None if file is None else read_header(file.read_bytes())
-    return DiagnosticReport.model_validate_json(json.dumps(diagnostic_report(finding, header)))
+    headers = [] if file is None else read_headers(HashedFile(file).read())
+    return DiagnosticReport.model_validate_json(json.dumps(diagnostic_report(finding, headers)))
 
 
 def test_a_report_says_what_the_model_says(tmp_path: Path) -> None:
@@ -53,6 +54,25 @@ def test_a_report_says_what_the_model_says(tmp_path: Path) -> None:
         assert resource.subject.identifier.value == "P-17"
         assert resource.subject.identifier.assigner.display == "St. Example"
         assert str(resource.effectiveDateTime).startswith("2026-01-05")
+
+
+def test_a_report_on_a_series_names_its_instances(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        scan(tmp_path / f"series/{number}.dcm", SOPInstanceUID=f"1.2.3.{number}", Modality="CT")
+    report = report_on(tmp_path / "series")
+    observation, _, study = report.contained
+    assert [one.reference for one in observation.derivedFrom[:1]] == [f"#{study.id}"]
+    assert study.identifier[0].value == report.imagingStudy[0].identifier.value
+    assert study.subject.identifier.value == "P-17"
+    (series,) = study.series
+    assert (series.uid, series.modality.code) == (f"{STUDY}.1", "CT")
+    assert [one.uid for one in series.instance] == ["1.2.3.1", "1.2.3.2", "1.2.3.3"]
+    kinds = {one.sopClass.code for one in series.instance}
+    assert kinds == {"urn:oid:1.2.840.10008.5.1.4.1.1.77.1.4"}
+    for number in (1, 2, 3):
+        scan(tmp_path / f"nameless/{number}.dcm", SOPInstanceUID=f"1.2.3.{number}", PatientID="")
+    study = report_on(tmp_path / "nameless").contained[2]
+    assert study.subject.extension[0].valueCode == "unknown"
 
 
 def test_nobody_and_no_date_is_invented(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from dynammo.data.formats.pictures import Form, HashedFile, as_given, load_image, sheet
-from dynammo.data.formats.volumes import load_volume
+from dynammo.data.formats.volumes import load_volume, read_volume
 from dynammo.data.samples import hash_file
 from dynammo.errors import DataError
 
@@ -126,6 +126,22 @@ def test_nifti_from_the_feet_in_the_radiologists_view(tmp_path: Path) -> None:
         )
 
 
+def test_the_distance_of_slices_is_known(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.zeros((8, 8, 4), np.int16), np.diag([1.0, 1.0, 0.25, 1.0]))
+    assert read_volume(image.to_bytes(), FORM).spacing == 0.25
+    image.header.set_xyzt_units("micron")
+    assert read_volume(image.to_bytes(), FORM).spacing == pytest.approx(0.00025)
+    spoilt = bytearray(image.to_bytes())
+    at = spoilt.index(np.array([0, 0, 0.25, 0], "<f4").tobytes())  # srow_z
+    spoilt[at + 8 : at + 12] = bytes(4)
+    with pytest.raises(DataError, match=r"voxels of \[1\. +1\. +0\. *\]; expected sizes above 0"):
+        load_volume(bytes(spoilt), FORM)
+    folder = series(tmp_path / "s", *(slice_file(z) for z in (7.5, 0.0, 2.5, 5.0)))
+    assert read_volume(folder, FORM).spacing == 2.5
+    assert read_volume(levels(1, 2, 3), FORM).spacing is None
+
+
 def test_a_series_is_in_the_order_of_its_positions(tmp_path: Path) -> None:
     folder = series(tmp_path / "s", *(slice_file(z, int(z * 10)) for z in (7.5, 0.0, 2.5, 5.0)))
     form = FORM._replace(window=(0, 255))
@@ -142,6 +158,10 @@ def test_a_series_is_in_the_order_of_its_positions(tmp_path: Path) -> None:
         (
             [slice_file(0), slice_file(1), slice_file(2), slice_file(6)],
             "slices are missing between 2.dcm and 3.dcm, 4 mm apart where others are 1 mm",
+        ),
+        (
+            [slice_file(0), slice_file(1), slice_file(1.5), slice_file(2.5)],
+            "slices are unequally spaced: 1.dcm and 2.dcm, 0.5 mm apart where others are 1 mm",
         ),
         ([slice_file(0), slice_file(1), slice_file(1)], "1.dcm and 2.dcm are at the same place"),
         ([slice_file(0), slice_file(1, PatientID="p2")], "slices of 2 patients: 0.dcm and 1.dcm"),
@@ -187,7 +207,7 @@ def test_frames_of_one_dicom_file() -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "not a readable|cannot identify"),
+        (b"", "no kind of volume that can be read"),
         (b"\x93NUMPY", "."),
         (b"\x1f\x8bdamaged", "."),
     ],

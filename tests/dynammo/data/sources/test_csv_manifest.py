@@ -121,7 +121,7 @@ def test_further_columns_are_kept_where_asked_for(root: Path) -> None:
     test, train = read(path, columns=["age", "sex"]).samples
     assert train.columns == (("age", "40-59"), ("sex", "f"))
     assert test.columns == (("age", "60+"), ("sex", ""))
-    with pytest.raises(DataError, match=r"missing columns site, which the learner asks for"):
+    with pytest.raises(DataError, match=r"missing columns site, which are asked for"):
         read(path, columns=["sex", "site"])
     long = write(root, "file,split,class,sex", f"one.png,train,a,{'x' * 33}")
     with pytest.raises(DataError, match=r"line 2: sex 'x+' is longer than 32 bytes"):

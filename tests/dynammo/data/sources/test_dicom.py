@@ -188,6 +188,16 @@ def test_a_csv_may_name_files_of_any_extension_and_groups(studies: Path) -> None
     assert test.group is not None and test.group.startswith("patient ")
 
 
+def test_columns_are_of_a_csv(studies: Path) -> None:
+    with pytest.raises(DataError, match=r"has no columns \(age\): expected a CSV"):
+        dicom.load(studies, columns=["age"])
+    (studies / "manifest.csv").write_text(
+        "file,split,class,age\ntrain/a/0.dcm,train,a,50\ntest/a/4.dcm,test,a,\n"
+    )
+    test, train = dicom.load(studies, columns=["age"]).samples
+    assert (train.columns, test.columns) == ((("age", "50"),), (("age", ""),))
+
+
 def test_other_files_are_all_named(studies: Path) -> None:
     for file in ("train/a/0.dcm", "test/b/5.dcm"):
         (studies / file).write_bytes(b"no scan")

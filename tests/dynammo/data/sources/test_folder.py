@@ -94,12 +94,18 @@ def test_a_dangling_link_is_named(tmp_path: Path) -> None:
 
 def test_volumes_are_files_and_folders_of_slices(tmp_path: Path) -> None:
     slices = [f"train/a/series/{n}.png" for n in range(3)]
-    files = ["train/a/1.nii.gz", "train/a/2.npy", "train/a/deep/3.NII", "test/a/4.tif"]
+    files = [
+        "train/a/1.nii.gz",
+        "train/a/2.npy",
+        "train/a/deep/3.NII",
+        "train/a/5.MKV",
+        "test/a/4.tif",
+    ]
     write(tmp_path, *slices, *files, "train/a/.nii.gz", "train/a/notes.gz")
     image_set = load(tmp_path, volumes=True)
     assert [sample.file for sample in image_set.samples] == [
-        *("test/a/4.tif", "train/a/1.nii.gz", "train/a/2.npy", "train/a/deep/3.NII"),
-        "train/a/series",
+        *("test/a/4.tif", "train/a/1.nii.gz", "train/a/2.npy", "train/a/5.MKV"),
+        *("train/a/deep/3.NII", "train/a/series"),
     ]
     assert image_files(tmp_path / "train", volumes=True) == [
         tmp_path / sample.file for sample in image_set.samples[1:]

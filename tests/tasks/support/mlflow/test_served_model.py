@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dynammo.config import load_config
-from dynammo.data.formats.pictures import Pixels
+from dynammo.data.formats.pictures import Form, Pixels
 from dynammo.deploy.graph import GraphPredictor
 from dynammo.deploy.heat_map import explained
 from dynammo.deploy.predictor import Predictor
@@ -34,9 +35,10 @@ from dynammo.errors import CheckpointError, DataError
 from tasks.support.mlflow.champion import promote
 from tasks.support.mlflow.pyfunc_model import ImageClassifier, read_image
 from tasks.support.mlflow.runs import TrackingError, open_runs, tracking_uri
-from tasks.support.mlflow.served_model import ModelInfo, log_model, register
+from tasks.support.mlflow.served_model import ModelInfo, log_model, plain_example, register
 from tasks.support.mlflow.serving import make_app
-from tests.models import graph_folder, reseal
+from tests.clips import clip
+from tests.models import graph_folder, random_model, reseal
 
 NAME, DATA_HASH = "dynammo-skin8", "d" * 64
 SUMMARY = {"last_mean_class_recall": 0.75, "last_accuracy": 0.8, "forgetting_accuracy": None}
@@ -239,6 +241,23 @@ def test_columns_beside_the_image_may_be_sent_or_left_out(
     packed = pd.DataFrame({"image": [[encode(image), encode(image)]], "age": [60]})
     with pytest.raises(MlflowException, match="age: expected one image a row"):
         served.predict(packed)
+
+
+def test_a_model_of_volumes_answers_clips_and_says_what_reads_them(
+    registered: Registered, tmp_path: Path
+) -> None:
+    pytest.importorskip("av")
+    form = Form(64, slices=4)
+    folder = random_model(tmp_path / "model", ["rises", "falls"], form=form)
+    model = log_model(registered.run, folder, NAME, plain_example(form))
+    served = mlflow.pyfunc.load_model(model["uri"])
+    requirements = Path(mlflow.pyfunc.get_model_dependencies(model["uri"])).read_text()
+    assert f"av=={version('av')}" in requirements.split()
+    frames = [picture(number, 64, 48) for number in range(6)]
+    file = clip(tmp_path / "clip.mp4", frames)
+    text = base64.b64encode(file.read_bytes()).decode()
+    (answer,) = served.predict(pd.DataFrame({"image": [text]}))
+    assert_same([answer], Predictor(folder), [file])
 
 
 def test_the_logged_model_is_whole_and_without_pickles(registered: Registered) -> None:
