@@ -47,7 +47,8 @@ def prefect_server(
 ) -> Iterator[None]:
     """A Prefect server, for tests that run a flow. Its start takes long: there is one a worker.
 
-    Making its database takes longest: the first worker makes it, the others copy it.
+    Making its database takes longest: the first worker makes it, the others copy it. It keeps no
+    record of tasks and events, which nobody reads here and which is most of its work.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -59,7 +60,10 @@ def prefect_server(
     with FileLock(f"{made}.lock"):
         if made.exists():
             shutil.copy(made, own)
-        server.start(timeout=180)
+        with pytest.MonkeyPatch.context() as patch:
+            for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER", "TRIGGERS"):
+                patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+            server.start(timeout=180)
         if not made.exists():
             _back_up(own, made)
     with temporary_settings({PREFECT_API_URL: server.api_url}):
