@@ -36,9 +36,28 @@ os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
 
 
+TESTS = Path(__file__).parent
+# Longest first, by `--durations=0`.
+LONGEST = [
+    TESTS / name
+    for name in (
+        *("flows/test_learn.py", "flows/test_benchmark.py", "dynammo/deploy/test_export.py"),
+        *("flows/test_resume.py", "hostile/test_servers.py", "flows/test_incremental.py"),
+        *("flows/test_federate.py", "flows/test_plan.py", "dynammo/deploy/test_quantisation.py"),
+    )
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, lest one worker of `make test` ends long after the other."""
-    items.sort(key=lambda item: item.path.is_relative_to(Path(__file__).parent / "dynammo"))
+    if gone := [str(file) for file in LONGEST if not file.is_file()]:
+        raise pytest.UsageError(f"{__file__} names files that are gone: {', '.join(gone)}")
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        place = LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST)
+        return place, item.path.is_relative_to(TESTS / "dynammo")
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
