@@ -36,9 +36,28 @@ os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["DYNAMMO_HOME"] = f"{_HOME.name}/dynammo"
 
 
+TESTS = Path(__file__).parent
+# Longest first, by `--durations=0`.
+LONGEST = [
+    TESTS / name
+    for name in (
+        *("flows/test_learn.py", "flows/test_benchmark.py", "dynammo/deploy/test_export.py"),
+        *("flows/test_resume.py", "hostile/test_servers.py", "flows/test_incremental.py"),
+        *("flows/test_federate.py", "flows/test_plan.py", "dynammo/deploy/test_quantisation.py"),
+    )
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, lest one worker of `make test` ends long after the other."""
-    items.sort(key=lambda item: item.path.is_relative_to(Path(__file__).parent / "dynammo"))
+    if gone := [str(file) for file in LONGEST if not file.is_file()]:
+        raise pytest.UsageError(f"{__file__} names files that are gone: {', '.join(gone)}")
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        place = LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST)
+        return place, item.path.is_relative_to(TESTS / "dynammo")
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +66,8 @@ def prefect_server(
 ) -> Iterator[None]:
     """A Prefect server, for tests that run a flow. Its start takes long: there is one a worker.
 
-    Making its database takes longest: the first worker makes it, the others copy it.
+    Making its database takes longest: the first worker makes it, the others copy it. It keeps no
+    record of tasks and events, which nobody reads here and which is most of its work.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -59,7 +79,10 @@ def prefect_server(
     with FileLock(f"{made}.lock"):
         if made.exists():
             shutil.copy(made, own)
-        server.start(timeout=180)
+        with pytest.MonkeyPatch.context() as patch:
+            for service in ("EVENT_PERSISTER", "TASK_RUN_RECORDER", "TRIGGERS"):
+                patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+            server.start(timeout=180)
         if not made.exists():
             _back_up(own, made)
     with temporary_settings({PREFECT_API_URL: server.api_url}):

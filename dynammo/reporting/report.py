@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -342,8 +343,9 @@ def pages_of(folder: Path) -> Environment:
     )
 
 
+@cache
 def template(name: str, **filters: Callable[..., str]) -> Template:
-    """A page of this folder."""
+    """A page of this folder, compiled once: a learner writes a report at each step."""
     environment = pages_of(Path(__file__).parent)
     environment.filters.update(percent=percent, significant=significant, **filters)
     return environment.get_template(name)

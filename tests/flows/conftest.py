@@ -10,6 +10,7 @@ import pytest
 
 from flows.learn import learn
 from tests.flows.project import (
+    GRAPH,
     OVERRIDES,
     TASKS,
     Project,
@@ -81,10 +82,11 @@ def arrive(here: Path, pictures: Path) -> Callable[..., Path]:
 def begun_once(
     tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
 ) -> Path:
-    """A learner that has learnt the first task."""
+    """A learner that has learnt the first task. Its model has a graph, as users' have."""
     root = tmp_path_factory.mktemp("begun")
     with apart(root, migrated_database):
-        learn("shapes", str(copier(root, pictures)("batch1", TASKS[0])), None, OVERRIDES)
+        batch = copier(root, pictures)("batch1", TASKS[0])
+        learn("shapes", str(batch), None, OVERRIDES | GRAPH)
     return root / "learners"
 
 

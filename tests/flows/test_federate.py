@@ -22,6 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dynammo.checkpoint import to_json, write_atomically
+from dynammo.deploy.graph import has_graph
 from dynammo.deploy.predictor import Predictor
 from dynammo.errors import ConfigError, DataError
 from dynammo.federated.judge import (
@@ -58,12 +59,13 @@ from flows.promote import promote
 from tasks.support.plans import draft, set_plan
 from tasks.support.version import find_learner, read_version, recall_of
 from tests.flower import FLOWER, ROOT, environment, needs_flower
-from tests.flows.project import CLASSES, PARAMS
+from tests.flows.project import CLASSES, GRAPH, PARAMS
 
 OVERRIDES: dict[str, Any] = {
     **{key: PARAMS[key] for key in ("seed", "device", "image", "backbone", "train", "gate")},
     **SETTINGS,
     "tracking.register_model": False,
+    "tracking.onnx_graph": False,
 }
 K = 4  # of each class there are four test images
 
@@ -124,8 +126,9 @@ def sites(arrive: Callable[..., Path]) -> list[Path]:
 def test_the_learner_is_that_of_the_batches_one_after_another(
     here: Path, sites: list[Path]
 ) -> None:
-    hold(here / "round", sites)
+    hold(here / "round", sites, **GRAPH)
     assert federate("fed", str(here / "round"))["version"] == 1
+    assert has_graph(find_learner("fed").path / "model")
     for number, batch in enumerate(sites):
         learn("central", str(batch), None, OVERRIDES if number == 0 else None)
     fed, central = find_learner("fed"), find_learner("central")
@@ -257,7 +260,7 @@ COLUMNS: dict[str, Any] = {"clinical.categories": ["ward"], "clinical.numbers": 
 # No class has five training images, so that no temperature is measured; adapters stay as they
 # begin, without any effect, so that features do not change from one batch to the next.
 PLAIN: dict[str, Any] = {
-    **{"train.learning_rate": 1e-30, "train.weight_decay": 0.0, "tracking.onnx_graph": False},
+    **{"train.learning_rate": 1e-30, "train.weight_decay": 0.0},
     **COLUMNS,
 }
 

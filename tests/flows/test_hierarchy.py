@@ -109,7 +109,6 @@ def test_every_method_of_a_run_is_measured_by_what_classes_belong_to(
         "data": {"name": "whole", "source": "folder", "path": str(pictures)},
         "scenario.tasks": TASKS,
         "output": str(here / "results"),
-        "tracking.onnx_graph": False,
     }
     with pytest.raises(ConfigError, match="'fern' is the parent of 'amber' and a class with"):
         incremental(None, {**overrides, "classes.parents": write("w.csv", {"amber": "fern"})})

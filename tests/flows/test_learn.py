@@ -41,7 +41,7 @@ from tasks.purge import held
 from tasks.support.mlflow.runs import tracking_uri
 from tasks.support.version import Version, find_learner
 from tasks.support.workspace import IMAGES, RESULTS, Context
-from tests.flows.project import CLASSES, OVERRIDES, TASKS, apart, copier
+from tests.flows.project import CLASSES, GRAPH, OVERRIDES, TASKS, apart, copier
 from tests.models import reseal
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -60,10 +60,13 @@ def teach(arrive: Callable[..., Path], name: str = "shapes", **more: Any) -> Lea
 def taught_once(
     tmp_path_factory: pytest.TempPathFactory, pictures: Path, migrated_database: Path
 ) -> Path:
-    """A learner that has learnt the three tasks batch by batch, each deleted once learnt."""
+    """A learner that has learnt the three tasks batch by batch, each deleted once learnt.
+
+    Its model has a graph, as users' have.
+    """
     root = tmp_path_factory.mktemp("taught")
     with apart(root, migrated_database):
-        teach(copier(root, pictures))
+        teach(copier(root, pictures), **GRAPH)
     return root / "learners"
 
 

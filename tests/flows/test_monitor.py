@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def test_what_is_not_like_the_test_images_is_an_alarm(
     here: Path, arrive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registered = {"tracking.register_model": True, "tracking.onnx_graph": False}
+    registered = {"tracking.register_model": True}
     learn("shapes", str(arrive("batch1", TASKS[0])), None, {**OVERRIDES, **registered})
     random = np.random.default_rng(0)
     (here / "new").mkdir()

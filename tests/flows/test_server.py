@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,8 @@ print(first)
 """
 
 
-def test_the_server_lives_as_long_as_the_command(tmp_path: Path) -> None:
+def test_the_server_lives_as_long_as_the_command(tmp_path: Path, prefect_database: Path) -> None:
+    shutil.copy(prefect_database, tmp_path / "prefect.db")
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", CODE],
