@@ -158,7 +158,7 @@ def kept_scores(
         targets: of each.
         context: places.
     """
-    plain = {name: value for name, value in head.items() if name != "power"}
+    plain = {name: head[name] for name in ("weight", "bias")}
     sizes = [len(labels) for labels in targets]
     return unified_scores(head_inputs(variant, features, head, tests, sizes, context), plain)
 

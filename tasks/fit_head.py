@@ -34,6 +34,7 @@ def fit_head(
     statistics: Ref | None,
     classes: Classes,
     features: Ref,
+    before: Ref | None,
     context: Context,
 ) -> Ref:
     """Stage 2: one head over all seen classes, by the configured rule.
@@ -53,6 +54,7 @@ def fit_head(
         statistics: of all seen classes; none if the rule does not use them.
         classes: the newest batch's.
         features: of its training images.
+        before: the head before the batch; none with the first.
         context: places.
     """
     store, images = context.checkpoints, Images.of(context)
@@ -67,7 +69,8 @@ def fit_head(
         places = torch.tensor([known.index(name) for name in classes["names"]])
         new_labels = places[images.labels("train", classes["names"])]
     heads = [store.load(ref) for ref in task_heads]
-    evidence = Evidence(kept, kept_labels, statistics_, new, new_labels, heads, seed)
+    was = store.load(before) if before else None
+    evidence = Evidence(kept, kept_labels, statistics_, new, new_labels, heads, seed, was)
     fitted = HEAD_RULES[head.rule]()(evidence, head)
     meta = provenance(
         architecture,
@@ -83,6 +86,7 @@ def fit_head(
         task_heads=task_heads,
         exemplars=exemplars,
         statistics=statistics,
+        before=before,
     )
     return store.save(f"head-{variant}", fitted, meta)
 

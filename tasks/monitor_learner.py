@@ -250,7 +250,7 @@ def _seen(
 ) -> Seen:
     """By the images alone: what may be known beside them is not at hand for new ones."""
     moved = residuals(features, statistics, config.head.shrinkage).numpy()
-    plain = {name: value for name, value in head.items() if name != "power"}
+    plain = {name: head[name] for name in ("weight", "bias")}
     scores = unified_scores(features, plain)
     return Seen(
         moved,

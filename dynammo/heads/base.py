@@ -29,6 +29,7 @@ class Evidence:
         task_heads: the heads that the tasks' adapters were trained with, "others" last; empty where
             there are no adapters.
         seed: the experiment's.
+        before: the head before the newest task; none with the first.
     """
 
     exemplars: Tensor | None
@@ -38,11 +39,12 @@ class Evidence:
     new_labels: Tensor | None
     task_heads: Sequence[State]
     seed: int
+    before: State | None = None
 
 
 class HeadRule(Protocol):
     """Makes one head over all classes: `weight` (C, D), `bias` (C,), and `power` () if it takes
-    power-normalised features (`dynammo.heads.scaling`).
+    power-normalised features (`dynammo.heads.scaling`); what else it holds is for its successor.
 
     `evidence` is what it works on: "exemplars" (remembered images), or "statistics", with which no
     image needs to be remembered.

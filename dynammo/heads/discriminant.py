@@ -27,7 +27,11 @@ HOTTEST = math.exp(6)  # temperature
 
 class Discriminant:
     """Shrunk linear discriminant analysis of the class statistics (`discriminant_head`) of
-    power-normalised features, its outputs divided by a temperature (`calibration_temperature`).
+    power-normalised features, its outputs divided by a temperature.
+
+    That is the geometric mean of the temperatures of all tasks so far, each found on its own images
+    (`calibration_temperature`) and weighing as many as were held out: the newest may have few. For
+    its successor a head holds `temperatures` (2,): the sums of weighed logarithms and of weights.
     """
 
     evidence: ClassVar[Literal["exemplars", "statistics"]] = "statistics"
@@ -42,9 +46,19 @@ class Discriminant:
             raise ValueError("the discriminant needs class statistics and the newest images")
         head = discriminant_head(evidence.statistics, config)
         new = power_normalise(evidence.new, config.power)
-        temperature = calibration_temperature(evidence.statistics, new, evidence.new_labels, config)
-        power = torch.tensor(config.power, dtype=torch.float64)
-        return {**{name: value / temperature for name, value in head.items()}, "power": power}
+        found = calibration_temperature(evidence.statistics, new, evidence.new_labels, config)
+        # 1 says that nothing could be found.
+        weight = 0 if found == 1 else int(every_fifth(evidence.new_labels).sum())
+        temperatures = torch.tensor([weight * math.log(found), weight], dtype=torch.float64)
+        if evidence.before is not None and "temperatures" in evidence.before:
+            temperatures += evidence.before["temperatures"]
+        logarithms, images = temperatures.tolist()
+        temperature = math.exp(logarithms / images) if images else 1.0
+        return {
+            **{name: value / temperature for name, value in head.items()},
+            "power": torch.tensor(config.power, dtype=torch.float64),
+            "temperatures": temperatures,
+        }
 
     def again(
         self, head: State, before: ClassStatistics, now: ClassStatistics, config: HeadConfig

@@ -71,6 +71,7 @@ class SharedFeatures(Steps):
             statistics,
             classes,
             features,
+            was["heads"][0] if was else None,
             lesson.context,
         )
         return learnt(

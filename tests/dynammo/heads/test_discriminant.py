@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,6 +123,36 @@ def test_the_rule_uses_the_configured_shrinkage_and_a_temperature() -> None:
     expected = discriminant_head(statistics, config)
     torch.testing.assert_close(head["weight"] * temperature, expected["weight"])
     torch.testing.assert_close(head["bias"] * temperature, expected["bias"])
+
+
+def test_tasks_have_a_say_in_the_temperature_by_how_many_images_were_held_out() -> None:
+    """Twelve of 60 images, six of 30, and none of classes of four."""
+    rule, config = HEAD_RULES["discriminant"](), HeadConfig(shrinkage=0.3, power=1.0, flip=False)
+    features, labels = data(2)
+
+    def learnt(features: torch.Tensor, labels: torch.Tensor, before: State | None) -> State:
+        statistics = measure_classes(power_normalise(features[None], 1.0), labels, 3)
+        return rule(Evidence(None, None, statistics, features[None], labels, [], 1, before), config)
+
+    def found(features: torch.Tensor, labels: torch.Tensor) -> float:
+        views = power_normalise(features[None], 1.0)
+        statistics = measure_classes(views, labels, 3)
+        return calibration_temperature(statistics, views, labels, config)
+
+    first = learnt(features, labels, None)
+    expected = torch.tensor([12 * math.log(found(features, labels)), 12]).double()
+    torch.testing.assert_close(first["temperatures"], expected)
+    fewer = torch.arange(0, 30)
+    second = learnt(features[fewer], labels[fewer], first)
+    added = torch.tensor([6 * math.log(found(features[fewer], labels[fewer])), 6]).double()
+    torch.testing.assert_close(second["temperatures"], expected + added)
+    alone = learnt(features[fewer], labels[fewer], None)
+    logs = [float(own["temperatures"][0] / own["temperatures"][1]) for own in (second, alone)]
+    torch.testing.assert_close(
+        second["weight"] * math.exp(logs[0]), alone["weight"] * math.exp(logs[1])
+    )
+    least = learnt(features[:12], labels[:12], second)  # four of each: nothing is held out
+    assert torch.equal(least["temperatures"], second["temperatures"])
 
 
 @pytest.mark.parametrize("name", HEAD_RULES)
