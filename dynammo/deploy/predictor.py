@@ -108,7 +108,7 @@ def save_model(
         adapter: kind of the adapters.
         backbone_weights: the frozen network's.
         adapter_weights: the merged adapter's.
-        head: as a head rule makes it.
+        head: as a head rule makes it; what it holds for its successor is left out.
         classes: names in the order of the head's outputs.
         provenance: readable facts (data hash, parents, versions) kept in `model.json`.
         prediction_sets: their thresholds, where there were images to find them on.
@@ -243,7 +243,8 @@ class Predictor(Answering):
 
 def _named(backbone: State, adapter: State, head: State) -> State:
     """The tensors of a model under the names that they have in its file."""
-    parts = {"backbone/": backbone, "adapter/": adapter, "head/": head}
+    answers = {name: value for name, value in head.items() if name in ("weight", "bias", "power")}
+    parts = {"backbone/": backbone, "adapter/": adapter, "head/": answers}
     return {f"{part}{name}": value for part, of in parts.items() for name, value in of.items()}
 
 
