@@ -153,7 +153,7 @@ def test_a_run_goes_by_them_too(
     assert (
         "columns beside images count for merged and frozen alone, not for unmerged" in caplog.text
     )
-    assert beside["summary"]["merged"]["last_accuracy"] > alone["last_accuracy"] + 0.3
+    assert beside["summary"]["merged"]["last_accuracy"] > alone["last_accuracy"] + 0.1
     model = json.loads((Path(beside["output"]) / "model/model.json").read_text())
     assert model["clinical"]["categories"]["ward"].keys() == {
         f"ward {name}" for own in TASKS[:2] for name in own
