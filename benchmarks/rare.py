@@ -15,21 +15,20 @@ others; or all. Nothing is chosen: validation and test images are measured alike
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from siblings import MANY, Draw, Pictures, drawn, read
+from siblings import MANY, Draw, Pictures, asked, drawn
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dynammo.config import Config, HeadConfig
+from dynammo.config import HeadConfig
 from dynammo.evaluation.metrics import class_recall
 from dynammo.heads.discriminant import discriminant_head, estimated_means, linear_discriminant
 from dynammo.heads.statistics import ClassStatistics, measure_classes, shrunk_covariance
+from dynammo.network.features import count_views
 from dynammo.state import State
 
 SIZES = (5, 20, 100)
@@ -39,21 +38,12 @@ SOME = 10
 
 def main() -> None:
     """Print the recalls of every head for every way of drawing images."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="with manifest.csv and the images")
-    parser.add_argument("validation", type=Path, help="of validation_split.py")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 50, 42, 100, 1993])
-    given = parser.parse_args()
-    config = Config.model_validate({"image": {"size": given.size}})
-    classes, data = read(given.folder, given.validation, config)
+    classes, data, config, seeds = asked(__doc__, [1, 50, 42, 100, 1993])
     print("mean class recall in %, validation / test, and the rare class's on test images")
-    for name, draws in draws_of(data, len(classes), given.seeds).items():
+    for name, draws in draws_of(data, len(classes), seeds).items():
         found: dict[str, list[NDArray[np.float64]]] = {}
         for draw in draws:
-            for head, values in measured(data, draw, config.head):
+            for head, values in measured(data, draw, config):
                 found.setdefault(head, []).append(values)
         means = {head: 100 * np.mean(values, axis=0) for head, values in found.items()}
         print(f"{name}:")
@@ -113,10 +103,11 @@ def measured(
 def heads(statistics: ClassStatistics, config: HeadConfig) -> Iterator[tuple[str, State]]:
     """The discriminant with means as measured, and as estimated, in parts and as a whole."""
     covariance = shrunk_covariance(statistics, config.shrinkage)
-    means, _ = estimated_means(statistics, covariance, config.views)
+    views = count_views(config.flip, config.turns)
+    means, _ = estimated_means(statistics, covariance, views)
     yield "as measured", linear_discriminant(statistics.means, covariance)
     yield "drawn together", linear_discriminant(means, covariance)
-    lengths = _chance(statistics, covariance, config.views)
+    lengths = _chance(statistics, covariance, views)
     yield "lengths corrected", linear_discriminant(statistics.means, covariance, lengths)
     yield "both", discriminant_head(statistics, config)
 

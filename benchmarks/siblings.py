@@ -84,31 +84,39 @@ class Pictures(NamedTuple):
 
 def main() -> None:
     """Print a row for every tree and number of images."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="with manifest.csv and the images")
-    parser.add_argument("validation", type=Path, help="of validation_split.py")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 50, 42])
-    given = parser.parse_args()
-    config = Config.model_validate({"image": {"size": given.size}})
-    classes, data = read(given.folder, given.validation, config)
+    classes, data, head, seeds = asked(__doc__, [1, 50, 42])
     draws = {
         f"up to {size} a class": [
-            Draw(seed, drawn(data, [size] * len(classes), seed), None) for seed in given.seeds
+            Draw(seed, drawn(data, [size] * len(classes), seed), None) for seed in seeds
         ]
         for size in SIZES
     }
     draws[f"{FEW} of one, up to {MANY} of others"] = [
         Draw(seed, drawn(data, [FEW if own == name else MANY for own in classes], seed), rare)
-        for seed in given.seeds
+        for seed in seeds
         for rare, name in enumerate(classes)
         if name in RARE
     ]
     for images, own in draws.items():
-        for tree, parents in trees(classes, given.seeds).items():
-            show(f"{images}, {tree}", data, own, parents, config.head)
+        for tree, parents in trees(classes, seeds).items():
+            show(f"{images}, {tree}", data, own, parents, head)
+
+
+def asked(
+    description: str | None, seeds: list[int]
+) -> tuple[list[str], Pictures, HeadConfig, list[int]]:
+    """By the command line: classes, features, the head's settings, and seeds, or those given."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="with manifest.csv and the images")
+    parser.add_argument("validation", type=Path, help="of validation_split.py")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    given = parser.parse_args()
+    config = Config.model_validate({"image": {"size": given.size}})
+    classes, data = read(given.folder, given.validation, config)
+    return classes, data, config.head, given.seeds
 
 
 def trees(classes: list[str], seeds: list[int]) -> dict[str, dict[int, list[str]]]:

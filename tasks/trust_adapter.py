@@ -19,7 +19,7 @@ from dynammo.heads.statistics import (
     measure_classes,
 )
 from dynammo.merging.trust import SCALES, Trust, answered, scaled, trusted
-from dynammo.network.features import augmented_views
+from dynammo.network.features import augmented_views, extract_features
 from dynammo.network.network import Network
 from tasks.support.caching import step
 from tasks.support.images import Images, remembered
@@ -96,7 +96,7 @@ def trust_adapter(
             drift = measure_drift(was, now.flatten(0, 1), head.drift_ridge)
             own = append_classes(own, drift.statistics(old))
         fitted = discriminant_head(own, head)
-        test = seen(network, pixels[held])[0]
+        test = power_normalise(extract_features(network, pixels[held]), head.power)
         predicted.append(linear(test, fitted["weight"], fitted["bias"]).argmax(1))
     answers = {
         **(earlier["answers"] if earlier else {}),

@@ -526,11 +526,6 @@ class HeadConfig(Section):
         "merge changes",
     )
 
-    @property
-    def views(self) -> int:
-        """Of an image, as class statistics see it (`dynammo.network.features.views_of`)."""
-        return (2 if self.flip else 1) * (4 if self.turns else 1)
-
 
 class GateConfig(Section):
     """When a new model may carry the alias `champion`. All conditions must hold."""

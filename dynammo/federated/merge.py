@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,12 @@ from dynammo.clinical import NO_COUNTS, Counts, add, nothing
 from dynammo.config import Config
 from dynammo.errors import ConfigError, DataError
 from dynammo.heads import HEAD_RULES
-from dynammo.heads.discriminant import HOTTEST, discriminant_head
+from dynammo.heads.discriminant import (
+    HOTTEST,
+    discriminant_head,
+    mean_temperature,
+    weighed_temperature,
+)
 from dynammo.heads.statistics import ClassStatistics, add_samples
 from dynammo.merging import MERGE_RULES
 from dynammo.merging.inputs import inputs_of
@@ -126,9 +130,8 @@ def temperature_of(sent: Sequence[tuple[float, int]]) -> float:
     Args:
         sent: of each site the temperature and the number of training images.
     """
-    logs = [(math.log(own), images) for own, images in sent if own != 1]
-    images = sum(weight for _, weight in logs)
-    return math.exp(sum(own * weight for own, weight in logs) / images) if images else 1.0
+    weighed = [weighed_temperature(own, images) for own, images in sent]
+    return mean_temperature(torch.stack(weighed).sum(0)) if weighed else 1.0
 
 
 def check_adapter(config: Config, adapter: State) -> None:

@@ -20,6 +20,7 @@ from dynammo.heads.statistics import (
     remove_samples,
     shrunk_covariance,
 )
+from dynammo.network.features import count_views
 from dynammo.state import State
 
 HOTTEST = math.exp(6)  # temperature
@@ -47,13 +48,10 @@ class Discriminant:
         head = discriminant_head(evidence.statistics, config)
         new = power_normalise(evidence.new, config.power)
         found = calibration_temperature(evidence.statistics, new, evidence.new_labels, config)
-        # 1 says that nothing could be found.
-        weight = 0 if found == 1 else int(every_fifth(evidence.new_labels).sum())
-        temperatures = torch.tensor([weight * math.log(found), weight], dtype=torch.float64)
+        temperatures = weighed_temperature(found, int(every_fifth(evidence.new_labels).sum()))
         if evidence.before is not None and "temperatures" in evidence.before:
             temperatures += evidence.before["temperatures"]
-        logarithms, images = temperatures.tolist()
-        temperature = math.exp(logarithms / images) if images else 1.0
+        temperature = mean_temperature(temperatures)
         return {
             **{name: value / temperature for name, value in head.items()},
             "power": torch.tensor(config.power, dtype=torch.float64),
@@ -98,7 +96,8 @@ def discriminant_head(statistics: ClassStatistics, config: HeadConfig) -> State:
     of FeCAM (arXiv 2309.14062); here the statistics follow a network that changes.
     """
     covariance = shrunk_covariance(statistics, config.shrinkage)
-    means, chance = estimated_means(statistics, covariance, config.views)
+    views = count_views(config.flip, config.turns)
+    means, chance = estimated_means(statistics, covariance, views)
     return linear_discriminant(means, covariance, chance)
 
 
@@ -176,6 +175,21 @@ def linear_discriminant(means: Tensor, covariance: Tensor, chance: Tensor | None
     length = (weight * (means + centre)).sum(1)
     bias = -0.5 * (length if chance is None else length - chance)
     return {"weight": weight.float(), "bias": (bias - bias.mean()).float()}
+
+
+def weighed_temperature(temperature: float, images: int) -> Tensor:
+    """(2,) float64: images times the logarithm, and images, to be added up (`mean_temperature`).
+
+    Both are 0 for a temperature of exactly 1, which says that nothing could be found.
+    """
+    weight = 0 if temperature == 1 else images
+    return torch.tensor([weight * math.log(temperature), weight], dtype=torch.float64)
+
+
+def mean_temperature(weighed: Tensor) -> float:
+    """The geometric mean of what `weighed_temperature` gave, added up (2,); 1 of nothing."""
+    logarithms, images = weighed.tolist()
+    return math.exp(logarithms / images) if images else 1.0
 
 
 def calibration_temperature(

@@ -50,6 +50,11 @@ def views_of(images: Tensor, flip: bool, turns: bool = False) -> list[Tensor]:
     return views + [own.flatten(-3, -2) for own in turned]
 
 
+def count_views(flip: bool, turns: bool = False) -> int:
+    """How many `views_of` gives."""
+    return (2 if flip else 1) * (4 if turns else 1)
+
+
 def brightened(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Images (N, 3, H, W) uint8, each times a factor from U(1 - share, 1 + share), as float32.
 

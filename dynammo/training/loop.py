@@ -14,7 +14,7 @@ from torch.nn import functional
 from dynammo.config import TrainConfig
 from dynammo.errors import DynammoError
 from dynammo.heads.linear import new_head
-from dynammo.network.features import views_of
+from dynammo.network.features import count_views, views_of
 from dynammo.network.frozen_norms import without_frozen_norms
 from dynammo.network.network import Network
 from dynammo.seeds import derive_seed
@@ -209,7 +209,7 @@ def fit(
         DynammoError: the loss or a weight became infinite or NaN, or the loss ended above ten times
             what the first batch had before training (or above 10, if that was below 1).
     """
-    views = (1 + config.flip) * (4 if config.turns else 1)
+    views = count_views(config.flip, config.turns)
     per_epoch = len(_batches(count, config.batch_size, torch.Generator()))
     optimiser, schedule = _optimiser(parameters, config, getattr(config, rate), per_epoch)
     generator = torch.Generator().manual_seed(seed)

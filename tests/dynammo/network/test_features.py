@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynammo.network.features import augmented_views, brightened, extract_features, views_of
+from dynammo.network.features import (
+    augmented_views,
+    brightened,
+    count_views,
+    extract_features,
+    views_of,
+)
 from dynammo.network.network import Network
 
 
@@ -58,6 +64,12 @@ def test_turned_views_are_the_symmetries_of_the_square() -> None:
     assert torch.equal(views_of(image, flip=False, turns=True)[1], image.rot90(1, (2, 3)))
     # Turning any of them by a quarter gives another of them.
     assert all(any(torch.equal(v.rot90(1, (2, 3)), w) for w in views) for v in views)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("turns", [False, True])
+def test_views_are_counted(flip: bool, turns: bool) -> None:
+    assert len(views_of(torch.zeros(1, 3, 4, 4), flip, turns)) == count_views(flip, turns)
 
 
 def test_brightness_is_one_factor_an_image() -> None:
